@@ -1,0 +1,176 @@
+//! Sandboxes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Body of `POST /api/sandboxes`. All fields are optional.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxCreate {
+    /// Template to start from; `base` when absent.
+    #[serde(rename = "templateID", alias = "template", default, skip_serializing_if = "Option::is_none")]
+    pub template_id: Option<String>,
+    /// Seconds without use after which it hibernates. 0 = never; negative counts as 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i64>,
+    /// Environment of everything started in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envs: Option<BTreeMap<String, String>>,
+    /// Stored with the sandbox and returned; fixed at create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_count: Option<i64>,
+    /// MiB.
+    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<i64>,
+    /// MiB.
+    #[serde(rename = "diskMB", default, skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<i64>,
+    /// Whether it may open connections to the outside; true when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_enabled: Option<bool>,
+    /// *Additive.* Tags to start with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, String>>,
+    /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
+    /// request that sets one.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub not_yet: NotYet,
+}
+
+/// Fields of [`SandboxCreate`] that are refused by name rather than ignored.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotYet {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_store: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_allowlist: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_allowed_hosts: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_auth: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhooks: Option<serde_json::Value>,
+}
+
+impl NotYet {
+    /// Names of the fields that are set to something other than null or an empty collection.
+    #[must_use]
+    pub fn named(&self) -> Vec<&'static str> {
+        let fields = [
+            ("secretStore", &self.secret_store),
+            ("egressAllowlist", &self.egress_allowlist),
+            ("secretAllowedHosts", &self.secret_allowed_hosts),
+            ("image", &self.image),
+            ("snapshot", &self.snapshot),
+            ("previewAuth", &self.preview_auth),
+            ("webhooks", &self.webhooks),
+        ];
+        let set = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => false,
+            serde_json::Value::String(text) => !text.is_empty(),
+            serde_json::Value::Array(items) => !items.is_empty(),
+            serde_json::Value::Object(fields) => !fields.is_empty(),
+            serde_json::Value::Bool(_) | serde_json::Value::Number(_) => true,
+        };
+        fields.into_iter().filter(|(_, value)| value.as_ref().is_some_and(set)).map(|(name, _)| name).collect()
+    }
+}
+
+/// A sandbox as clients see it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    /// `running`, `hibernated`, `stopped`, `error`; `creating` for a moment in lists.
+    pub status: String,
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    pub region: String,
+    #[serde(rename = "workerID", default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    pub cpu_count: u32,
+    /// MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u32,
+    /// MiB.
+    #[serde(rename = "diskMB", default)]
+    pub disk_mb: u32,
+    /// Idle time-out in seconds; 0 = never.
+    #[serde(default)]
+    pub timeout: u32,
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: Timestamp,
+    /// When it stopped; absent while it can still be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub end_at: Option<Timestamp>,
+    pub metadata: BTreeMap<String, String>,
+    pub tags: BTreeMap<String, String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub tags_last_updated_at: Option<Timestamp>,
+    /// Credential for this sandbox's commands, files and terminals; while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Base URL that [`Self::token`] is for; ends in `/api`.
+    #[serde(rename = "connectURL", default, skip_serializing_if = "Option::is_none")]
+    pub connect_url: Option<String>,
+    /// *Additive.* What keeps it apart from the host: `container` (shared kernel) or `vm` (a kernel of its own).
+    #[serde(default)]
+    pub isolation: String,
+    /// *Additive.* Why `status` is `error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_reason: Option<String>,
+    /// *Additive.* Grows with each change of `status`.
+    #[serde(default)]
+    pub generation: u64,
+}
+
+/// Query of `GET /api/sandboxes`; all additive. Without any, the newest 200 of every status.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SandboxListQuery {
+    /// Comma-separated list of statuses.
+    #[serde(default)]
+    pub status: Option<String>,
+    /// At most this many, 1 to 200.
+    #[serde(default)]
+    pub limit: Option<String>,
+    /// From the `X-Next-Cursor` header of the page before.
+    #[serde(default)]
+    pub cursor: Option<String>,
+    // `metadata.<key>=<value>` and `tag.<key>=<value>` are read from the raw query.
+}
+
+/// *Additive.* Header of a list that has more: pass its value as `cursor`.
+pub const NEXT_CURSOR_HEADER: &str = "x-next-cursor";
+
+/// Body of `POST …/timeout` (required there) and `POST …/wake` (optional there).
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct TimeoutChange {
+    /// Seconds; 0 = never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i64>,
+}
+
+/// Answer of `POST …/hibernate`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Hibernated {
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    pub status: String,
+}

@@ -1,0 +1,162 @@
+//! The caller's side of the node API.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service, ServiceExt};
+use warren_guest_api::MAX_JSON_BYTES;
+use warren_types::{Error, ErrorKind, SandboxId};
+
+use crate::{NodeInfo, Report, SandboxSpec, Timeout};
+
+/// Talks to one node, whatever carries the requests.
+#[derive(Clone)]
+pub struct NodeClient {
+    service: BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>,
+}
+
+impl NodeClient {
+    /// `service` takes requests to the node: its router in this process, or a connection.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+    {
+        Self { service: BoxCloneSyncService::new(service.map_err(Into::into)) }
+    }
+
+    pub async fn get_node(&self) -> Result<NodeInfo, Error> {
+        self.call(Method::GET, "/v1/node", None::<&()>).await
+    }
+
+    pub async fn list_sandboxes(&self) -> Result<Vec<Report>, Error> {
+        self.call(Method::GET, "/v1/sandboxes", None::<&()>).await
+    }
+
+    /// Makes the sandbox run as `spec` says, or returns it as it is when the node has it already.
+    pub async fn ensure_sandbox(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<Report, Error> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}"), Some(spec)).await
+    }
+
+    /// Returns once nothing of the sandbox is left on the node.
+    pub async fn ensure_absent(&self, id: &SandboxId) -> Result<(), Error> {
+        let request = build(Method::DELETE, &format!("/v1/sandboxes/{id}"), Body::empty(), None)?;
+        self.send(request).await.map(drop)
+    }
+
+    pub async fn ensure_timeout(&self, id: &SandboxId, timeout: Timeout) -> Result<Report, Error> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}/timeout"), Some(&timeout)).await
+    }
+
+    pub async fn ensure_awake(&self, id: &SandboxId) -> Result<Report, Error> {
+        self.call(Method::POST, &format!("/v1/sandboxes/{id}/wake"), None::<&()>).await
+    }
+
+    pub async fn ensure_hibernated(&self, id: &SandboxId) -> Result<Report, Error> {
+        self.call(Method::POST, &format!("/v1/sandboxes/{id}/hibernate"), None::<&()>).await
+    }
+
+    /// Opens the stream of changes: JSON lines of [`Report`].
+    pub async fn watch_changes(&self) -> Result<Body, Error> {
+        let request = build(Method::GET, "/v1/changes", Body::empty(), None)?;
+        self.send(request).await.map(Response::into_body)
+    }
+
+    /// Passes a request on to the guest agent, waking the sandbox first. `path` is that of the guest API after
+    /// `/v1/`, with its query; only `range` and `content-length` headers are worth passing. An answer that is not
+    /// a success comes back as the error it carries.
+    pub async fn guest(
+        &self,
+        id: &SandboxId,
+        method: Method,
+        path: &str,
+        headers: http::HeaderMap,
+        body: Body,
+    ) -> Result<Response<Body>, Error> {
+        let mut request = build(method, &format!("/v1/sandboxes/{id}/guest/{path}"), body, None)?;
+        request.headers_mut().extend(headers);
+        self.send(request).await
+    }
+
+    /// A guest call with JSON in and JSON out.
+    pub async fn guest_json<T: DeserializeOwned>(
+        &self,
+        id: &SandboxId,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Error> {
+        self.call(method, &format!("/v1/sandboxes/{id}/guest/{path}"), body).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Error> {
+        let request = match body {
+            Some(body) => {
+                let json = serde_json::to_vec(body)
+                    .map_err(|error| Error::internal(format!("could not encode a node request: {error}")))?;
+                build(method, path, Body::from(json), Some("application/json"))?
+            }
+            None => build(method, path, Body::empty(), None)?,
+        };
+        let bytes = collect(self.send(request).await?.into_body()).await?;
+        let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(bytes)
+            .map_err(|error| Error::new(ErrorKind::SandboxFailed, format!("the node sent an answer we cannot read: {error}")))
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let response = self
+            .service
+            .clone()
+            .oneshot(request)
+            .await
+            .map_err(|error| Error::unavailable(format!("the node did not answer: {error}")))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let bytes = collect(response.into_body()).await.unwrap_or_default();
+        Err(error_of(status, &bytes))
+    }
+}
+
+/// Reads the error a node or an agent answered with. Tolerates anything in the body.
+#[must_use]
+pub fn error_of(status: StatusCode, body: &[u8]) -> Error {
+    if let Ok(error) = serde_json::from_slice::<Error>(body) {
+        return error;
+    }
+    let kind = match status {
+        StatusCode::NOT_FOUND => ErrorKind::NotFound,
+        StatusCode::PAYLOAD_TOO_LARGE => ErrorKind::TooLarge,
+        status if status.is_client_error() => ErrorKind::Invalid,
+        _ => ErrorKind::SandboxFailed,
+    };
+    Error::new(kind, format!("the sandbox answered {status}"))
+}
+
+fn build(method: Method, path: &str, body: Body, content_type: Option<&str>) -> Result<Request<Body>, Error> {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(content_type) = content_type {
+        request = request.header(header::CONTENT_TYPE, content_type);
+    }
+    request.body(body).map_err(|error| Error::invalid(format!("this cannot be asked of a node: {error}")))
+}
+
+async fn collect(body: Body) -> Result<Bytes, Error> {
+    Limited::new(body, MAX_JSON_BYTES)
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|error| Error::new(ErrorKind::SandboxFailed, format!("the node's answer broke off: {error}")))
+}

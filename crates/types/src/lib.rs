@@ -1,0 +1,14 @@
+//! Words shared by Warren's programs. A type lives here when two crates need it; nothing here does I/O.
+
+pub mod error;
+pub mod id;
+pub mod secret;
+pub mod size;
+pub mod state;
+pub mod tags;
+
+pub use error::{Error, ErrorKind};
+pub use id::{ExecId, OrgId, PtyId, SandboxId};
+pub use secret::Secret;
+pub use size::Size;
+pub use state::SandboxState;
