@@ -85,7 +85,11 @@ impl NotYet {
             serde_json::Value::Object(fields) => !fields.is_empty(),
             serde_json::Value::Bool(_) | serde_json::Value::Number(_) => true,
         };
-        fields.into_iter().filter(|(_, value)| value.as_ref().is_some_and(set)).map(|(name, _)| name).collect()
+        fields
+            .into_iter()
+            .filter(|(_, value)| value.as_ref().is_some_and(set))
+            .map(|(name, _)| name)
+            .collect()
     }
 }
 

@@ -39,7 +39,10 @@ pub enum Frame {
     StdinEnd,
     /// The command is running, or the reader is attached. Payload: id, then the offset of the first byte that follows as
     /// big-endian `u64`.
-    Started { id: [u8; 8], offset: u64 },
+    Started {
+        id: [u8; 8],
+        offset: u64,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -25,7 +25,9 @@ pub enum HandshakeError {
     Io(#[from] std::io::Error),
     #[error("the other end does not speak Warren's guest protocol")]
     NotWarren,
-    #[error("no common protocol version: we speak {OLDEST} to {NEWEST}, the other end {theirs_oldest} to {theirs_newest}")]
+    #[error(
+        "no common protocol version: we speak {OLDEST} to {NEWEST}, the other end {theirs_oldest} to {theirs_newest}"
+    )]
     NoCommonVersion { theirs_oldest: u16, theirs_newest: u16 },
     #[error("the other end answered another conversation")]
     WrongNonce,
@@ -78,7 +80,10 @@ fn decode(bytes: &[u8; LENGTH]) -> Result<(u16, u16, u32), HandshakeError> {
 }
 
 /// The node's side; returns the version agreed on.
-pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, nonce: u32) -> Result<u16, HandshakeError> {
+pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    nonce: u32,
+) -> Result<u16, HandshakeError> {
     stream.write_all(&Hello { oldest: OLDEST, newest: NEWEST, nonce }.encode()).await?;
     stream.flush().await?;
     let mut answer = [0; LENGTH];

@@ -110,8 +110,9 @@ impl NodeClient {
         };
         let bytes = collect(self.send(request).await?.into_body()).await?;
         let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map_err(|error| Error::new(ErrorKind::SandboxFailed, format!("the node sent an answer we cannot read: {error}")))
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(ErrorKind::SandboxFailed, format!("the node sent an answer we cannot read: {error}"))
+        })
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
@@ -154,9 +155,7 @@ fn build(method: Method, path: &str, body: Body, content_type: Option<&str>) -> 
 }
 
 async fn collect(body: Body) -> Result<Bytes, Error> {
-    Limited::new(body, MAX_JSON_BYTES)
-        .collect()
-        .await
-        .map(http_body_util::Collected::to_bytes)
-        .map_err(|error| Error::new(ErrorKind::SandboxFailed, format!("the node's answer broke off: {error}")))
+    Limited::new(body, MAX_JSON_BYTES).collect().await.map(http_body_util::Collected::to_bytes).map_err(
+        |error| Error::new(ErrorKind::SandboxFailed, format!("the node's answer broke off: {error}")),
+    )
 }

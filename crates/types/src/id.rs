@@ -118,8 +118,18 @@ mod tests {
 
     #[test]
     fn near_misses_are_refused() {
-        for text in ["", "sb-", "sb-1234567", "sb-123456789", "sb-1234567G", "sb-ABCDEF01", "SB-12345678", "12345678", "sb-../../.", "sb-1234567\0"]
-        {
+        for text in [
+            "",
+            "sb-",
+            "sb-1234567",
+            "sb-123456789",
+            "sb-1234567G",
+            "sb-ABCDEF01",
+            "SB-12345678",
+            "12345678",
+            "sb-../../.",
+            "sb-1234567\0",
+        ] {
             assert!(text.parse::<SandboxId>().is_err(), "{text:?}");
         }
     }

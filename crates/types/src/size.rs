@@ -49,7 +49,9 @@ fn tier_of_memory(memory: i64) -> Result<(u32, u32)> {
         return Ok(tier);
     }
     if memory > i64::from(largest) {
-        return Err(Error::invalid(format!("memoryMB={memory} exceeds the largest self-serve tier ({largest} MB)")));
+        return Err(Error::invalid(format!(
+            "memoryMB={memory} exceeds the largest self-serve tier ({largest} MB)"
+        )));
     }
     Err(Error::invalid(format!("memoryMB must be one of: 1024, 4096, 8192, 16384 (got {memory})")))
 }
@@ -61,7 +63,9 @@ fn tier_of_cpus(cpus: i64) -> Result<(u32, u32)> {
         return Ok(tier);
     }
     if cpus > i64::from(largest) {
-        return Err(Error::invalid(format!("cpuCount={cpus} exceeds the largest self-serve tier ({largest} vCPU)")));
+        return Err(Error::invalid(format!(
+            "cpuCount={cpus} exceeds the largest self-serve tier ({largest} vCPU)"
+        )));
     }
     Err(Error::invalid(format!("cpuCount must be one of: 1, 2, 4 (got {cpus})")))
 }

@@ -36,7 +36,9 @@ impl SandboxState {
     pub fn can_become(self, next: Self) -> bool {
         use SandboxState::{Creating, Error, Hibernated, Running, Stopped};
         match (self, next) {
-            (Creating, Running | Error) | (Running, Hibernated | Error) | (Hibernated, Running | Error) => true,
+            (Creating, Running | Error) | (Running, Hibernated | Error) | (Hibernated, Running | Error) => {
+                true
+            }
             (Creating | Running | Hibernated | Error, Stopped) => true,
             (_, Creating | Running | Hibernated | Stopped | Error) => false,
         }
@@ -73,7 +75,10 @@ impl FromStr for SandboxState {
     type Err = UnknownState;
 
     fn from_str(text: &str) -> Result<Self, UnknownState> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| UnknownState(text.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| UnknownState(text.to_owned()))
     }
 }
 

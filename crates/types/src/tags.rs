@@ -28,7 +28,9 @@ pub fn check(tags: &Tags) -> Result<()> {
             return Err(Error::invalid(format!("tag keys starting with {RESERVED_PREFIX:?} are reserved")));
         }
         if value.len() > MAX_VALUE_BYTES {
-            return Err(Error::invalid(format!("the value of tag {key:?} must be at most {MAX_VALUE_BYTES} bytes")));
+            return Err(Error::invalid(format!(
+                "the value of tag {key:?} must be at most {MAX_VALUE_BYTES} bytes"
+            )));
         }
     }
     Ok(())
