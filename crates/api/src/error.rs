@@ -15,11 +15,23 @@ pub struct ErrorBody {
     /// Present and true when the same request may succeed later.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retryable: bool,
+    /// When a limit of the organisation is reached: how many count against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<u32>,
+    /// When a limit of the organisation is reached: that limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
 }
 
 impl From<Error> for ErrorBody {
     fn from(error: Error) -> Self {
-        Self { retryable: error.kind.retryable(), error: error.message, code: error.code }
+        Self {
+            retryable: error.kind.retryable(),
+            error: error.message,
+            code: error.code,
+            active: None,
+            limit: None,
+        }
     }
 }
 

@@ -1,0 +1,180 @@
+//! Warren's public API as a client uses it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use warren_api::{API_KEY_HEADER, exec_frame};
+
+use crate::http::{Address, Client, DEADLINE, Repeated};
+
+/// A client with one connection; clones have their own.
+#[derive(Clone)]
+pub(crate) struct Warren {
+    client: Client,
+    address: SocketAddr,
+    key: HeaderValue,
+}
+
+/// A sandbox that was made, and what the server said about the time it took.
+pub(crate) struct Created {
+    pub(crate) id: String,
+    pub(crate) server_timing: Option<String>,
+}
+
+/// An open WebSocket to a command or a terminal.
+pub(crate) struct Socket(WebSocketStream<TcpStream>);
+
+// === impl Warren ===
+
+impl Warren {
+    pub(crate) fn new(address: SocketAddr, key: &str) -> anyhow::Result<Self> {
+        let mut key = HeaderValue::from_str(key).context("the API key has characters no key has")?;
+        key.set_sensitive(true);
+        let name = HeaderName::from_static(API_KEY_HEADER);
+        let client = Client::new(Address::Tcp(address)).with_header(name, key.clone());
+        Ok(Self { client, address, key })
+    }
+
+    pub(crate) async fn connect(&mut self) -> anyhow::Result<()> {
+        self.client.connect().await
+    }
+
+    /// A sandbox of the default size with a network, that never goes idle.
+    pub(crate) async fn create(&mut self) -> anyhow::Result<Created> {
+        let answer = self.client.call(Method::POST, "/api/sandboxes", Some(&json!({ "timeout": 0 }))).await?;
+        let id = text(&answer.body, "sandboxID")?;
+        let server_timing = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
+        Ok(Created { id, server_timing: server_timing.map(str::to_owned) })
+    }
+
+    pub(crate) async fn delete(&mut self, id: &str) -> anyhow::Result<()> {
+        self.client.call(Method::DELETE, &format!("/api/sandboxes/{id}"), None).await.map(|_| ())
+    }
+
+    /// Runs a command to its end and returns its output. A command that fails is an error.
+    pub(crate) async fn run(&mut self, id: &str, command: &str) -> anyhow::Result<String> {
+        let path = format!("/api/sandboxes/{id}/exec/run");
+        let answer = self.client.call(Method::POST, &path, Some(&json!({ "cmd": command }))).await?;
+        let result: Value = serde_json::from_slice(&answer.body).context("exec/run sent no JSON")?;
+        ensure!(result["exitCode"] == 0, "`{command}` in {id}: {result}");
+        Ok(result["stdout"].as_str().unwrap_or_default().to_owned())
+    }
+
+    pub(crate) async fn put_file(&mut self, id: &str, path: &Path, content: Repeated) -> anyhow::Result<()> {
+        let at = format!("/api/sandboxes/{id}/files?path={}", path.display());
+        let body = content.boxed_unsync();
+        let response = self.client.send(Method::PUT, &at, Some("application/octet-stream"), body).await?;
+        let status = response.status();
+        let words = response.into_body().collect().await?.to_bytes();
+        ensure!(status.is_success(), "PUT {at}: {status} {}", String::from_utf8_lossy(&words));
+        Ok(())
+    }
+
+    /// Reads a file, shows each piece to `see`, and returns how many bytes it had.
+    pub(crate) async fn get_file(
+        &mut self,
+        id: &str,
+        path: &Path,
+        mut see: impl FnMut(&Bytes),
+    ) -> anyhow::Result<u64> {
+        let at = format!("/api/sandboxes/{id}/files?path={}", path.display());
+        let response = self.client.send(Method::GET, &at, None, crate::http::empty()).await?;
+        ensure!(response.status() == StatusCode::OK, "GET {at}: {}", response.status());
+        let mut body = response.into_body();
+        let mut length = 0;
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                length += data.len() as u64;
+                see(&data);
+            }
+        }
+        Ok(length)
+    }
+
+    /// Starts a command and attaches to it; the command's own first output may already be on its way.
+    pub(crate) async fn start_command(&mut self, id: &str, command: &str) -> anyhow::Result<Socket> {
+        let path = format!("/api/sandboxes/{id}/exec");
+        let body = json!({ "cmd": "sh", "args": ["-c", command] });
+        let answer = self.client.call(Method::POST, &path, Some(&body)).await?;
+        self.open(&format!("{path}/{}", text(&answer.body, "sessionID")?)).await
+    }
+
+    pub(crate) async fn start_terminal(&mut self, id: &str) -> anyhow::Result<Socket> {
+        let path = format!("/api/sandboxes/{id}/pty");
+        let answer = self.client.call(Method::POST, &path, Some(&json!({ "cols": 80, "rows": 24 }))).await?;
+        self.open(&format!("{path}/{}", text(&answer.body, "sessionID")?)).await
+    }
+
+    async fn open(&self, path: &str) -> anyhow::Result<Socket> {
+        let mut request = format!("ws://{}{path}", self.address).into_client_request()?;
+        request.headers_mut().insert(API_KEY_HEADER, self.key.clone());
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        let config = WebSocketConfig::default().read_buffer_size(256 * 1024);
+        let opening = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
+        let (socket, _) = tokio::time::timeout(DEADLINE, opening)
+            .await
+            .with_context(|| format!("{path}: no WebSocket in time"))?
+            .with_context(|| format!("{path}: no WebSocket"))?;
+        Ok(Socket(socket))
+    }
+}
+
+// === impl Socket ===
+
+impl Socket {
+    pub(crate) async fn send(&mut self, bytes: Bytes) -> anyhow::Result<()> {
+        self.0.send(Message::Binary(bytes)).await.context("the WebSocket broke")
+    }
+
+    /// The next binary message.
+    pub(crate) async fn receive(&mut self) -> anyhow::Result<Bytes> {
+        loop {
+            let message =
+                tokio::time::timeout(DEADLINE, self.0.next()).await.context("the WebSocket fell silent")?;
+            match message.context("the WebSocket was closed")?? {
+                Message::Binary(bytes) => return Ok(bytes),
+                Message::Close(frame) => bail!("the server closed the WebSocket: {frame:?}"),
+                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    /// Reads a command's frames until the replay is over.
+    pub(crate) async fn wait_live(&mut self) -> anyhow::Result<()> {
+        while self.receive().await?.first() != Some(&exec_frame::REPLAY_END) {}
+        Ok(())
+    }
+
+    /// Reads to the exit of a command; how many bytes of output came. A command that fails is an error.
+    pub(crate) async fn drain(&mut self) -> anyhow::Result<u64> {
+        let mut length = 0;
+        loop {
+            let frame = self.receive().await?;
+            match frame.split_first() {
+                Some((&exec_frame::STDOUT, output)) => length += output.len() as u64,
+                Some((&exec_frame::EXIT, [0, 0, 0, 0])) => return Ok(length),
+                Some((&exec_frame::EXIT, code)) => bail!("the command ended with {code:?}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn text(body: &[u8], field: &str) -> anyhow::Result<String> {
+    let value: Value = serde_json::from_slice(body).context("the server sent no JSON")?;
+    let text = value[field].as_str().with_context(|| format!("the answer has no {field}"))?;
+    Ok(text.to_owned())
+}

@@ -1,0 +1,132 @@
+//! The command line: what every command shares, and the list of commands. What one command takes stands in its own file.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    completions, config, cp, create, doctor, exec, execs, files, get, hibernate, keys, kill, ls, shell, tags,
+    timeout, version, wake,
+};
+use crate::{failure, serve};
+
+const AFTER_HELP: &str = "\
+Environment:
+  OPENCOMPUTER_API_KEY   the API key
+  OPENCOMPUTER_API_URL   the server's address
+  NO_COLOR               no colours, also on a terminal
+Flags win over the environment, the environment over ~/.config/warren/config.toml.
+";
+
+const GLOBAL_OPTIONS: &str = "Global options";
+
+#[derive(Parser)]
+#[command(
+    name = "warren",
+    version,
+    about = "Warren: Linux machines for AI agents, on your own hardware",
+    after_help = format!("{AFTER_HELP}\n{}", failure::EXIT_CODES),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) shared: Shared,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Args)]
+pub(crate) struct Shared {
+    /// The API key. Others on this machine can see it here; the environment and the file are safer
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// The server's address [default: http://127.0.0.1:7070]
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "URL")]
+    pub(crate) api_url: Option<String>,
+    /// Print data as JSON, as the API sends it
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS)]
+    pub(crate) json: bool,
+    /// Print data only, nothing about it
+    #[arg(long, short, global = true, help_heading = GLOBAL_OPTIONS)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a sandbox and print its id
+    Create(create::CreateArgs),
+    /// List sandboxes
+    Ls(ls::LsArgs),
+    /// Show a sandbox
+    Get(get::GetArgs),
+    /// End sandboxes and delete their disks
+    Kill(kill::KillArgs),
+    /// Run a command in a sandbox
+    Exec(exec::ExecArgs),
+    /// Commands of a sandbox: list, attach, kill
+    #[command(subcommand)]
+    Execs(execs::ExecsCommand),
+    /// Open a terminal in a sandbox
+    Shell(shell::ShellArgs),
+    /// Copy files and folders to or from a sandbox
+    Cp(cp::CpArgs),
+    /// Work with the files of a sandbox
+    #[command(subcommand)]
+    Files(files::FilesCommand),
+    /// Set after how many seconds without use a sandbox hibernates
+    Timeout(timeout::TimeoutArgs),
+    /// Show or change the tags of a sandbox
+    Tags(tags::TagsArgs),
+    /// Hibernate a sandbox; its next use wakes it
+    Hibernate(hibernate::HibernateArgs),
+    /// Wake a hibernated sandbox
+    Wake(wake::WakeArgs),
+    /// Show or store the server's address and the key
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Server: run Warren on this machine
+    Serve(serve::ServeArgs),
+    /// Server: make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Server: check that this machine has what Warren needs
+    Doctor(doctor::DoctorArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the version
+    Version,
+}
+
+impl Command {
+    /// Whether it works on this machine's server rather than talks to one.
+    pub(crate) fn is_server_side(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Keys(_) | Self::Doctor(_))
+    }
+}
+
+/// Runs a command. Those that talk to a server read the configuration for it; the others do not need one.
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
+    let context = crate::context::Context::new(cli.shared);
+    match cli.command {
+        Command::Create(args) => create::run(&context, args).await,
+        Command::Ls(args) => ls::run(&context, args).await,
+        Command::Get(args) => get::run(&context, args).await,
+        Command::Kill(args) => kill::run(&context, args).await,
+        Command::Exec(args) => exec::run(&context, args).await,
+        Command::Execs(command) => execs::run(&context, command).await,
+        Command::Shell(args) => shell::run(&context, args).await,
+        Command::Cp(args) => cp::run(&context, args).await,
+        Command::Files(command) => files::run(&context, command).await,
+        Command::Timeout(args) => timeout::run(&context, args).await,
+        Command::Tags(args) => tags::run(&context, args).await,
+        Command::Hibernate(args) => hibernate::run(&context, args).await,
+        Command::Wake(args) => wake::run(&context, args).await,
+        Command::Config(command) => config::run(&context, command),
+        Command::Serve(args) => serve::run(args).await,
+        Command::Keys(command) => keys::run(&context, command).await,
+        Command::Doctor(args) => doctor::run(&context, args).await,
+        Command::Completions(args) => completions::run(&context, &args),
+        Command::Version => version::run(&context),
+    }
+}

@@ -1,0 +1,79 @@
+//! `warren create`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Args;
+use warren_api::sandboxes::SandboxCreate;
+
+use crate::context::Context;
+use crate::output::{human_bytes, printable};
+use crate::words::{Pair, map_of};
+
+#[derive(Args)]
+pub(crate) struct CreateArgs {
+    /// Template to start from [default: base]
+    #[arg(long)]
+    template: Option<String>,
+    /// vCPUs: 1, 2 or 4; follows from the memory when left out
+    #[arg(long, value_name = "N")]
+    cpu: Option<u32>,
+    /// Memory in MiB: 1024, 4096, 8192 or 16384 [default: 4096]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
+    /// Disk in MiB, 20480 to 262144 [default: 20480]
+    #[arg(long, value_name = "MIB")]
+    disk: Option<u32>,
+    /// Seconds without use after which it hibernates; 0 = never [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+    /// Environment variable of everything started in it; repeatable
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    env: Vec<Pair>,
+    /// Kept with the sandbox, fixed; repeatable
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    metadata: Vec<Pair>,
+    /// A tag to start with; repeatable
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    tag: Vec<Pair>,
+    /// Let it open no connections to the outside
+    #[arg(long)]
+    no_network: bool,
+    /// Makes the command repeatable: the same key gives the same sandbox
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<ExitCode> {
+    let client = context.client()?;
+    let body = SandboxCreate {
+        template_id: args.template,
+        timeout: args.timeout.map(i64::from),
+        envs: map_of(args.env),
+        metadata: map_of(args.metadata),
+        cpu_count: args.cpu.map(i64::from),
+        memory_mb: args.memory.map(i64::from),
+        disk_mb: args.disk.map(i64::from),
+        network_enabled: args.no_network.then_some(false),
+        tags: map_of(args.tag),
+        ..SandboxCreate::default()
+    };
+    let start = Instant::now();
+    let answer = client.create_sandbox(&body, args.idempotency_key.as_deref()).await?;
+    let sandbox = answer.value;
+    if context.output.json {
+        context.output.json(&answer.json)?;
+    } else {
+        context.output.line(&printable(&sandbox.sandbox_id))?;
+    }
+    context.output.note(&printable(&format!(
+        "{} in {} ms: {}, {} vCPU, {}, {}",
+        sandbox.status,
+        start.elapsed().as_millis(),
+        sandbox.template_id,
+        sandbox.cpu_count,
+        human_bytes(u64::from(sandbox.memory_mb) << 20),
+        if sandbox.isolation.is_empty() { "isolation not stated" } else { &sandbox.isolation },
+    )));
+    Ok(ExitCode::SUCCESS)
+}

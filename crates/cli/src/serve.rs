@@ -1,0 +1,181 @@
+//! `warren serve`: the control plane and one node, in this process.
+//!
+//! The control plane reaches the node through `warren-node-api` alone, as it would on another machine. Interrupt and
+//! `SIGTERM` end the server in order: no new connections, open ones get a few seconds, then the node lets go of the
+//! machine. Sandboxes run on unless `--stop-sandboxes` was given.
+
+use std::fs::{DirBuilder, File};
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+use warren_control::{Config as ControlConfig, Control};
+use warren_node::template::{self, BuildOptions};
+use warren_node::{Config as NodeConfig, Node, Shutdown};
+use warren_node_api::NodeClient;
+
+/// Where the server keeps everything, unless told otherwise.
+pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/warren";
+/// How long open connections get to end once the server is asked to.
+const DRAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    pub(crate) listen: SocketAddr,
+    /// Where disks, templates and the database are kept
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    pub(crate) data_dir: PathBuf,
+    /// End the sandboxes when the server stops, instead of leaving them running for the next start
+    #[arg(long)]
+    pub(crate) stop_sandboxes: bool,
+    /// Address clients reach the server at, when it is not the one it listens on
+    #[arg(long, value_name = "URL")]
+    pub(crate) public_url: Option<String>,
+    /// Name of the region, as sandboxes report it
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    pub(crate) region: String,
+    /// What keeps sandboxes apart from the host
+    #[arg(long, value_enum, default_value_t = Runtime::Container)]
+    pub(crate) runtime: Runtime,
+    /// Do not let sandboxes trust the certificate authorities that were added to this host
+    #[arg(long)]
+    pub(crate) no_host_cas: bool,
+    /// Size of the volume file made when the data directory cannot share file contents [default: fits the disk]
+    #[arg(long, value_name = "GB")]
+    pub(crate) volume_size: Option<u64>,
+    /// Running sandboxes an organisation may have
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) max_running: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Runtime {
+    /// Namespaces, cgroups and seccomp on the host's kernel
+    Container,
+}
+
+pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    start_log();
+    let begun = Instant::now();
+    // Asked for before anything is started, so that nothing can be cut off half-way.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+
+    let data_dir = make_data_dir(&args.data_dir)?;
+    let _lock = lock(&data_dir)?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("could not listen on {}", args.listen))?;
+    let address = listener.local_addr()?;
+
+    let starting = start(&args, &data_dir, &stop, &tasks);
+    let (node, control) = tokio::select! {
+        started = starting => started?,
+        _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
+        _ = terminate.recv() => return Ok(ExitCode::FAILURE),
+    };
+    info!(url = %format!("http://{address}"), ms = begun.elapsed().as_millis(), "ready");
+
+    let server = tokio::spawn({
+        let (router, stop) = (control.router(), stop.clone());
+        async move {
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
+        }
+    });
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    info!("stopping");
+    stop.cancel();
+    tasks.close();
+    let drained = async {
+        let _ = server.await;
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        info!("connections were still open after {} s", DRAIN.as_secs());
+    }
+    node.shutdown(if args.stop_sandboxes { Shutdown::StopSandboxes } else { Shutdown::KeepSandboxes }).await;
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn start(
+    args: &ServeArgs,
+    data_dir: &Path,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<(Node, Control)> {
+    let Runtime::Container = args.runtime;
+    let options = BuildOptions { trust_host_cas: !args.no_host_cas };
+    let template = template::ensure_base(&template::cache_dir(), &options, show_progress)
+        .await
+        .context("the base template could not be made")?;
+    let config = NodeConfig {
+        data_dir: data_dir.to_owned(),
+        program: std::env::current_exe().context("could not find this program's own file")?,
+        template,
+        volume_size_bytes: args.volume_size.map(|gigabytes| gigabytes << 30),
+    };
+    let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;
+    let config = ControlConfig {
+        data_dir: data_dir.to_owned(),
+        region: args.region.clone(),
+        public_url: args.public_url.clone(),
+        max_running_per_org: args.max_running,
+    };
+    let control = Control::start(config, NodeClient::new(node.router()), stop.clone(), tasks.clone())
+        .await
+        .context("the control plane could not start")?;
+    Ok((node, control))
+}
+
+/// The log goes to standard error; `RUST_LOG` chooses how much.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // Fails only when there is a log already, which is as good.
+    let _ = log.try_init();
+}
+
+/// Says how far the template is, in the log: it is what a first start waits for.
+fn show_progress(progress: template::Progress) {
+    info!(percent = (progress.fraction * 100.0).round(), step = %progress.step, "making the base template");
+}
+
+/// Makes the data directory, for its owner alone, and returns its path without links.
+fn make_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| path.canonicalize())
+        .with_context(|| format!("could not make the data directory {}", path.display()))
+}
+
+/// Keeps a second server off this data directory.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("could not open {}", path.display()))?;
+    file.try_lock().with_context(|| {
+        format!("another server is running on {}; stop it or choose another --data-dir", data_dir.display())
+    })?;
+    Ok(file)
+}

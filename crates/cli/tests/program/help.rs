@@ -1,0 +1,86 @@
+//! The command line explains itself.
+
+use crate::harness::Home;
+
+const COMMANDS: [&str; 20] = [
+    "create",
+    "ls",
+    "get",
+    "kill",
+    "exec",
+    "execs",
+    "shell",
+    "cp",
+    "files",
+    "timeout",
+    "tags",
+    "hibernate",
+    "wake",
+    "config",
+    "serve",
+    "keys",
+    "doctor",
+    "completions",
+    "version",
+    "help",
+];
+
+#[test]
+fn help_names_every_command_and_every_command_has_help() {
+    let home = Home::new();
+    let help = home.run(&["--help"]);
+    assert_eq!((help.code, help.stderr.as_str()), (0, ""));
+    for command in COMMANDS.iter().filter(|command| **command != "help") {
+        assert!(help.stdout.contains(&format!("\n  {command} ")), "{command} is not in:\n{}", help.stdout);
+        let ran = home.run(&[command, "--help"]);
+        assert_eq!(ran.code, 0, "{command}");
+        assert!(ran.stdout.contains(&format!("Usage: warren {command}")), "{}", ran.stdout);
+    }
+    let listed = help
+        .stdout
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
+    for line in listed {
+        let name = line.split_whitespace().next().unwrap();
+        assert!(COMMANDS.contains(&name), "{name} is not in this test");
+    }
+    for word in ["OPENCOMPUTER_API_KEY", "OPENCOMPUTER_API_URL", "Exit codes:", "config.toml"] {
+        assert!(help.stdout.contains(word), "{word}");
+    }
+    assert!(!help.stdout.contains("launcher"));
+}
+
+#[test]
+fn what_cannot_be_meant_is_a_usage_error() {
+    let home = Home::new();
+    let cases: [&[&str]; 9] = [
+        &[],
+        &["nonsense"],
+        &["get", "sb-../../x"],
+        &["get"],
+        &["exec", "sb-0123abcd"],
+        &["create", "--env", "=x"],
+        &["create", "--cpu", "-1"],
+        &["execs", "kill", "sb-0123abcd", "0123abcd", "--signal", "NOPE"],
+        &["cp", "a", "b"],
+    ];
+    for args in cases {
+        let ran = home.run(args);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{args:?}");
+        assert!(!ran.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = home.run(&["completions", shell]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        assert!(ran.stdout.contains("hibernate"), "{shell}");
+    }
+    let ran = home.run(&["version"]);
+    assert_eq!(ran.stdout, format!("warren {}\n", env!("CARGO_PKG_VERSION")));
+}

@@ -1,0 +1,13 @@
+//! Runs the real binary and looks at all it prints, sends and leaves behind.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod cp;
+mod exec;
+mod harness;
+mod help;
+mod keys;
+mod sandboxes;
+mod server;
+mod settings;
+mod shell;

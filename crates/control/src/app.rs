@@ -1,0 +1,124 @@
+//! Decisions: who may do what, whether it can be done, in which order. Takes typed proofs of who asks
+//! ([`auth::Caller`], [`auth::Live`]) and knows nothing of HTTP beyond bodies that are passed on untouched.
+//!
+//! Whatever changes a sandbox runs as a task of its own ([`App::to_the_end`]), so that a client that hangs up half-way
+//! leaves no half-made thing.
+
+pub(crate) mod auth;
+pub(crate) mod exec;
+pub(crate) mod files;
+pub(crate) mod guest;
+pub(crate) mod idempotency;
+pub(crate) mod identity;
+pub(crate) mod in_flight;
+pub(crate) mod pty;
+pub(crate) mod sandboxes;
+pub(crate) mod tags;
+pub(crate) mod token;
+
+use std::future::Future;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+use warren_node_api::{NodeClient, NodeInfo};
+use warren_types::Error;
+
+use crate::store::Store;
+use auth::UsedKeys;
+use idempotency::KeyLocks;
+use in_flight::InFlight;
+use token::TokenSigner;
+
+/// How long a node may take to say what it is.
+const NODE_ANSWER: Duration = Duration::from_secs(2);
+
+pub(crate) struct App {
+    pub(crate) store: Store,
+    pub(crate) node: NodeClient,
+    pub(crate) in_flight: InFlight,
+    pub(crate) used_keys: UsedKeys,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) public_url: Option<String>,
+    node_info: RwLock<Arc<NodeInfo>>,
+    tokens: TokenSigner,
+    key_locks: KeyLocks,
+    region: String,
+    max_running_per_org: u32,
+}
+
+/// What an [`App`] is made of.
+pub(crate) struct Parts {
+    pub store: Store,
+    pub node: NodeClient,
+    pub node_info: NodeInfo,
+    pub tokens: TokenSigner,
+    pub region: String,
+    pub public_url: Option<String>,
+    pub max_running_per_org: u32,
+    pub shutdown: CancellationToken,
+    pub tasks: TaskTracker,
+}
+
+// === impl App ===
+
+impl App {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            store: parts.store,
+            node: parts.node,
+            in_flight: InFlight::default(),
+            used_keys: UsedKeys::default(),
+            shutdown: parts.shutdown,
+            tasks: parts.tasks,
+            public_url: parts.public_url,
+            node_info: RwLock::new(Arc::new(parts.node_info)),
+            tokens: parts.tokens,
+            key_locks: KeyLocks::default(),
+            region: parts.region,
+            max_running_per_org: parts.max_running_per_org,
+        }
+    }
+
+    /// What the node said it is when it was last asked.
+    pub(crate) fn node_info(&self) -> Arc<NodeInfo> {
+        Arc::clone(&self.node_info.read().expect("nothing panics while it holds this lock"))
+    }
+
+    /// Asks the node what it is now.
+    pub(crate) async fn refresh_node_info(&self) -> Result<Arc<NodeInfo>, Error> {
+        let info = tokio::time::timeout(NODE_ANSWER, self.node.get_node())
+            .await
+            .map_err(|_| Error::unavailable("the node does not answer"))??;
+        let info = Arc::new(info);
+        *self.node_info.write().expect("nothing panics while it holds this lock") = Arc::clone(&info);
+        Ok(info)
+    }
+
+    /// Whether requests can be served now.
+    pub(crate) async fn check_ready(&self) -> Result<(), Error> {
+        self.store.ping().await?;
+        self.refresh_node_info().await.map(drop)
+    }
+
+    /// Runs a change to its end even when whoever asked for it stops waiting.
+    async fn to_the_end<T, E>(
+        &self,
+        change: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        match self.tasks.spawn(change.in_current_span()).await {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a change did not run to its end");
+                Err(Error::internal("the server failed while it worked on this; its log says why").into())
+            }
+        }
+    }
+}

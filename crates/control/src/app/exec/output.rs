@@ -1,0 +1,117 @@
+//! Output of a command as it arrives: frames cut from a guest's answer, and a bounded collection of them.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use warren_guest_api::exec::{Exit, ExitReason};
+use warren_guest_api::frame::{Decoder, Frame};
+use warren_types::{Error, ErrorKind, ExecId};
+
+const TIMED_OUT: &str = "\nProcess timed out";
+
+/// Frames of one command or terminal. After [`Frame::Exit`] there is nothing more to ask for; an end without it is
+/// an error, because nobody knows then how the command ended.
+#[derive(Debug)]
+pub(crate) struct OutputStream {
+    body: Body,
+    decoder: Decoder,
+}
+
+/// Output that fits in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+// === impl OutputStream ===
+
+impl OutputStream {
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body, decoder: Decoder::default() }
+    }
+
+    pub(crate) async fn next(&mut self) -> Result<Frame, Error> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(&error))? {
+                return Ok(frame);
+            }
+            match self.body.frame().await {
+                Some(Ok(piece)) => {
+                    if let Ok(bytes) = piece.into_data() {
+                        self.decoder.push(&bytes);
+                    }
+                }
+                Some(Err(error)) => return Err(lost(&error)),
+                None => return Err(lost(&"it ended without saying how the command did")),
+            }
+        }
+    }
+
+    /// Takes the frame that every stream of a command starts with: its id and the offset of what follows.
+    pub(crate) async fn started(&mut self) -> Result<(ExecId, u64), Error> {
+        let bad = || Error::new(ErrorKind::SandboxFailed, "the sandbox did not say which command it started");
+        match self.next().await? {
+            Frame::Started { id, offset } => {
+                let id = std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok()).ok_or_else(bad)?;
+                Ok((id, offset))
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
+fn lost(cause: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::SandboxFailed, format!("the output of the command was lost: {cause}"))
+}
+
+// === impl Collected ===
+
+impl Collected {
+    pub(crate) fn len(&self) -> usize {
+        self.stdout.len() + self.stderr.len()
+    }
+
+    pub(crate) fn push(&mut self, frame: Frame) {
+        match frame {
+            Frame::Stdout(bytes) => self.stdout.extend_from_slice(&bytes),
+            Frame::Stderr(bytes) => self.stderr.extend_from_slice(&bytes),
+            Frame::Stdin(_) | Frame::Exit(_) | Frame::ReplayEnd | Frame::StdinEnd | Frame::Started { .. } => {
+            }
+        }
+    }
+
+    /// The two streams as text; what is not UTF-8 is replaced. A time limit that struck is told at the end.
+    pub(crate) fn into_text(self, exit: Option<Exit>) -> (String, String) {
+        let mut stderr = text(self.stderr);
+        stderr.push_str(told_in_stderr(exit));
+        (text(self.stdout), stderr)
+    }
+}
+
+/// What clients expect at the end of standard error when the time limit ended a command.
+pub(crate) fn told_in_stderr(exit: Option<Exit>) -> &'static str {
+    match exit.map(|exit| exit.reason) {
+        Some(ExitReason::TimedOut) => TIMED_OUT,
+        Some(ExitReason::Exited | ExitReason::Signalled | ExitReason::Abandoned) | None => "",
+    }
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// Raw output of a finished command, piece by piece.
+pub(crate) async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, Error> {
+    loop {
+        match body.frame().await {
+            Some(Ok(piece)) => {
+                if let Ok(bytes) = piece.into_data() {
+                    return Ok(Some(bytes));
+                }
+            }
+            Some(Err(error)) => return Err(lost(&error)),
+            None => return Ok(None),
+        }
+    }
+}

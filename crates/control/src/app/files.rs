@@ -1,0 +1,120 @@
+//! Files: paths are checked here, what they mean is decided inside the sandbox. Contents are passed on as streams.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderMap, Method};
+use jiff::Timestamp;
+use warren_api::files::{FileChmod, FileEntry, FileMove, FileStat};
+use warren_guest_api::files::{Chmod, Entry, FileKind, MAX_PATH_BYTES, Move, Stat};
+use warren_types::{Error, ErrorKind};
+
+use super::App;
+use super::auth::Live;
+use super::guest::query_value;
+
+const MAX_MODE: u32 = 0o7777;
+
+/// A path that can be asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct FilePath(String);
+
+impl FilePath {
+    /// From the query parameter `path`.
+    pub(crate) fn from_query(path: Option<String>) -> Result<Self, Error> {
+        match path {
+            Some(path) if !path.is_empty() => Self::parse("path", path),
+            _ => Err(Error::invalid("path query parameter is required")),
+        }
+    }
+
+    /// From a field of a body.
+    fn from_field(field: &str, path: String) -> Result<Self, Error> {
+        if path.is_empty() {
+            return Err(Error::invalid(format!("{field} is required")));
+        }
+        Self::parse(field, path)
+    }
+
+    fn parse(field: &str, path: String) -> Result<Self, Error> {
+        if path.len() > MAX_PATH_BYTES {
+            return Err(Error::invalid(format!(
+                "{field} must be at most {MAX_PATH_BYTES} bytes (got {})",
+                path.len()
+            )));
+        }
+        if path.contains('\0') {
+            return Err(Error::invalid(format!("{field} must not contain NUL characters")));
+        }
+        Ok(Self(path))
+    }
+}
+
+impl App {
+    /// A call about one path whose body, if any, is content.
+    pub(crate) async fn guest_file(
+        &self,
+        live: &Live,
+        method: Method,
+        route: &str,
+        path: &FilePath,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<Response, Error> {
+        let path = format!("{route}?path={}", query_value(&path.0));
+        self.guest(live, method, &path, headers, body).await
+    }
+
+    pub(crate) async fn list_files(&self, live: &Live, path: &FilePath) -> Result<Vec<FileEntry>, Error> {
+        let path = format!("files/list?path={}", query_value(&path.0));
+        let entries: Vec<Entry> = self.guest_json(live, Method::GET, &path, None::<&()>).await?;
+        let view = |entry: Entry| FileEntry {
+            name: entry.name,
+            is_dir: entry.is_dir,
+            size: entry.size,
+            path: entry.path,
+        };
+        Ok(entries.into_iter().map(view).collect())
+    }
+
+    pub(crate) async fn stat_file(&self, live: &Live, path: &FilePath) -> Result<FileStat, Error> {
+        let path = format!("files/stat?path={}", query_value(&path.0));
+        let stat: Stat = self.guest_json(live, Method::GET, &path, None::<&()>).await?;
+        let modified = Timestamp::from_millisecond(stat.modified_at_ms)
+            .map_err(|_| Error::new(ErrorKind::SandboxFailed, "the sandbox sent a time that cannot be"))?;
+        Ok(FileStat {
+            name: stat.name,
+            path: stat.path,
+            kind: kind_name(stat.kind).to_owned(),
+            size: stat.size,
+            mode: format!("{:04o}", stat.mode & MAX_MODE),
+            uid: stat.uid,
+            gid: stat.gid,
+            modified_at: modified.to_string(),
+            link_target: stat.link_target,
+        })
+    }
+
+    pub(crate) async fn move_file(&self, live: &Live, body: FileMove) -> Result<(), Error> {
+        let from = FilePath::from_field("from", body.from)?;
+        let to = FilePath::from_field("to", body.to)?;
+        self.guest_json::<()>(live, Method::POST, "files/move", Some(&Move { from: from.0, to: to.0 })).await
+    }
+
+    pub(crate) async fn chmod_file(&self, live: &Live, body: FileChmod) -> Result<(), Error> {
+        let path = FilePath::from_field("path", body.path)?;
+        let mode = u32::from_str_radix(&body.mode, 8)
+            .ok()
+            .filter(|mode| *mode <= MAX_MODE)
+            .ok_or_else(|| Error::invalid("mode must be octal permission bits such as \"0755\""))?;
+        self.guest_json::<()>(live, Method::POST, "files/chmod", Some(&Chmod { path: path.0, mode })).await
+    }
+}
+
+fn kind_name(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Other => "other",
+    }
+}

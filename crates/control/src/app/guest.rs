@@ -1,0 +1,90 @@
+//! Calls to the agent inside a sandbox, by way of its node, which wakes it first.
+//!
+//! The agent is a guest: what it answers is hostile. Answers are bounded and parsed strictly, its errors are
+//! trimmed and cannot claim to be about the caller's credentials, its headers are not passed on here.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderMap, Method};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use warren_types::{Error, ErrorKind};
+
+use super::App;
+use super::auth::Live;
+
+/// Longest sentence of a guest that is passed on, in bytes.
+const MAX_MESSAGE_BYTES: usize = 1000;
+
+impl App {
+    pub(crate) async fn guest(
+        &self,
+        live: &Live,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<Response, Error> {
+        self.node.guest(live.id(), method, path, headers, body).await.map_err(from_node)
+    }
+
+    pub(crate) async fn guest_json<T: DeserializeOwned>(
+        &self,
+        live: &Live,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Error> {
+        self.node.guest_json(live.id(), method, path, body).await.map_err(from_node)
+    }
+}
+
+/// An error of a node or a guest as the caller may read it.
+pub(crate) fn from_node(error: Error) -> Error {
+    let kind = match error.kind {
+        // Who may do what is decided here, not in a sandbox.
+        ErrorKind::Unauthenticated => ErrorKind::SandboxFailed,
+        kind => kind,
+    };
+    let mut message = error.message;
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+    }
+    let name = |code: &String| {
+        code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    Error { kind, message, code: error.code.filter(name) }
+}
+
+/// Percent-encodes a value for a query, so that any reader of queries gets it back.
+pub(crate) fn query_value(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::with_capacity(text.len()), |mut query, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                query.push(char::from(byte));
+            }
+            _ => write!(query, "%{byte:02X}").expect("a String takes everything"),
+        }
+        query
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_speak_about_credentials_or_at_length() {
+        let error = from_node(Error::new(ErrorKind::Unauthenticated, "é".repeat(2000)).with_code("Bad Code"));
+        assert_eq!(error.kind, ErrorKind::SandboxFailed);
+        assert!(error.message.len() < 1010);
+        assert_eq!(error.code, None);
+    }
+
+    #[test]
+    fn query_values_survive_strict_and_form_decoders() {
+        assert_eq!(query_value("/a b+c&d=é%"), "/a%20b%2Bc%26d%3D%C3%A9%25");
+    }
+}

@@ -1,0 +1,307 @@
+//! Create.
+//!
+//! ```text
+//!   validate ─▶ room? ─▶ ┌ insert row `creating` ┐ ─▶ settle row `running` ─▶ answer
+//!                        └ node.ensure_sandbox   ┘
+//! ```
+//!
+//! The row and the sandbox are made side by side; nobody is told of either before both are there. When one of them
+//! fails the other is undone here, and after a crash at any point by the reconciler. The id is held in
+//! [`crate::app::in_flight`] from before the first effect until after the last.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use warren_api::sandboxes::{Sandbox, SandboxCreate};
+use warren_node_api::{NodeInfo, Report};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+
+use super::request::Wanted;
+use crate::app::App;
+use crate::app::auth::{Caller, hex};
+use crate::app::idempotency;
+use crate::app::in_flight::Flight;
+use crate::store::StoreError;
+use crate::store::idempotency::IdempotencyKey;
+use crate::store::sandboxes::SandboxRow;
+use crate::store::sandboxes::change::{Inserted, NewSandbox};
+
+/// How long a node may take. Far more than a create needs: this is for nodes that hang.
+const NODE_DEADLINE: Duration = Duration::from_secs(60);
+/// Random ids tried before giving up; a second try is a matter of one in some ten thousand creates.
+const ID_TRIES: usize = 8;
+
+/// A sandbox that was made, or was there already for the same idempotency key.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub sandbox: Sandbox,
+    /// Absent for a repeated create: nothing was made.
+    pub timing: Option<Timing>,
+}
+
+/// Where the time went.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    pub node: Duration,
+    pub store: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) enum CreateError {
+    /// The organisation has as many sandboxes running as it may.
+    LimitReached {
+        active: u32,
+        limit: u32,
+    },
+    Other(Error),
+}
+
+impl From<Error> for CreateError {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<StoreError> for CreateError {
+    fn from(error: StoreError) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl App {
+    pub(crate) async fn create_sandbox(
+        self: &Arc<Self>,
+        caller: &Caller,
+        body: SandboxCreate,
+        idempotency_key: Option<String>,
+        base: String,
+    ) -> Result<Created, CreateError> {
+        let key = idempotency_key.map(|key| identify(key, &body)).transpose()?;
+        let wanted = Wanted::try_from(body)?;
+        let (app, caller) = (Arc::clone(self), caller.clone());
+        self.to_the_end(async move {
+            let (row, timing) = app.create_once(&caller, wanted, key).await?;
+            Ok(Created { sandbox: app.view_with_token(row, &base), timing })
+        })
+        .await
+    }
+
+    async fn create_once(
+        self: &Arc<Self>,
+        caller: &Caller,
+        wanted: Wanted,
+        key: Option<IdempotencyKey>,
+    ) -> Result<(SandboxRow, Option<Timing>), CreateError> {
+        let Some(key) = key else {
+            return self.create_now(caller, wanted, None).await;
+        };
+        let _turn = self.key_locks.turn(caller.org(), &key.key).await;
+        if let Some(earlier) = self.store.find_keyed_create(caller.org(), &key.key).await? {
+            if earlier.body_hash != key.body_hash {
+                return Err(Error::conflict(
+                    "this Idempotency-Key was used for a different request; use a new one",
+                )
+                .with_code("idempotency_key_conflict")
+                .into());
+            }
+            let id = earlier.sandbox_id.parse::<SandboxId>().map_err(|error| {
+                Error::internal(format!("a stored idempotency key names no sandbox: {error}"))
+            })?;
+            return match self.store.find_sandbox(caller.org(), &id).await? {
+                Some(row) if row.observed != SandboxState::Creating => Ok((row, None)),
+                // Of another process, or of one that died and whose reconciler has not come by yet.
+                _ => Err(key_in_use().into()),
+            };
+        }
+        self.create_now(caller, wanted, Some(key)).await
+    }
+
+    async fn create_now(
+        self: &Arc<Self>,
+        caller: &Caller,
+        wanted: Wanted,
+        idempotency: Option<IdempotencyKey>,
+    ) -> Result<(SandboxRow, Option<Timing>), CreateError> {
+        let node = self.node_with_template(&wanted.spec.template).await?;
+        let started = Instant::now();
+        let flight = self.find_free_id(caller).await?;
+        let id = flight.id().clone();
+        let room = started.elapsed();
+
+        let new = NewSandbox {
+            id: id.clone(),
+            org: caller.org().clone(),
+            node_id: node.id.clone(),
+            template: wanted.spec.template.clone(),
+            alias: wanted.alias,
+            isolation: node.runtime.clone(),
+            size: wanted.spec.size,
+            timeout_seconds: wanted.spec.timeout_seconds,
+            metadata: wanted.metadata,
+            tags: wanted.tags,
+            limit: self.max_running_per_org,
+            idempotency,
+        };
+        let (inserted, made) = tokio::join!(
+            timed(self.store.insert_sandbox(&new)),
+            timed(tokio::time::timeout(NODE_DEADLINE, self.node.ensure_sandbox(&id, &wanted.spec))),
+        );
+        let ((inserted, insert), (made, node)) = (inserted, made);
+        let made =
+            made.unwrap_or_else(|_| Err(Error::unavailable("the node took too long to make the sandbox")));
+
+        if let Err(error) = self.check_inserted(inserted, &id).await {
+            if error.undo_on_node {
+                self.undo_create(flight);
+            }
+            return Err(error.answer);
+        }
+        let report = match made.and_then(running) {
+            Ok(report) => report,
+            Err(error) => {
+                let answer = node_failure(error, &new.template);
+                tracing::warn!(sandbox = %id, reason = %answer, "a sandbox could not be made");
+                let removed = self.store.remove_creating(&id).await?;
+                self.undo_create(flight);
+                return Err(if removed { answer } else { deleted_meanwhile(&id) }.into());
+            }
+        };
+        let settling = Instant::now();
+        let settled = match self.store.settle_created(&report).await {
+            Ok(settled) => settled,
+            Err(error) => {
+                // The row stays `creating`, which nobody was told of: the reconciler removes it.
+                self.undo_create(flight);
+                return Err(error.into());
+            }
+        };
+        let Some(row) = settled else {
+            self.undo_create(flight);
+            return Err(deleted_meanwhile(&id).into());
+        };
+        if let Some(newer) = flight.land().filter(|newer| newer.generation > report.generation) {
+            self.store.apply_report(&newer).await?;
+        }
+        Ok((row, Some(Timing { node, store: room + insert + settling.elapsed() })))
+    }
+
+    /// The node, once it is known to have that template.
+    async fn node_with_template(&self, template: &str) -> Result<Arc<NodeInfo>, Error> {
+        let has = |node: &NodeInfo| node.templates.iter().any(|name| name == template);
+        let known = self.node_info();
+        if has(&known) {
+            return Ok(known);
+        }
+        let fresh = self.refresh_node_info().await?;
+        if has(&fresh) { Ok(fresh) } else { Err(template_not_found(template)) }
+    }
+
+    /// An id nobody has, held from here on. Checked before the node hears of it: asked to ensure an id that is in
+    /// use, a node would answer with somebody else's sandbox.
+    async fn find_free_id(&self, caller: &Caller) -> Result<Flight, CreateError> {
+        for _ in 0..ID_TRIES {
+            let id = SandboxId::generate();
+            let Some(flight) = self.in_flight.begin(&id) else { continue };
+            let (active, taken) = self.store.find_room(caller.org(), &id).await?;
+            if active >= self.max_running_per_org {
+                return Err(CreateError::LimitReached { active, limit: self.max_running_per_org });
+            }
+            if !taken {
+                return Ok(flight);
+            }
+        }
+        Err(Error::unavailable("no free sandbox id was found; try again").into())
+    }
+
+    async fn check_inserted(
+        &self,
+        inserted: Result<Inserted, StoreError>,
+        id: &SandboxId,
+    ) -> Result<(), InsertFailure> {
+        let undo = |answer| InsertFailure { answer, undo_on_node: true };
+        match inserted {
+            Ok(Inserted::Yes) => Ok(()),
+            Ok(Inserted::LimitReached { active }) => {
+                Err(undo(CreateError::LimitReached { active, limit: self.max_running_per_org }))
+            }
+            // Another control plane was quicker, with the idempotency key or with the id itself. In the second case
+            // the sandbox on the node is theirs.
+            Ok(Inserted::Taken) => {
+                let theirs =
+                    self.store.find_standing(id).await.map_err(|error| undo(error.into()))?.is_some();
+                Err(InsertFailure { answer: key_in_use().into(), undo_on_node: !theirs })
+            }
+            Err(error) => Err(undo(error.into())),
+        }
+    }
+
+    /// Removes from the node what a failed create may have left there, while its id is still held. If the node does
+    /// not answer, the reconciler finds a sandbox without a row later.
+    fn undo_create(self: &Arc<Self>, flight: Flight) {
+        let app = Arc::clone(self);
+        self.tasks.spawn(async move {
+            if let Err(error) = app.ensure_absent(flight.id()).await {
+                tracing::warn!(sandbox = %flight.id(), %error, "a failed create is not undone yet");
+            }
+        });
+    }
+}
+
+struct InsertFailure {
+    answer: CreateError,
+    undo_on_node: bool,
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let started = Instant::now();
+    (work.await, started.elapsed())
+}
+
+/// What a key and a body are together. The hash is over the request as it was understood, so that the order of
+/// fields and blanks do not matter.
+fn identify(key: String, body: &SandboxCreate) -> Result<IdempotencyKey, Error> {
+    idempotency::check(&key)?;
+    let body = serde_json::to_vec(body)
+        .map_err(|error| Error::internal(format!("a request has no JSON form: {error}")))?;
+    Ok(IdempotencyKey { key, body_hash: hex(&Sha256::digest(&body)) })
+}
+
+fn key_in_use() -> Error {
+    Error::conflict("another create with this Idempotency-Key is under way; try again in a moment")
+        .with_code("idempotency_key_in_use")
+}
+
+fn deleted_meanwhile(id: &SandboxId) -> Error {
+    Error::new(ErrorKind::Gone, format!("sandbox {id} was deleted while it was being made"))
+}
+
+fn running(report: Report) -> Result<Report, Error> {
+    if report.state == SandboxState::Running {
+        return Ok(report);
+    }
+    let reason = report.reason.unwrap_or_else(|| format!("it is {} instead of running", report.state));
+    Err(Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be made: {reason}")))
+}
+
+fn template_not_found(template: &str) -> Error {
+    Error::not_found(format!("template not found: {template}"))
+}
+
+/// A node's refusal in the words of a create.
+fn node_failure(error: Error, template: &str) -> Error {
+    let kind = match error.kind {
+        ErrorKind::NotFound => return template_not_found(template),
+        ErrorKind::Unavailable | ErrorKind::LimitReached => ErrorKind::Unavailable,
+        ErrorKind::Unsupported => ErrorKind::Unsupported,
+        ErrorKind::Invalid
+        | ErrorKind::Unauthenticated
+        | ErrorKind::Forbidden
+        | ErrorKind::Gone
+        | ErrorKind::Conflict
+        | ErrorKind::TooLarge
+        | ErrorKind::SandboxFailed
+        | ErrorKind::Internal => ErrorKind::SandboxFailed,
+    };
+    Error { kind, ..error }
+}

@@ -1,0 +1,137 @@
+//! Time-outs, hibernate, wake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use warren_api::sandboxes::{Hibernated, Sandbox};
+use warren_node_api::{Report, Timeout};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+
+use super::MAX_TIMEOUT_SECONDS;
+use crate::app::App;
+use crate::app::auth::{Caller, has_been_stopped, has_failed, sandbox_not_found};
+use crate::app::guest::from_node;
+use crate::store::sandboxes::{Intent, SandboxStanding};
+
+/// How long a node may take for one of these.
+const NODE_DEADLINE: Duration = Duration::from_secs(120);
+
+impl App {
+    /// Replaces the idle time-out and restarts the timer.
+    pub(crate) async fn set_timeout(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &SandboxId,
+        seconds: Option<i64>,
+    ) -> Result<(), Error> {
+        let seconds =
+            seconds.ok_or_else(|| Error::invalid("timeout is required: seconds, or 0 for never"))?;
+        let seconds = checked_timeout(seconds)?;
+        let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
+        self.to_the_end(async move {
+            usable(&app.standing(&caller, &id).await?)?;
+            app.change_timeout(&id, seconds).await
+        })
+        .await
+    }
+
+    pub(crate) async fn hibernate(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &SandboxId,
+    ) -> Result<Hibernated, Error> {
+        let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
+        self.to_the_end(async move {
+            match app.standing(&caller, &id).await?.observed {
+                // The row may be a moment behind, so the node is asked in both cases.
+                SandboxState::Running | SandboxState::Hibernated => {}
+                SandboxState::Creating | SandboxState::Stopped | SandboxState::Error => {
+                    return Err(Error::invalid("sandbox is not running"));
+                }
+            }
+            let report = app.on_node(app.node.ensure_hibernated(&id)).await?;
+            app.store.set_intent(&id, Intent::Hibernated).await?;
+            reached(&report, SandboxState::Hibernated)?;
+            Ok(Hibernated { sandbox_id: id.to_string(), status: report.state.to_string() })
+        })
+        .await
+    }
+
+    /// Wakes it. A time-out that is sent replaces the stored one; waking alone changes no setting.
+    pub(crate) async fn wake(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &SandboxId,
+        timeout: Option<i64>,
+        base: String,
+    ) -> Result<Sandbox, Error> {
+        let timeout = timeout.map(checked_timeout).transpose()?;
+        let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
+        self.to_the_end(async move {
+            usable(&app.standing(&caller, &id).await?)?;
+            if let Some(seconds) = timeout {
+                app.change_timeout(&id, seconds).await?;
+            }
+            let report = app.on_node(app.node.ensure_awake(&id)).await?;
+            app.store.set_intent(&id, Intent::Running).await?;
+            reached(&report, SandboxState::Running)?;
+            app.get_sandbox(&caller, &id, &base).await
+        })
+        .await
+    }
+
+    async fn standing(&self, caller: &Caller, id: &SandboxId) -> Result<SandboxStanding, Error> {
+        let found = self.store.find_standing(id).await?;
+        found.filter(|found| found.org == *caller.org()).ok_or_else(sandbox_not_found)
+    }
+
+    /// The node first: what is stored is what counts there.
+    async fn change_timeout(&self, id: &SandboxId, seconds: u32) -> Result<(), Error> {
+        self.on_node(self.node.ensure_timeout(id, Timeout { timeout_seconds: seconds })).await?;
+        Ok(self.store.set_timeout(id, seconds).await?)
+    }
+
+    /// Waits for a node's answer about a sandbox and writes it down.
+    async fn on_node(&self, call: impl Future<Output = Result<Report, Error>>) -> Result<Report, Error> {
+        let report = tokio::time::timeout(NODE_DEADLINE, call)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::unavailable("the node took too long; ask for the sandbox to see where it stands"))
+            })
+            .map_err(from_node)?;
+        self.store.apply_report(&report).await?;
+        Ok(report)
+    }
+}
+
+fn checked_timeout(seconds: i64) -> Result<u32, Error> {
+    if seconds < 0 {
+        return Err(Error::invalid("timeout must be non-negative"));
+    }
+    match u32::try_from(seconds) {
+        Ok(seconds) if seconds <= MAX_TIMEOUT_SECONDS => Ok(seconds),
+        _ => Err(Error::invalid(format!("timeout must be at most {MAX_TIMEOUT_SECONDS} seconds"))),
+    }
+}
+
+fn usable(found: &SandboxStanding) -> Result<(), Error> {
+    match found.observed {
+        SandboxState::Running | SandboxState::Hibernated => Ok(()),
+        SandboxState::Creating => {
+            Err(Error::unavailable("the sandbox is still being made; try again in a moment"))
+        }
+        SandboxState::Stopped => Err(has_been_stopped(&found.id)),
+        SandboxState::Error => Err(has_failed(&found.id, found.reason.as_deref())),
+    }
+}
+
+fn reached(report: &Report, wanted: SandboxState) -> Result<(), Error> {
+    if report.state == wanted {
+        return Ok(());
+    }
+    let reason = report.reason.as_deref().unwrap_or("its node gave no reason");
+    Err(Error::new(
+        ErrorKind::SandboxFailed,
+        format!("the sandbox is {} instead of {wanted}: {reason}", report.state),
+    ))
+}

@@ -1,0 +1,33 @@
+//! What a control plane is told when it starts.
+
+use std::path::PathBuf;
+
+/// Settings of the control plane, read once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where `control.sqlite` and `token.key` are, or will be made.
+    pub data_dir: PathBuf,
+    /// Shown with every sandbox.
+    pub region: String,
+    /// How clients reach this server, without a path; derived from each request when absent.
+    pub public_url: Option<String>,
+    /// Sandboxes an organisation may have running at once.
+    pub max_running_per_org: u32,
+}
+
+impl Config {
+    pub const DEFAULT_REGION: &str = "local";
+    /// On one's own hardware the hardware is the limit; this one catches programs that have gone wild.
+    pub const DEFAULT_MAX_RUNNING_PER_ORG: u32 = 1000;
+
+    /// The defaults, with everything kept in `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            region: Self::DEFAULT_REGION.to_owned(),
+            public_url: None,
+            max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,
+        }
+    }
+}

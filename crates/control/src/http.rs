@@ -1,0 +1,67 @@
+//! The public edge: who asks, decode, one call into `app`, status code. One file a resource.
+//!
+//! Everything is served under `/api`. The data plane (commands, terminals, files) is served at the root as well, by
+//! the same handlers, because some clients build those URLs without the prefix.
+
+mod auth;
+mod body;
+mod channel;
+mod errors;
+mod exec;
+mod exec_answer;
+mod exec_ws;
+mod files;
+mod headers;
+mod health;
+mod identity;
+mod json_text;
+mod openapi;
+mod params;
+mod pty;
+mod query;
+mod relay;
+mod request_id;
+mod sandboxes;
+mod tags;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn;
+use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer, ExposeHeaders};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let (documented, document) = documented().split_for_parts();
+    let (data_plane_at_root, _) = data_plane().split_for_parts();
+    documented
+        .merge(data_plane_at_root)
+        .merge(openapi::routes(&document))
+        .fallback(errors::not_found)
+        .method_not_allowed_fallback(errors::method_not_allowed)
+        .layer(cors())
+        .layer(from_fn(request_id::name_request))
+        .with_state(app)
+}
+
+/// Every route that clients may know of, with its description.
+fn documented() -> OpenApiRouter<Arc<App>> {
+    let api = sandboxes::routes().merge(tags::routes()).merge(identity::routes()).merge(data_plane());
+    OpenApiRouter::with_openapi(openapi::about()).merge(health::routes()).nest("/api", api)
+}
+
+fn data_plane() -> OpenApiRouter<Arc<App>> {
+    exec::routes().merge(exec_ws::routes()).merge(pty::routes()).merge(files::routes())
+}
+
+/// Any page may call, with a key it was given; browsers never add credentials by themselves.
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods(AllowMethods::mirror_request())
+        // A `*` would leave `Authorization` out.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::any())
+}

@@ -1,0 +1,71 @@
+//! From the credentials of a request to a typed proof.
+//!
+//! | credential | where | good for |
+//! | --- | --- | --- |
+//! | API key | header `X-API-Key` | everything of its organisation |
+//! | API key | query `api_key`, on WebSocket upgrades only | the same |
+//! | sandbox token | `Authorization: Bearer`, `X-API-Key`, query `token` or `api_key` | its sandbox's data plane |
+//!
+//! The first one present counts. Credentials in queries are for clients that cannot set headers; they are never logged.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+use http::{HeaderMap, header};
+use warren_api::API_KEY_HEADER;
+use warren_types::Error;
+
+use super::errors::ApiError;
+use super::params::SandboxPath;
+use super::query::Query;
+use crate::app::App;
+use crate::app::auth::{Caller, Live, unauthenticated};
+
+/// A sandbox token has dots, an API key has none.
+fn is_token(credential: &str) -> bool {
+    credential.contains('.')
+}
+
+fn in_headers(headers: &HeaderMap) -> Option<String> {
+    let text = |value: &http::HeaderValue| value.to_str().ok().map(str::trim).map(str::to_owned);
+    if let Some(key) = headers.get(API_KEY_HEADER).filter(|key| !key.is_empty()) {
+        return text(key);
+    }
+    let bearer = headers.get(header::AUTHORIZATION).and_then(text)?;
+    let (scheme, token) = bearer.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && is_token(token)).then(|| token.trim().to_owned())
+}
+
+fn in_query(parts: &Parts) -> Option<String> {
+    // A query that cannot be decoded holds no credential; what is wrong with it is for those to hear who have one.
+    let query = Query::parse(parts.uri.query()).ok()?;
+    if let Some(token) = query.get("token").filter(|token| is_token(token)) {
+        return Some(token.to_owned());
+    }
+    let upgrade = parts.headers.get(header::UPGRADE);
+    let websocket = upgrade.is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    query.get("api_key").filter(|key| websocket || is_token(key)).map(str::to_owned)
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let credential = in_headers(&parts.headers).ok_or_else(unauthenticated)?;
+        let identity = app.authenticate(&credential).await?;
+        Ok(Self::try_from(identity)?)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Live {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let credential =
+            in_headers(&parts.headers).or_else(|| in_query(parts)).ok_or_else(unauthenticated)?;
+        let identity = app.authenticate(&credential).await?;
+        let SandboxPath(id) = SandboxPath::from_request_parts(parts, app).await?;
+        app.reach(&identity, &id).await.map_err(|error: Error| error.into())
+    }
+}

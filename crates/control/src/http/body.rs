@@ -1,0 +1,103 @@
+//! JSON bodies, read with a limit and refused with a sentence that names the field.
+//!
+//! The content type is not looked at: clients send JSON without saying so. Unknown fields are ignored.
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Request};
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use warren_types::{Error, ErrorKind};
+
+use super::errors::ApiError;
+
+const MAX_BYTES: usize = 1024 * 1024;
+/// Commands carry scripts and input.
+const MAX_EXEC_BYTES: usize = 4 * 1024 * 1024;
+/// How long a client may take to send one.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
+
+/// A JSON object. With `EMPTY_OK` no body at all counts as an empty one.
+#[derive(Debug)]
+pub(super) struct JsonObject<T, const MAX: usize, const EMPTY_OK: bool>(pub T);
+
+/// A body whose fields are all optional.
+pub(super) type Body<T> = JsonObject<T, MAX_BYTES, true>;
+/// A body that must be there, because leaving it out would mean something.
+pub(super) type RequiredBody<T> = JsonObject<T, MAX_BYTES, false>;
+/// A command.
+pub(super) type ExecBody<T> = JsonObject<T, MAX_EXEC_BYTES, true>;
+
+impl<S, T, const MAX: usize, const EMPTY_OK: bool> FromRequest<S> for JsonObject<T, MAX, EMPTY_OK>
+where
+    S: Sync,
+    T: DeserializeOwned,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = tokio::time::timeout(ARRIVES_WITHIN, read(request.into_body(), MAX))
+            .await
+            .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))??;
+        let bytes: &[u8] = if bytes.is_empty() && EMPTY_OK { b"{}" } else { &bytes };
+        Ok(Self(parse(bytes)?))
+    }
+}
+
+async fn read(body: axum::body::Body, max: usize) -> Result<Bytes, Error> {
+    let read = Limited::new(body, max).collect().await;
+    read.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Error::new(ErrorKind::TooLarge, format!("the body is larger than {max} bytes"))
+        } else {
+            Error::invalid("the body broke off before its end")
+        }
+    })
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    if bytes.is_empty() {
+        return Err(Error::invalid("a JSON object is required as the body"));
+    }
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::invalid("the body must be a JSON object"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let field = error.path().to_string();
+        let error = error.into_inner();
+        if error.is_data() && field != "." {
+            Error::invalid(format!("{field}: {error}"))
+        } else {
+            Error::invalid(format!("the body is not valid JSON: {error}"))
+        }
+    })?;
+    deserializer.end().map_err(|error| Error::invalid(format!("the body is not valid JSON: {error}")))?;
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_api::sandboxes::SandboxCreate;
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (body, says) in [
+            ("", "a JSON object is required"),
+            ("[]", "must be a JSON object"),
+            ("null", "must be a JSON object"),
+            ("{", "not valid JSON"),
+            ("{} x", "not valid JSON"),
+            (r#"{"timeout": "x"}"#, "timeout: invalid type: string \"x\""),
+            (r#"{"envs": {"A": 1}}"#, "envs.A: invalid type: integer `1`"),
+            (r#"{"cpuCount": 1.5}"#, "cpuCount: invalid type"),
+        ] {
+            let error = parse::<SandboxCreate>(body.as_bytes()).unwrap_err();
+            assert!(error.message.contains(says), "{body}: {}", error.message);
+        }
+        assert!(parse::<SandboxCreate>(br#" {"unknown": [1], "timeout": null}"#).is_ok());
+    }
+}

@@ -1,0 +1,219 @@
+//! Files. Contents stream through, as fast as the slower end takes them; nothing is held here.
+//!
+//! Of a guest's answer only the headers in [`PASSED_BACK`] go on, and the content type is always ours: a guest must
+//! not be able to make a browser run what it serves.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use warren_api::ErrorBody;
+use warren_api::files::{FileChmod, FileEntry, FileMove, FileStat};
+
+use super::body::{Body as JsonBody, JsonObject};
+use super::errors::ApiError;
+use super::query::Query;
+use crate::app::App;
+use crate::app::auth::Live;
+use crate::app::files::FilePath;
+
+const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
+const TAR: HeaderValue = HeaderValue::from_static("application/x-tar");
+const PASSED_ON: [HeaderName; 1] = [header::RANGE];
+const PASSED_BACK: [HeaderName; 4] =
+    [header::CONTENT_LENGTH, header::CONTENT_RANGE, header::ACCEPT_RANGES, header::LAST_MODIFIED];
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(file_read, file_write, file_delete))
+        .routes(routes!(file_list))
+        .routes(routes!(file_mkdir))
+        .routes(routes!(file_stat))
+        .routes(routes!(file_move))
+        .routes(routes!(file_chmod))
+        .routes(routes!(archive_read, archive_write))
+}
+
+/// Reads a file, or a range of it. `HEAD` tells its size.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query), ("Range" = Option<String>, Header)),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+)]
+async fn file_read(
+    State(app): State<Arc<App>>,
+    live: Live,
+    method: Method,
+    query: Query,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let path = FilePath::from_query(query.take("path"))?;
+    let headers = only(&headers, &PASSED_ON);
+    let answer = app.guest_file(&live, method, "files", &path, headers, Body::empty()).await?;
+    Ok(content(answer, BYTES))
+}
+
+/// Writes a file whole, and the folders above it. Nothing changes unless all of it arrives.
+#[utoipa::path(
+    put, path = "/sandboxes/{id}/files", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 410, body = ErrorBody), (status = 413, body = ErrorBody))
+)]
+async fn file_write(
+    State(app): State<Arc<App>>,
+    live: Live,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let path = FilePath::from_query(query.take("path"))?;
+    let headers = only(&headers, &[header::CONTENT_LENGTH]);
+    app.guest_file(&live, Method::PUT, "files", &path, headers, body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a file or a whole folder; what is not there is fine.
+#[utoipa::path(
+    delete, path = "/sandboxes/{id}/files", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query)),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+)]
+async fn file_delete(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<StatusCode, ApiError> {
+    let path = FilePath::from_query(query.take("path"))?;
+    app.guest_file(&live, Method::DELETE, "files", &path, HeaderMap::new(), Body::empty()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is in a folder; `/` when no path is given.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/list", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = Option<String>, Query)),
+    responses((status = 200, body = [FileEntry]), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 410, body = ErrorBody))
+)]
+async fn file_list(
+    State(app): State<Arc<App>>,
+    live: Live,
+    query: Query,
+) -> Result<Json<Vec<FileEntry>>, ApiError> {
+    let path = query.take("path").filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
+    Ok(Json(app.list_files(&live, &FilePath::from_query(Some(path))?).await?))
+}
+
+/// Makes a folder and those above it; one that is there is fine.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/mkdir", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query)),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+)]
+async fn file_mkdir(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<StatusCode, ApiError> {
+    let path = FilePath::from_query(query.take("path"))?;
+    app.guest_file(&live, Method::POST, "files/mkdir", &path, HeaderMap::new(), Body::empty()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a path is; a symlink is described itself.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/stat", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query)),
+    responses((status = 200, body = FileStat), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 410, body = ErrorBody))
+)]
+async fn file_stat(
+    State(app): State<Arc<App>>,
+    live: Live,
+    query: Query,
+) -> Result<Json<FileStat>, ApiError> {
+    Ok(Json(app.stat_file(&live, &FilePath::from_query(query.take("path"))?).await?))
+}
+
+/// Renames, replacing what is at the new name.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/move", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path)), request_body = FileMove,
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+)]
+async fn file_move(
+    State(app): State<Arc<App>>,
+    live: Live,
+    JsonObject(body): JsonBody<FileMove>,
+) -> Result<StatusCode, ApiError> {
+    app.move_file(&live, body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Changes permission bits.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/files/chmod", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path)), request_body = FileChmod,
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+)]
+async fn file_chmod(
+    State(app): State<Arc<App>>,
+    live: Live,
+    JsonObject(body): JsonBody<FileChmod>,
+) -> Result<StatusCode, ApiError> {
+    app.chmod_file(&live, body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A folder as a tar stream.
+#[utoipa::path(
+    get, path = "/sandboxes/{id}/files/archive", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query)),
+    responses((status = 200, content_type = "application/x-tar", body = Vec<u8>), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+)]
+async fn archive_read(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<Response, ApiError> {
+    let path = FilePath::from_query(query.take("path"))?;
+    let answer =
+        app.guest_file(&live, Method::GET, "files/archive", &path, HeaderMap::new(), Body::empty()).await?;
+    Ok(content(answer, TAR))
+}
+
+/// Unpacks a tar stream into a folder.
+#[utoipa::path(
+    put, path = "/sandboxes/{id}/files/archive", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
+    params(("id" = String, Path), ("path" = String, Query)),
+    request_body(content = Vec<u8>, content_type = "application/x-tar"),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 410, body = ErrorBody), (status = 413, body = ErrorBody))
+)]
+async fn archive_write(
+    State(app): State<Arc<App>>,
+    live: Live,
+    query: Query,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let path = FilePath::from_query(query.take("path"))?;
+    let headers = only(&headers, &[header::CONTENT_LENGTH]);
+    app.guest_file(&live, Method::PUT, "files/archive", &path, headers, body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn only(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
+    names.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
+}
+
+/// A guest's bytes under our own head.
+fn content(answer: Response, content_type: HeaderValue) -> Response {
+    let (parts, body) = answer.into_parts();
+    let status = match parts.status {
+        StatusCode::PARTIAL_CONTENT => StatusCode::PARTIAL_CONTENT,
+        _ => StatusCode::OK,
+    };
+    let mut headers = only(&parts.headers, &PASSED_BACK);
+    headers.insert(header::CONTENT_TYPE, content_type);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    (status, headers, body).into_response()
+}

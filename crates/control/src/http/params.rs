@@ -1,0 +1,62 @@
+//! Ids in paths. Text that is no id cannot name anything, so it is answered like an id nobody has.
+
+use std::str::FromStr;
+
+use axum::extract::{FromRequestParts, RawPathParams};
+use http::request::Parts;
+use warren_types::{Error, ExecId, PtyId, SandboxId};
+
+use super::errors::ApiError;
+use crate::app::auth::sandbox_not_found;
+use crate::app::exec::exec_not_found;
+use crate::app::pty::pty_not_found;
+
+/// Of `{id}`.
+#[derive(Debug, Clone)]
+pub(super) struct SandboxPath(pub SandboxId);
+
+/// Of `{sid}` on routes of commands.
+#[derive(Debug, Clone)]
+pub(super) struct ExecPath(pub ExecId);
+
+/// Of `{sid}` on routes of terminals.
+#[derive(Debug, Clone)]
+pub(super) struct PtyPath(pub PtyId);
+
+async fn param<T: FromStr, S: Send + Sync>(
+    parts: &mut Parts,
+    state: &S,
+    name: &str,
+    absent: fn() -> Error,
+) -> Result<T, ApiError> {
+    let params = RawPathParams::from_request_parts(parts, state).await.ok();
+    params
+        .as_ref()
+        .and_then(|params| params.iter().find(|(found, _)| *found == name))
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| absent().into())
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for SandboxPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "id", sandbox_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ExecPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "sid", exec_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PtyPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "sid", pty_not_found).await.map(Self)
+    }
+}

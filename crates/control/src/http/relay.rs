@@ -1,0 +1,220 @@
+//! Between a WebSocket and an attached command or terminal.
+//!
+//! Two halves run side by side so that input which nobody reads never holds output up. Each half takes the next
+//! piece only when the one before is handed on: a slow client slows the command, not this server's memory.
+
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use tokio_util::sync::CancellationToken;
+use warren_api::exec_frame;
+use warren_guest_api::frame::Frame;
+
+use crate::app::exec::attach::{Attached, Input};
+use crate::app::exec::output::OutputStream;
+
+/// Largest message a client may send.
+pub(super) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Output sent in one message, at most.
+const MAX_OUTPUT_BYTES: usize = 256 * 1024;
+/// How long a connection may be silent before a sign of life is sent.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long a client may take to answer a close.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// How frames look to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// Binary messages whose first byte is the kind.
+    Exec,
+    /// Raw bytes.
+    Pty,
+}
+
+/// Why a relay ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Exited,
+    /// The output broke off: how the command ended is not known.
+    Lost,
+    ClientLeft,
+    ClientBroke,
+    MessageTooLarge,
+    Stopping,
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// Output as messages; none for what this protocol does not show.
+    fn messages(self, frame: Frame) -> Vec<Message> {
+        match (self, frame) {
+            (Self::Exec, Frame::Stdout(bytes)) => pieces(exec_frame::STDOUT, &bytes),
+            (Self::Exec, Frame::Stderr(bytes)) => pieces(exec_frame::STDERR, &bytes),
+            (Self::Exec, Frame::Exit(exit)) => {
+                let [a, b, c, d] = exit.code.to_be_bytes();
+                vec![Message::Binary(Bytes::copy_from_slice(&[exec_frame::EXIT, a, b, c, d]))]
+            }
+            (Self::Exec, Frame::ReplayEnd) => {
+                vec![Message::Binary(Bytes::from_static(&[exec_frame::REPLAY_END]))]
+            }
+            (Self::Pty, Frame::Stdout(mut bytes)) => {
+                let mut messages = Vec::with_capacity(bytes.len().div_ceil(MAX_OUTPUT_BYTES));
+                while !bytes.is_empty() {
+                    messages.push(Message::Binary(bytes.split_to(bytes.len().min(MAX_OUTPUT_BYTES))));
+                }
+                messages
+            }
+            (Self::Pty, Frame::Stderr(_) | Frame::Exit(_) | Frame::ReplayEnd)
+            | (_, Frame::Stdin(_) | Frame::StdinEnd | Frame::Started { .. }) => Vec::new(),
+        }
+    }
+
+    /// What a client sent as input; `None` for what is ignored.
+    fn input(self, message: Message) -> Option<Frame> {
+        match (self, message) {
+            (Self::Exec, Message::Binary(mut bytes)) => {
+                let kind = (!bytes.is_empty()).then(|| bytes.split_to(1)[0])?;
+                match kind {
+                    exec_frame::STDIN if !bytes.is_empty() => Some(Frame::Stdin(bytes)),
+                    exec_frame::STDIN_END => Some(Frame::StdinEnd),
+                    _ => None,
+                }
+            }
+            (Self::Pty, message @ (Message::Binary(_) | Message::Text(_))) => {
+                let bytes = message.into_data();
+                (!bytes.is_empty()).then_some(Frame::Stdin(bytes))
+            }
+            (Self::Exec, Message::Text(_)) | (_, Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => {
+                None
+            }
+        }
+    }
+
+    /// A message that means nothing, for connections that are cut when silent. An empty one is what clients of
+    /// commands are used to; a terminal gets a ping, so that it never sees a message without bytes.
+    fn keep_alive(self) -> Message {
+        match self {
+            Self::Exec => Message::Binary(Bytes::new()),
+            Self::Pty => Message::Ping(Bytes::new()),
+        }
+    }
+}
+
+fn pieces(kind: u8, bytes: &Bytes) -> Vec<Message> {
+    let message = |piece: &[u8]| {
+        let mut message = BytesMut::with_capacity(1 + piece.len());
+        message.put_u8(kind);
+        message.put_slice(piece);
+        Message::Binary(message.freeze())
+    };
+    bytes.chunks(MAX_OUTPUT_BYTES).map(message).collect()
+}
+
+// === impl End ===
+
+impl End {
+    fn close_frame(self) -> Option<CloseFrame> {
+        let (code, reason) = match self {
+            Self::Exited => (close_code::NORMAL, "exec completed"),
+            Self::Lost => (close_code::ERROR, "the output was lost"),
+            Self::MessageTooLarge => (close_code::SIZE, "the message is too large"),
+            Self::ClientBroke => (close_code::PROTOCOL, "not a WebSocket message"),
+            Self::Stopping => (close_code::AWAY, "the server is stopping"),
+            Self::ClientLeft => return None,
+        };
+        Some(CloseFrame { code, reason: reason.into() })
+    }
+}
+
+/// Relays until the command ends, the client leaves, or the server stops.
+pub(super) async fn relay(
+    socket: WebSocket,
+    attached: Attached,
+    protocol: Protocol,
+    shutdown: CancellationToken,
+) {
+    let (mut sink, mut stream) = socket.split();
+    let Attached { mut output, input } = attached;
+    let end = tokio::select! {
+        end = pump_out(&mut sink, &mut output, protocol) => end,
+        end = pump_in(&mut stream, &input, protocol) => end,
+        () = shutdown.cancelled() => End::Stopping,
+    };
+    // Lets go of the command first: whether somebody is attached to it must be true at once.
+    drop((output, input));
+    tracing::debug!(?end, "a WebSocket ends");
+    let closing = async {
+        match end.close_frame() {
+            Some(frame) => {
+                if sink.send(Message::Close(Some(frame))).await.is_err() {
+                    return;
+                }
+                // Until the client has closed as well: a socket that is dropped with bytes unread resets the
+                // connection, and the client may lose the end of what was sent to it.
+                while let Some(Ok(_)) = stream.next().await {}
+            }
+            None => drop(sink.close().await),
+        }
+    };
+    // A client that does not answer the close is gone, or as good as.
+    let _ = tokio::time::timeout(CLOSE_GRACE, closing).await;
+}
+
+async fn pump_out(
+    sink: &mut SplitSink<WebSocket, Message>,
+    output: &mut OutputStream,
+    protocol: Protocol,
+) -> End {
+    loop {
+        let frame = match tokio::time::timeout(KEEP_ALIVE, output.next()).await {
+            Ok(Ok(frame)) => frame,
+            Ok(Err(error)) => {
+                tracing::info!(%error, "a command is cut off from its client");
+                return End::Lost;
+            }
+            Err(_) => {
+                if sink.send(protocol.keep_alive()).await.is_err() {
+                    return End::ClientLeft;
+                }
+                continue;
+            }
+        };
+        let exited = matches!(frame, Frame::Exit(_));
+        for message in protocol.messages(frame) {
+            if sink.send(message).await.is_err() {
+                return End::ClientLeft;
+            }
+        }
+        if exited {
+            return End::Exited;
+        }
+    }
+}
+
+async fn pump_in(stream: &mut SplitStream<WebSocket>, input: &Input, protocol: Protocol) -> End {
+    loop {
+        let message = match stream.next().await {
+            None | Some(Ok(Message::Close(_))) => return End::ClientLeft,
+            Some(Err(error)) => return end_of(error),
+            Some(Ok(message)) => message,
+        };
+        if let Some(frame) = protocol.input(message) {
+            // A command that has closed its input does not mind what else comes.
+            let _taken = input.send(&frame).await;
+        }
+    }
+}
+
+/// What a broken message says about its sender.
+fn end_of(error: axum::Error) -> End {
+    use tokio_tungstenite::tungstenite::Error;
+    match error.into_inner().downcast_ref::<Error>() {
+        Some(Error::Capacity(_)) => End::MessageTooLarge,
+        Some(Error::Protocol(_) | Error::Utf8(_)) => End::ClientBroke,
+        _ => End::ClientLeft,
+    }
+}

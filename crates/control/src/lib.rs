@@ -1,0 +1,97 @@
+//! The control plane: who may do what, what is meant to be, what was seen to be.
+//!
+//! ```text
+//!   http ─▶ app ─▶ store            requests, decisions, tables
+//!            │        ▲
+//!            ▼        │
+//!          node ◀── tasks           reconciler, watch on the node's changes
+//! ```
+//!
+//! Owns the SQLite file and the key of sandbox tokens in its data directory, and nothing on any host: what happens
+//! to a sandbox happens on its node, which is reached through `warren-node-api` alone. Intent and what was observed
+//! stand side by side in the store; after a crash at any point the reconciler makes them and the node agree.
+
+mod app;
+mod config;
+mod http;
+pub mod keys;
+mod store;
+mod tasks;
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use warren_node_api::NodeClient;
+use warren_types::Error;
+
+use app::token::{self, TokenSigner};
+use app::{App, Parts};
+pub use config::Config;
+use store::Store;
+pub use store::StoreError;
+
+/// A control plane that is ready to serve.
+#[derive(Clone)]
+pub struct Control {
+    app: Arc<App>,
+}
+
+/// Why the control plane cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+    #[error(
+        "the key of sandbox tokens, {path}, cannot be used; if it is damaged, remove it and all tokens change"
+    )]
+    TokenKey { path: String, source: io::Error },
+    #[error("the node cannot be used")]
+    Node(#[source] Error),
+    #[error("what the node has could not be compared with what is stored")]
+    Reconcile(#[source] Error),
+}
+
+impl Control {
+    /// Opens the store, makes it agree with the node, and starts the tasks that keep it so. They run in `tasks` and end
+    /// when `shutdown` is cancelled; so do streams to clients.
+    pub async fn start(
+        config: Config,
+        node: NodeClient,
+        shutdown: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Result<Self, StartError> {
+        let store = Store::open(&config.data_dir).await?;
+        let tokens = TokenSigner::open(&config.data_dir).map_err(|source| StartError::TokenKey {
+            path: config.data_dir.join(token::FILE_NAME).display().to_string(),
+            source,
+        })?;
+        let node_info = node.get_node().await.map_err(StartError::Node)?;
+        let app = Arc::new(App::new(Parts {
+            store,
+            node,
+            node_info,
+            tokens,
+            region: config.region,
+            public_url: config.public_url,
+            max_running_per_org: config.max_running_per_org,
+            shutdown,
+            tasks,
+        }));
+        tasks::reconcile::reconcile(&app).await.map_err(StartError::Reconcile)?;
+        tasks::spawn(&app);
+        Ok(Self { app })
+    }
+
+    /// Compares what is stored with what the node has, now. It happens by itself as well, every half minute.
+    pub async fn reconcile(&self) -> Result<(), Error> {
+        tasks::reconcile::reconcile(&self.app).await
+    }
+
+    /// All routes.
+    pub fn router(&self) -> Router {
+        http::router(Arc::clone(&self.app))
+    }
+}

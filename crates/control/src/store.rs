@@ -1,0 +1,94 @@
+//! Tables and queries; one file a table.
+//!
+//! Owns the SQLite file `control.sqlite`. Writes go through one connection in transactions that take the write lock
+//! at once (a deferred one that turns into a write fails without waiting); reads have a small pool of their own and
+//! never wait for a writer. Every commit is synced to the disk: a revoked key and an acknowledged sandbox survive
+//! a power cut. The SQL is written so that PostgreSQL would take the same text.
+//!
+//! Nothing here decides anything: no rights, no defaults, no words for clients.
+
+mod error;
+pub(crate) mod idempotency;
+pub(crate) mod keys;
+pub(crate) mod sandboxes;
+pub(crate) mod tags;
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+pub use error::StoreError;
+
+const FILE_NAME: &str = "control.sqlite";
+const READERS: u32 = 4;
+/// How long a write waits for another process (`warren keys` beside a server).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    writer: SqlitePool,
+    reader: SqlitePool,
+}
+
+impl Store {
+    /// Opens the store in `data_dir`, makes it if it is not there, and brings its tables up to date.
+    pub(crate) async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let path = data_dir.join(FILE_NAME);
+        make_private(data_dir, &path).map_err(|source| StoreError::Prepare { path: path.clone(), source })?;
+
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let open = |source| StoreError::Open { path: path.clone(), source };
+        let writer =
+            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
+        sqlx::migrate!("migrations/sqlite")
+            .run(&writer)
+            .await
+            .map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
+        let reader = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(open)?;
+        Ok(Self { writer, reader })
+    }
+
+    /// Whether the store can be read.
+    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1")
+            .execute(&self.reader)
+            .await
+            .map(drop)
+            .map_err(StoreError::query("read the store"))
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(StoreError::query("begin a transaction"))
+    }
+}
+
+/// The folder and the file are for the server's own user: hashes of keys and names of customers are in there.
+fn make_private(data_dir: &Path, file: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
+    OpenOptions::new().create(true).append(true).mode(0o600).open(file)?;
+    Ok(())
+}
+
+pub(crate) fn now_micros() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+/// A stored time; text and numbers in the file are ours, so a bad one is a broken file.
+fn timestamp(micros: i64) -> Result<Timestamp, StoreError> {
+    Timestamp::from_microsecond(micros)
+        .map_err(|source| StoreError::Column { column: "a time", source: source.into() })
+}

@@ -1,0 +1,143 @@
+//! Makes what is stored and what the node has agree.
+//!
+//! | the node has | the row is | done |
+//! | --- | --- | --- |
+//! | it | missing, or stopped | removed from the node |
+//! | – | running or hibernated | row becomes `error`: its node no longer has it |
+//! | it or not | creating, and no create of this process is at it | undone: removed from the node, row deleted |
+//! | it | anything else | the node's report is applied if it is newer |
+//!
+//! Runs once before the first request is served and then every [`EVERY`]. The node's list and the table are read one
+//! after the other while creates and deletes go on, so a difference between the two is only a suspicion: each is looked
+//! at again, alone, before anything is done about it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use warren_node_api::Report;
+use warren_types::{Error, SandboxId, SandboxState};
+
+use crate::app::App;
+use crate::app::idempotency::KEPT_MICROS;
+use crate::store::now_micros;
+use crate::store::sandboxes::{Intent, SandboxStanding};
+
+pub(crate) const EVERY: Duration = Duration::from_secs(30);
+/// How long the node may take to list what it has.
+const LIST_DEADLINE: Duration = Duration::from_secs(30);
+const LOST: &str = "its node no longer has it";
+
+pub(super) async fn sweep(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Err(error) = reconcile(&app).await {
+            tracing::warn!(%error, "what the node has could not be compared with what is stored; trying again soon");
+        }
+        if let Err(error) = tidy(&app).await {
+            tracing::warn!(%error, "the store could not be tidied; trying again soon");
+        }
+    }
+}
+
+/// One comparison, and what follows from it. One sandbox that cannot be helped does not keep the others from it.
+pub(crate) async fn reconcile(app: &App) -> Result<(), Error> {
+    let reports = list(app).await?;
+    let on_node: HashMap<&SandboxId, &Report> = reports.iter().map(|report| (&report.id, report)).collect();
+    let rows = app.store.list_unstopped().await?;
+    let known: HashSet<&SandboxId> = rows.iter().map(|row| &row.id).collect();
+
+    for report in reports.iter().filter(|report| !known.contains(&report.id)) {
+        remove_unknown(app, &report.id).await?;
+    }
+    let mut missing = Vec::new();
+    for row in &rows {
+        match (row.observed, on_node.get(&row.id)) {
+            (SandboxState::Creating, _) => undo_create(app, &row.id).await?,
+            (_, Some(report)) => apply(app, row, report).await?,
+            (SandboxState::Running | SandboxState::Hibernated, None) => missing.push(&row.id),
+            (SandboxState::Error | SandboxState::Stopped, None) => {}
+        }
+    }
+    if !missing.is_empty() {
+        mark_lost(app, &missing).await?;
+    }
+    Ok(())
+}
+
+async fn list(app: &App) -> Result<Vec<Report>, Error> {
+    tokio::time::timeout(LIST_DEADLINE, app.node.list_sandboxes())
+        .await
+        .unwrap_or_else(|_| Err(Error::unavailable("the node took too long to list its sandboxes")))
+}
+
+/// The row as it is now, unless a create of this process is at it. The order matters: an id leaves the creates under
+/// way only after its row is settled.
+async fn settled(app: &App, id: &SandboxId) -> Result<Option<Option<SandboxStanding>>, Error> {
+    if app.in_flight.contains(id) {
+        return Ok(None);
+    }
+    Ok(Some(app.store.find_standing(id).await?))
+}
+
+async fn remove_unknown(app: &App, id: &SandboxId) -> Result<(), Error> {
+    let Some(row) = settled(app, id).await? else { return Ok(()) };
+    let wanted =
+        row.is_some_and(|row| row.intent != Intent::Deleted && row.observed != SandboxState::Stopped);
+    if !wanted {
+        tracing::info!(sandbox = %id, "removing a sandbox that is not meant to be there");
+        remove(app, id).await;
+    }
+    Ok(())
+}
+
+async fn undo_create(app: &App, id: &SandboxId) -> Result<(), Error> {
+    let Some(Some(row)) = settled(app, id).await? else { return Ok(()) };
+    if row.observed == SandboxState::Creating {
+        tracing::info!(sandbox = %id, "undoing a create that was interrupted");
+        // The row goes last: while it is there the id cannot be given to another sandbox.
+        if remove(app, id).await {
+            app.store.remove_creating(id).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn remove(app: &App, id: &SandboxId) -> bool {
+    match app.ensure_absent(id).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(sandbox = %id, %error, "the node could not remove a sandbox; trying again soon");
+            false
+        }
+    }
+}
+
+async fn apply(app: &App, row: &SandboxStanding, report: &Report) -> Result<(), Error> {
+    let news = report.generation > row.generation
+        || (report.generation == row.generation && report.state != row.observed);
+    if news && report.state != SandboxState::Creating {
+        app.store.apply_report(report).await?;
+    }
+    Ok(())
+}
+
+async fn mark_lost(app: &App, missing: &[&SandboxId]) -> Result<(), Error> {
+    // Asked again after the rows were read: whatever was made meanwhile is in this list.
+    let there: HashSet<SandboxId> = list(app).await?.into_iter().map(|report| report.id).collect();
+    for id in missing.iter().filter(|id| !there.contains(**id)) {
+        if app.store.mark_lost(id, LOST).await? {
+            tracing::warn!(sandbox = %id, "a sandbox is lost: {LOST}");
+        }
+    }
+    Ok(())
+}
+
+async fn tidy(app: &App) -> Result<(), Error> {
+    app.store.forget_idempotency_keys(now_micros() - KEPT_MICROS).await?;
+    let used = app.used_keys.take();
+    if !used.is_empty() {
+        app.store.touch_keys(&used).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! The real router, store and tasks on a port of their own, over a simulated node (see `sim`).
+
+#![expect(clippy::unwrap_used, reason = "a test that meets anything else has failed")]
+
+mod authorisation;
+mod bad_input;
+mod create;
+mod exec;
+mod files;
+mod harness;
+mod idempotency;
+mod keys;
+mod lifecycle;
+mod list;
+mod openapi;
+mod pty;
+mod reconcile;
+mod sim;
+mod web_socket;

@@ -1,0 +1,285 @@
+//! A simulated node with simulated guests, in memory.
+//!
+//! Real: the wire of `warren-node-api` and `warren-guest-api`, generations, the stream of changes, logs of output with
+//! offsets, replay. Simulated: nothing is run. A command is a little script of steps (see `exec`), a terminal echoes,
+//! files are a map. The node outlives the control plane, as a real one does.
+
+mod exec;
+mod files;
+mod pty;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures_util::stream;
+use http::StatusCode;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, broadcast};
+use warren_guest_api::status_of;
+use warren_node_api::{NodeClient, NodeInfo, Report, SandboxSpec, Timeout};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+
+pub(crate) use exec::Exec;
+
+#[derive(Clone)]
+pub(crate) struct SimNode(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<Node>,
+    changes: broadcast::Sender<Report>,
+    /// Creates read it; tests that hold them up write it.
+    gate: Arc<RwLock<()>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Node {
+    pub(crate) sandboxes: HashMap<SandboxId, Sandbox>,
+    /// What the next creates fail with, after leaving the sandbox behind half-made.
+    pub(crate) create_errors: Vec<Error>,
+    /// Creates asked for so far.
+    pub(crate) creates: usize,
+    pub(crate) absents: Vec<SandboxId>,
+    pub(crate) unreachable: bool,
+    /// What every guest answers with instead of doing anything.
+    pub(crate) guest_answer: Option<(u16, String)>,
+}
+
+pub(crate) struct Sandbox {
+    pub(crate) spec: SandboxSpec,
+    pub(crate) report: Report,
+    pub(crate) execs: BTreeMap<String, Arc<Exec>>,
+    pub(crate) ptys: BTreeMap<String, Arc<pty::Pty>>,
+    pub(crate) files: BTreeMap<String, Bytes>,
+    pub(crate) modes: BTreeMap<String, u32>,
+}
+
+pub(crate) struct Failure(Error);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (StatusCode::from_u16(status_of(self.0.kind)).unwrap(), Json(self.0)).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Failure>;
+
+impl SimNode {
+    pub(crate) fn new() -> Self {
+        let inner =
+            Inner { state: Mutex::default(), changes: broadcast::channel(1024).0, gate: Arc::default() };
+        Self(Arc::new(inner))
+    }
+
+    pub(crate) fn client(&self) -> NodeClient {
+        let router = Router::new()
+            .route("/v1/node", get(node))
+            .route("/v1/sandboxes", get(list))
+            .route("/v1/sandboxes/{id}", put(ensure).delete(absent))
+            .route("/v1/sandboxes/{id}/timeout", put(timeout))
+            .route("/v1/sandboxes/{id}/wake", post(wake))
+            .route("/v1/sandboxes/{id}/hibernate", post(hibernate))
+            .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
+            .route("/v1/changes", get(changes))
+            .with_state(self.clone());
+        NodeClient::new(router)
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, Node> {
+        self.0.state.lock().unwrap()
+    }
+
+    /// Keeps creates from ending until the guard is dropped.
+    pub(crate) fn hold_creates(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.0.gate).try_write_owned().expect("no create is under way yet")
+    }
+
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.state().sandboxes.contains_key(&id.parse::<SandboxId>().unwrap())
+    }
+
+    /// A sandbox that no control plane asked for.
+    pub(crate) fn plant(&self, id: &str) {
+        let id: SandboxId = id.parse().unwrap();
+        let size = warren_types::Size::resolve(None, None, None).unwrap();
+        let envs = BTreeMap::new();
+        let spec = SandboxSpec { template: "base".into(), size, envs, timeout_seconds: 0, network: true };
+        self.state().sandboxes.insert(id.clone(), Sandbox::new(id, spec));
+    }
+
+    /// Changes a sandbox by the node's own doing, and reports it.
+    pub(crate) fn change(&self, id: &str, state: SandboxState, reason: Option<&str>) -> Report {
+        let id: SandboxId = id.parse().unwrap();
+        let mut node = self.state();
+        let sandbox = node.sandboxes.get_mut(&id).expect("the node has it");
+        let report = sandbox.become_(state, reason);
+        drop(node);
+        self.send(report.clone());
+        report
+    }
+
+    pub(crate) fn send(&self, report: Report) {
+        let _ = self.0.changes.send(report);
+    }
+
+    fn transition(&self, id: &SandboxId, state: SandboxState) -> Answer<Json<Report>> {
+        let mut node = self.state();
+        let sandbox = node.sandboxes.get_mut(id).ok_or_else(unknown)?;
+        let report =
+            if sandbox.report.state == state { sandbox.report.clone() } else { sandbox.become_(state, None) };
+        drop(node);
+        self.send(report.clone());
+        Ok(Json(report))
+    }
+}
+
+impl Sandbox {
+    fn new(id: SandboxId, spec: SandboxSpec) -> Self {
+        let report = Report { id, state: SandboxState::Running, generation: 1, reason: None };
+        Self {
+            spec,
+            report,
+            execs: BTreeMap::new(),
+            ptys: BTreeMap::new(),
+            files: BTreeMap::new(),
+            modes: BTreeMap::new(),
+        }
+    }
+
+    fn become_(&mut self, state: SandboxState, reason: Option<&str>) -> Report {
+        self.report.state = state;
+        self.report.generation += 1;
+        self.report.reason = reason.map(str::to_owned);
+        self.report.clone()
+    }
+}
+
+fn unknown() -> Error {
+    Error::not_found("the node has no such sandbox")
+}
+
+async fn node(State(node): State<SimNode>) -> Answer<Json<NodeInfo>> {
+    let state = node.state();
+    if state.unreachable {
+        return Err(Error::unavailable("the node is away").into());
+    }
+    Ok(Json(NodeInfo {
+        id: "sim-node".into(),
+        version: "0".into(),
+        runtime: "container".into(),
+        templates: vec!["base".into()],
+        cpus: 2,
+        memory_mb: 4096,
+        disk_free_mb: 1,
+        sandboxes_running: u32::try_from(state.sandboxes.len()).unwrap(),
+    }))
+}
+
+async fn list(State(node): State<SimNode>) -> Answer<Json<Vec<Report>>> {
+    let state = node.state();
+    if state.unreachable {
+        return Err(Error::unavailable("the node is away").into());
+    }
+    Ok(Json(state.sandboxes.values().map(|sandbox| sandbox.report.clone()).collect()))
+}
+
+async fn ensure(
+    State(node): State<SimNode>,
+    Path(id): Path<SandboxId>,
+    Json(spec): Json<SandboxSpec>,
+) -> Answer<Json<Report>> {
+    let failure = {
+        let mut state = node.state();
+        state.creates += 1;
+        state.sandboxes.entry(id.clone()).or_insert_with(|| Sandbox::new(id.clone(), spec));
+        state.create_errors.pop()
+    };
+    drop(node.0.gate.read().await);
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let report = node.state().sandboxes.get(&id).ok_or_else(unknown)?.report.clone();
+    node.send(report.clone());
+    Ok(Json(report))
+}
+
+async fn absent(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> Answer<StatusCode> {
+    let mut state = node.state();
+    if state.unreachable {
+        return Err(Error::unavailable("the node is away").into());
+    }
+    state.sandboxes.remove(&id);
+    state.absents.push(id);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn timeout(
+    State(node): State<SimNode>,
+    Path(id): Path<SandboxId>,
+    Json(timeout): Json<Timeout>,
+) -> Answer<Json<Report>> {
+    let mut state = node.state();
+    let sandbox = state.sandboxes.get_mut(&id).ok_or_else(unknown)?;
+    sandbox.spec.timeout_seconds = timeout.timeout_seconds;
+    Ok(Json(sandbox.report.clone()))
+}
+
+async fn wake(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> Answer<Json<Report>> {
+    node.transition(&id, SandboxState::Running)
+}
+
+async fn hibernate(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> Answer<Json<Report>> {
+    node.transition(&id, SandboxState::Hibernated)
+}
+
+async fn changes(State(node): State<SimNode>) -> Body {
+    let receiver = node.0.changes.subscribe();
+    let first: Vec<Report> = node.state().sandboxes.values().map(|sandbox| sandbox.report.clone()).collect();
+    let line = |report: &Report| Bytes::from(serde_json::to_string(report).unwrap() + "\n");
+    let first: Vec<_> = first.iter().map(|report| Ok::<_, std::io::Error>(line(report))).collect();
+    let live = stream::unfold(receiver, move |mut receiver| async move {
+        let report = receiver.recv().await.ok()?;
+        Some((Ok(line(&report)), receiver))
+    });
+    Body::from_stream(futures_util::StreamExt::chain(stream::iter(first), live))
+}
+
+/// One call to a guest. Wakes it, as a node does.
+async fn guest(
+    State(node): State<SimNode>,
+    Path((id, path)): Path<(SandboxId, String)>,
+    request: Request,
+) -> Answer<Response> {
+    if let Some((status, body)) = node.state().guest_answer.clone() {
+        return Ok((StatusCode::from_u16(status).unwrap(), body).into_response());
+    }
+    let _ = node.transition(&id, SandboxState::Running)?;
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts[0] {
+        "exec" => exec::call(&node, &id, &parts[1..], request).await,
+        "pty" => pty::call(&node, &id, &parts[1..], request).await,
+        "files" => files::call(&node, &id, &parts[1..], request).await,
+        _ => Err(Error::new(ErrorKind::NotFound, "no such route in a guest").into()),
+    }
+}
+
+/// A parameter of a guest call's query.
+fn parameter(request: &Request, name: &str) -> Option<String> {
+    let query = axum::extract::Query::<HashMap<String, String>>::try_from_uri(request.uri()).unwrap();
+    query.0.get(name).cloned()
+}
+
+async fn json<T: serde::de::DeserializeOwned>(request: Request) -> T {
+    let bytes = axum::body::to_bytes(request.into_body(), 8 << 20).await.unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}

@@ -1,0 +1,79 @@
+//! The agent as a whole: what its requests share.
+
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use warren_guest_api::Status;
+use warren_guest_api::boot::{Boot, CGROUP_DIR};
+
+use crate::archive::Transfers;
+use crate::cgroup::Cgroups;
+use crate::environment::Environment;
+use crate::exec::Commands;
+use crate::pty::Terminals;
+use crate::rest::Rest;
+use crate::workers::Workers;
+
+/// Threads that wait for files. One that hangs, say on a file system made by a program, must not stop the others.
+const FILE_THREADS: usize = 4;
+
+/// Places the agent uses; they differ only in tests.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The sandbox's own cgroup.
+    pub cgroup: PathBuf,
+    /// Where the output of commands is kept.
+    pub output: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { cgroup: CGROUP_DIR.into(), output: "/var/lib/warren/exec".into() }
+    }
+}
+
+pub(crate) struct Agent {
+    pub(crate) commands: Rc<Commands>,
+    pub(crate) terminals: Rc<Terminals>,
+    pub(crate) files: Workers,
+    pub(crate) transfers: Transfers,
+    pub(crate) rest: Rc<Rest>,
+    started: Instant,
+}
+
+impl Agent {
+    pub(crate) fn new(boot: Boot, places: &Places) -> io::Result<Rc<Self>> {
+        let environment = Rc::new(Environment::new(boot));
+        let cgroups = Cgroups::new(&places.cgroup);
+        let rest = Rc::<Rest>::default();
+        // Its own thread, so that no file can keep the output of commands waiting.
+        let keeper = Workers::start("output", 1)?;
+        let commands = Commands::new(
+            Rc::clone(&environment),
+            Rc::clone(&cgroups),
+            places.output.clone(),
+            keeper.clone(),
+            Rc::clone(&rest),
+        );
+        Ok(Rc::new(Self {
+            commands,
+            terminals: Terminals::new(environment, cgroups, keeper, Rc::clone(&rest)),
+            files: Workers::start("files", FILE_THREADS)?,
+            transfers: Transfers::default(),
+            rest,
+            started: Instant::now(),
+        }))
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Status {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            execs_running: count(self.commands.running()),
+            ptys_running: count(self.terminals.running()),
+        }
+    }
+}

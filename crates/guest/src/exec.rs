@@ -1,0 +1,197 @@
+//! All commands of the sandbox: started here, found here, forgotten here.
+//!
+//! ```text
+//!   start ──▶ running ──▶ finished ──▶ forgotten
+//!                │            └─ after RETENTION_SECONDS, or sooner when there are many
+//!                └─ supervised by one task each, see `supervise`
+//! ```
+//!
+//! Refused are more than [`MAX_RUNNING`] commands at once and more than [`MAX_CLIENTS`] clients on one.
+
+mod command;
+mod input;
+mod stream;
+mod supervise;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use warren_guest_api::exec::{self as api, ExecStart, LOG_BYTES, RETENTION_SECONDS};
+use warren_types::error::Result;
+use warren_types::{Error, ErrorKind, ExecId};
+
+pub(crate) use self::command::Command;
+pub(crate) use self::input::{Input, each_frame};
+pub(crate) use self::stream::{ExecStream, SingleStream, exit_chunk, to_chunk};
+use crate::cgroup::Cgroups;
+use crate::environment::Environment;
+use crate::log::Limits;
+use crate::output::Reader;
+use crate::rest::Rest;
+use crate::workers::Workers;
+
+const MAX_RUNNING: usize = 512;
+const MAX_FINISHED: usize = 256;
+/// Memory and disk that the output of finished commands may take.
+const MAX_FINISHED_MEMORY: usize = 16 * 1024 * 1024;
+const MAX_FINISHED_FILES: u64 = 1024 * 1024 * 1024;
+const MAX_CLIENTS: u32 = 64;
+
+const SEGMENT: usize = 256 * 1024;
+const LOG_LIMITS: Limits =
+    Limits { segment: SEGMENT, in_memory: 4, pending: 4, slots: (LOG_BYTES / SEGMENT as u64) as u32 };
+
+pub(crate) struct Commands {
+    environment: Rc<Environment>,
+    cgroups: Rc<Cgroups>,
+    /// Where the logs' files go.
+    folder: PathBuf,
+    workers: Workers,
+    rest: Rc<Rest>,
+    commands: RefCell<BTreeMap<ExecId, Rc<Command>>>,
+    /// Oldest first.
+    finished: RefCell<VecDeque<(Instant, Rc<Command>)>>,
+    starting: Cell<usize>,
+    sweeping: Cell<bool>,
+}
+
+impl Commands {
+    pub(crate) fn new(
+        environment: Rc<Environment>,
+        cgroups: Rc<Cgroups>,
+        folder: PathBuf,
+        workers: Workers,
+        rest: Rc<Rest>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            environment,
+            cgroups,
+            folder,
+            workers,
+            rest,
+            commands: RefCell::default(),
+            finished: RefCell::default(),
+            starting: Cell::new(0),
+            sweeping: Cell::new(false),
+        })
+    }
+
+    /// Starts a command; with `attach` together with a client that gets all of its output. It goes on if the caller
+    /// does not wait for the answer.
+    pub(crate) async fn start(self: &Rc<Self>, start: ExecStart, attach: bool) -> Result<(Rc<Command>, Option<Reader>)> {
+        if self.running() + self.starting.get() >= MAX_RUNNING {
+            let message = format!("{MAX_RUNNING} commands are running already; end one and try again");
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        self.starting.set(self.starting.get() + 1);
+        let commands = Rc::clone(self);
+        let task = tokio::task::spawn_local(async move {
+            let result = commands.launch(start, attach).await;
+            commands.starting.set(commands.starting.get() - 1);
+            result
+        });
+        task.await.unwrap_or_else(|_| Err(Error::internal("the command's start was broken off")))
+    }
+
+    async fn launch(self: &Rc<Self>, start: ExecStart, attach: bool) -> Result<(Rc<Command>, Option<Reader>)> {
+        let id = self.new_id();
+        let log = self.folder.join(format!("{id}.log"));
+        let (command, pipes) =
+            Command::launch(id, start, &self.environment, &self.cgroups, (LOG_LIMITS, log, self.workers.clone())).await?;
+        let reader = attach.then(|| command.output.reader(0, true));
+        self.commands.borrow_mut().insert(command.id.clone(), Rc::clone(&command));
+        let commands = Rc::clone(self);
+        let supervised = Rc::clone(&command);
+        tokio::task::spawn_local(async move {
+            supervise::supervise(&supervised, pipes).await;
+            commands.note_finished(supervised);
+        });
+        Ok((command, reader))
+    }
+
+    fn new_id(&self) -> ExecId {
+        loop {
+            let id = ExecId::generate();
+            if !self.commands.borrow().contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Result<Rc<Command>> {
+        self.forget_old();
+        let id = id.parse().map_err(|_| unknown(id))?;
+        self.commands.borrow().get(&id).cloned().ok_or_else(|| unknown(id.as_str()))
+    }
+
+    /// All that are known, oldest first.
+    pub(crate) fn list(&self) -> Vec<api::Exec> {
+        self.forget_old();
+        let mut list: Vec<_> = self.commands.borrow().values().map(|command| command.view()).collect();
+        list.sort_by(|a, b| (a.started_at_ms, &a.id).cmp(&(b.started_at_ms, &b.id)));
+        list
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.commands.borrow().len().saturating_sub(self.finished.borrow().len())
+    }
+
+    /// A client that reads from `offset`, by default the newest [`api::REPLAY_BYTES`].
+    pub(crate) fn attach(&self, id: &str, offset: Option<u64>) -> Result<(Rc<Command>, Reader)> {
+        let command = self.get(id)?;
+        if command.output.clients() >= MAX_CLIENTS {
+            let message = format!("{MAX_CLIENTS} clients are attached to this command already");
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        let offset = offset.unwrap_or_else(|| command.output.end().saturating_sub(api::REPLAY_BYTES));
+        let reader = command.output.reader(offset, true);
+        Ok((command, reader))
+    }
+
+    fn note_finished(self: &Rc<Self>, command: Rc<Command>) {
+        self.finished.borrow_mut().push_back((Instant::now(), command));
+        self.forget_old();
+        self.rest.note_work();
+        if !self.sweeping.replace(true) {
+            let commands = Rc::clone(self);
+            tokio::task::spawn_local(async move { commands.sweep().await });
+        }
+    }
+
+    /// Forgets finished commands when their time has come; ends when there are none.
+    async fn sweep(&self) {
+        loop {
+            let Some(oldest) = self.finished.borrow().front().map(|(at, _)| *at) else { break };
+            tokio::time::sleep_until(oldest + Duration::from_secs(RETENTION_SECONDS)).await;
+            self.forget_old();
+        }
+        self.sweeping.set(false);
+        self.rest.note_work();
+    }
+
+    fn forget_old(&self) {
+        let mut finished = self.finished.borrow_mut();
+        let mut memory: usize = finished.iter().map(|(_, command)| command.output.memory()).sum();
+        let mut files: u64 = finished.iter().map(|(_, command)| command.output.file_size()).sum();
+        while let Some((at, oldest)) = finished.front() {
+            let expired = at.elapsed() >= Duration::from_secs(RETENTION_SECONDS);
+            let crowded = finished.len() > MAX_FINISHED
+                || (finished.len() > 1 && (memory > MAX_FINISHED_MEMORY || files > MAX_FINISHED_FILES));
+            if !expired && !crowded {
+                break;
+            }
+            memory -= oldest.output.memory();
+            files -= oldest.output.file_size();
+            self.commands.borrow_mut().remove(&oldest.id);
+            finished.pop_front();
+        }
+    }
+}
+
+fn unknown(id: &str) -> Error {
+    Error::not_found(format!("no command {id:?} is known here; finished ones are kept for {RETENTION_SECONDS} s"))
+}

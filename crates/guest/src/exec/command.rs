@@ -1,0 +1,235 @@
+//! One command: what it is, its process, its output, its input.
+
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::pipe::PipeFlags;
+use tokio::net::unix::pipe;
+use warren_guest_api::boot::HOME;
+use warren_guest_api::exec::{Exec, ExecStart, Exit, ShellUse};
+use warren_types::error::Result;
+use warren_types::{Error, ErrorKind, ExecId};
+
+use super::Input;
+use crate::cgroup::Cgroups;
+use crate::environment::{Environment, Variables};
+use crate::log::Limits;
+use crate::output::Output;
+use crate::spawn::{self, Process, Program, describe};
+use crate::workers::Workers;
+
+/// What is kept of a command line for listings, in bytes of JSON.
+const MAX_SHOWN: usize = 4096;
+
+pub(crate) struct Command {
+    pub(crate) id: ExecId,
+    shown: (String, Vec<String>),
+    started_at_ms: u64,
+    ended_at_ms: Cell<Option<u64>>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) abandon_after: Option<Duration>,
+    pub(crate) process: Process,
+    pub(crate) output: Rc<Output>,
+    pub(crate) input: Input,
+}
+
+/// The agent's ends of a command's stdout and stderr.
+pub(super) struct Pipes {
+    pub(super) stdout: pipe::Receiver,
+    pub(super) stderr: pipe::Receiver,
+}
+
+impl Command {
+    /// Starts it. The last argument is about its log: sizes, place of the file, and who does the waiting for it.
+    pub(super) async fn launch(
+        id: ExecId,
+        start: ExecStart,
+        environment: &Environment,
+        cgroups: &Rc<Cgroups>,
+        (limits, log, workers): (Limits, PathBuf, Workers),
+    ) -> Result<(Rc<Self>, Pipes)> {
+        let variables = environment.variables(&start.envs);
+        let folder = folder(start.cwd.as_deref());
+        let program = program(&start, &variables, &folder)?;
+        let (stdout, stdout_writer) = output_pipe()?;
+        let (stderr, stderr_writer) = output_pipe()?;
+        let (stdin, input) = if start.stdin { input_pipe()? } else { (null()?, None) };
+        let started_at_ms = now_ms();
+        let process = spawn::spawn(
+            &program,
+            [stdin.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()],
+            false,
+            &format!("exec-{id}"),
+            cgroups,
+            environment,
+        )
+        .await?;
+        let command = Rc::new(Self {
+            id,
+            shown: shown(start.cmd, start.args),
+            started_at_ms,
+            ended_at_ms: Cell::new(None),
+            timeout: start.timeout_ms.map(Duration::from_millis),
+            abandon_after: start.max_run_after_disconnect_ms.map(Duration::from_millis),
+            process,
+            output: Output::new(limits, log, workers),
+            input: Input::new(input),
+        });
+        Ok((command, Pipes { stdout, stderr }))
+    }
+
+    pub(crate) fn view(&self) -> Exec {
+        let exit = self.output.exit();
+        Exec {
+            id: self.id.clone(),
+            cmd: self.shown.0.clone(),
+            args: self.shown.1.clone(),
+            running: exit.is_none(),
+            exit,
+            started_at_ms: self.started_at_ms,
+            ended_at_ms: self.ended_at_ms.get(),
+            attached_clients: self.output.clients(),
+            log_start: self.output.start(),
+            log_end: self.output.end(),
+        }
+    }
+
+    /// Sends a signal; a command that has ended takes it without effect.
+    pub(crate) fn kill(&self, signal: i32) -> Result<()> {
+        if !(1..=64).contains(&signal) {
+            return Err(Error::invalid(format!("signal must be from 1 to 64 (got {signal})")));
+        }
+        if self.output.exit().is_some() { Ok(()) } else { self.process.signal(signal) }
+    }
+
+    /// Waits until it has ended, for at most that long.
+    pub(crate) async fn wait(&self, most: Duration) {
+        let _ = tokio::time::timeout(most, self.output.until(|| self.output.exit())).await;
+    }
+
+    pub(super) fn finish(&self, exit: Exit) {
+        self.ended_at_ms.set(Some(now_ms()));
+        self.input.close();
+        self.output.finish(exit);
+        self.process.release();
+    }
+}
+
+fn folder(cwd: Option<&str>) -> String {
+    match cwd {
+        None | Some("") => HOME.to_owned(),
+        Some(cwd) => Path::new(HOME).join(cwd).to_string_lossy().into_owned(),
+    }
+}
+
+/// Decides between running `cmd` itself and giving it to a shell.
+fn program(start: &ExecStart, variables: &Variables, folder: &str) -> Result<Program> {
+    let cmd = start.cmd.as_str();
+    let shell = start.args.is_empty()
+        && match start.shell {
+            ShellUse::Always => true,
+            ShellUse::WhenNeeded => has_shell_characters(cmd) && !spawn::names_a_program(cmd, variables, folder),
+        };
+    if cmd.is_empty() {
+        return Err(Error::invalid("cmd is required"));
+    }
+    let words: Vec<&str> = if shell {
+        vec!["/bin/sh", "-c", cmd]
+    } else {
+        std::iter::once(cmd).chain(start.args.iter().map(String::as_str)).collect()
+    };
+    Program::new(&words, None, variables, folder)
+}
+
+fn has_shell_characters(cmd: &str) -> bool {
+    cmd.contains(|character: char| character.is_whitespace() || "|&;<>()$`\\\"'*?[]#~={}!".contains(character))
+}
+
+/// The command line for listings, cut where it gets long.
+fn shown(cmd: String, args: Vec<String>) -> (String, Vec<String>) {
+    let mut left = MAX_SHOWN;
+    let mut cut = |text: String| {
+        let mut kept = String::new();
+        for character in text.chars() {
+            // JSON writes control characters as `\u0000`, six bytes.
+            let cost = if character.is_control() { 6 } else { character.len_utf8().max(2) };
+            if cost > left {
+                kept.push('…');
+                left = 0;
+                return kept;
+            }
+            left -= cost;
+            kept.push(character);
+        }
+        left = left.saturating_sub(3);
+        kept
+    };
+    let cmd = cut(cmd);
+    let mut shown = Vec::new();
+    for argument in args {
+        let argument = cut(argument);
+        shown.push(argument);
+        if shown.last().is_some_and(|last| last.ends_with('…')) {
+            break;
+        }
+    }
+    (cmd, shown)
+}
+
+fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
+    let make = || -> io::Result<_> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
+    };
+    make().map_err(|error| no_pipe(&error))
+}
+
+fn input_pipe() -> Result<(OwnedFd, Option<pipe::Sender>)> {
+    let make = || -> io::Result<_> {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
+    };
+    make().map_err(|error| no_pipe(&error))
+}
+
+fn null() -> Result<OwnedFd> {
+    OpenOptions::new().read(true).open("/dev/null").map(File::into).map_err(|error| no_pipe(&error))
+}
+
+fn no_pipe(error: &io::Error) -> Error {
+    let message = format!("the sandbox cannot connect another command: {}; end one and try again", describe(error));
+    Error::new(ErrorKind::Unavailable, message)
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_command_line_is_shown_cut() {
+        let args: Vec<String> = (0..10_000).map(|number| format!("argument {number} \u{1}")).collect();
+        let (cmd, shown) = shown("x".to_owned(), args);
+        let text = serde_json::to_string(&(cmd, &shown)).unwrap();
+        assert!(text.len() < 2 * MAX_SHOWN && text.len() > MAX_SHOWN / 4, "{}", text.len());
+        assert!(shown.last().is_some_and(|last| last.ends_with('…')));
+        let many_empty = super::shown(String::new(), vec![String::new(); 1_000_000]).1.len();
+        assert!(many_empty < MAX_SHOWN, "{many_empty}");
+    }
+
+    #[test]
+    fn relative_working_directories_are_below_home() {
+        assert_eq!(folder(None), HOME);
+        assert_eq!(folder(Some("a/b")), format!("{HOME}/a/b"));
+        assert_eq!(folder(Some("/x")), "/x");
+    }
+}

@@ -1,0 +1,193 @@
+//! Files: what a path is, what is in a folder, making, moving and changing.
+//!
+//! The agent has root's rights inside the sandbox, so every file can be read and written; new ones below the user's
+//! folders belong to the user. Everything here may wait for a disk and is run on worker threads.
+
+pub(crate) mod errors;
+mod owner;
+pub(crate) mod read;
+mod remove;
+pub(crate) mod write;
+
+use std::fs::{self, DirBuilder, FileType, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+
+use warren_guest_api::MAX_JSON_BYTES;
+use warren_guest_api::files::{Chmod, Entry, FileKind, Move, Stat};
+use warren_types::error::Result;
+use warren_types::{Error, ErrorKind};
+
+use self::errors::explain;
+pub(crate) use self::owner::Owner;
+pub(crate) use self::remove::remove;
+use crate::paths::GuestPath;
+
+/// What is in a folder, by name.
+pub(crate) fn list(path: &GuestPath) -> Result<Vec<Entry>> {
+    let failed = |error: io::Error| explain(&error, path);
+    let mut entries = Vec::new();
+    let mut length = 2;
+    for entry in fs::read_dir(path.as_path()).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // It may have gone since; then it is not in the folder.
+        let Ok(meta) = entry.metadata() else { continue };
+        let entry = Entry {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            path: entry.path().to_string_lossy().into_owned(),
+            is_dir: meta.is_dir(),
+            size: meta.len(),
+        };
+        length += 60 + entry.name.len() + entry.path.len();
+        if length > MAX_JSON_BYTES {
+            let message = format!("{path} has too many entries to list; use a command such as `find` in it");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        entries.push(entry);
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+pub(crate) fn stat(path: &GuestPath) -> Result<Stat> {
+    let meta = fs::symlink_metadata(path.as_path()).map_err(|error| explain(&error, path))?;
+    let link_target = meta
+        .is_symlink()
+        .then(|| fs::read_link(path.as_path()).ok())
+        .flatten()
+        .map(|target| target.to_string_lossy().into_owned());
+    let name = path.as_path().file_name().unwrap_or(path.as_path().as_os_str());
+    Ok(Stat {
+        name: name.to_string_lossy().into_owned(),
+        path: path.as_path().to_string_lossy().into_owned(),
+        kind: kind(meta.file_type()),
+        size: meta.len(),
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        modified_at_ms: modified_at_ms(&meta),
+        link_target,
+    })
+}
+
+fn kind(of: FileType) -> FileKind {
+    if of.is_file() {
+        FileKind::File
+    } else if of.is_dir() {
+        FileKind::Directory
+    } else if of.is_symlink() {
+        FileKind::Symlink
+    } else {
+        FileKind::Other
+    }
+}
+
+fn modified_at_ms(meta: &Metadata) -> i64 {
+    meta.mtime().saturating_mul(1000).saturating_add(meta.mtime_nsec() / 1_000_000)
+}
+
+/// Says why something that is no regular file cannot be read or replaced as one.
+fn check_is_file(meta: &Metadata, path: &GuestPath) -> Result<()> {
+    let of = meta.file_type();
+    if of.is_file() {
+        return Ok(());
+    }
+    let what = if of.is_dir() {
+        "a directory"
+    } else if of.is_fifo() {
+        "a named pipe"
+    } else if of.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Err(Error::invalid(format!("{path} is {what}, not a file")))
+}
+
+/// Makes a folder and those above it. One that is there is fine.
+pub(crate) fn make_folder(path: &GuestPath) -> Result<()> {
+    make_folders(path, path.as_path()).map(drop)
+}
+
+/// Makes `folder` with all above it; returns those that were not there, outermost first. `path` is for messages.
+fn make_folders(path: &GuestPath, folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut missing = Vec::new();
+    let mut above = Some(folder);
+    while let Some(folder) = above {
+        match fs::metadata(folder) {
+            Ok(meta) if meta.is_dir() => break,
+            Ok(_) => {
+                return Err(Error::invalid(format!("{folder:?} is a file, so no folder can be there or below it")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(folder.to_owned()),
+            Err(error) => return Err(explain(&error, path)),
+        }
+        above = folder.parent();
+    }
+    missing.reverse();
+    let mut made = Vec::new();
+    for folder in missing {
+        match DirBuilder::new().mode(0o755).create(&folder) {
+            Ok(()) => {
+                Owner::of_new(&folder).give(&folder);
+                made.push(folder);
+            }
+            // Somebody else was quicker; a symlink to nowhere is not a folder.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            Err(error) => {
+                unmake_folders(&made);
+                return Err(explain(&error, path));
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// Takes back folders that were made for something that then failed.
+fn unmake_folders(made: &[std::path::PathBuf]) {
+    for folder in made.iter().rev() {
+        // One that has been put to use since stays.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// Renames, replacing what is at the new path.
+pub(crate) fn rename(from: &GuestPath, to: &GuestPath) -> Result<()> {
+    fs::symlink_metadata(from.as_path()).map_err(|error| explain(&error, from))?;
+    fs::rename(from.as_path(), to.as_path()).map_err(|error| match error.raw_os_error() {
+        Some(libc::EXDEV) => Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{from} cannot be renamed to {to}: it is a folder of the template, or the two are on different file \
+                 systems; copy it and delete the original, as `mv` does"
+            ),
+        ),
+        Some(libc::ENOTEMPTY | libc::EEXIST) => Error::conflict(format!("{to} is a folder that is not empty")),
+        Some(libc::EINVAL) => Error::invalid(format!("{from} cannot be moved into itself")),
+        Some(libc::EISDIR) => Error::invalid(format!("{to} is a directory, {from} is not")),
+        Some(libc::ENOTDIR) => Error::invalid(format!("{to} is not a directory, or not in one")),
+        Some(libc::ENOENT) => Error::not_found(format!("the folder of {to} does not exist")),
+        _ => explain(&error, to),
+    })
+}
+
+pub(crate) fn change_mode(path: &GuestPath, mode: u32) -> Result<()> {
+    check_mode(mode)?;
+    fs::set_permissions(path.as_path(), Permissions::from_mode(mode)).map_err(|error| explain(&error, path))
+}
+
+pub(crate) fn check_mode(mode: u32) -> Result<()> {
+    if mode > 0o7777 {
+        return Err(Error::invalid("mode must be from 0 to 7777, in octal"));
+    }
+    Ok(())
+}
+
+/// The two requests that name their paths in JSON.
+pub(crate) fn apply_move(request: &Move) -> Result<()> {
+    rename(&GuestPath::parse(request.from.as_bytes())?, &GuestPath::parse(request.to.as_bytes())?)
+}
+
+pub(crate) fn apply_chmod(request: &Chmod) -> Result<()> {
+    change_mode(&GuestPath::parse(request.path.as_bytes())?, request.mode)
+}

@@ -1,0 +1,58 @@
+//! How the agent program starts: as PID 1 of a sandbox, or alone.
+//!
+//! PID 1 does nothing but collect processes that have lost their parent. The agent is its child, so that collecting
+//! never races with the agent's own waiting. When the agent ends, PID 1 ends, and with it the sandbox.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::net::UnixListener;
+
+use warren_guest_api::MAX_JSON_BYTES;
+use warren_guest_api::boot::{BOOT_FD, Boot, LISTENER_FD};
+
+use crate::agent::{Agent, Places};
+use crate::{server, sys};
+
+/// Runs as PID 1. Returns, in the child, when the agent has failed.
+pub fn init() -> io::Result<()> {
+    sys::reset_signals();
+    match sys::fork()? {
+        None => serve(&Places::default()),
+        Some(agent) => {
+            sys::close_all_from_3();
+            collect_until(agent)
+        }
+    }
+}
+
+fn collect_until(agent: i32) -> io::Result<()> {
+    loop {
+        match sys::wait_any() {
+            Ok(pid) if pid == agent => return Err(io::Error::other("the agent has ended")),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Runs the agent in this process.
+pub fn serve(places: &Places) -> io::Result<()> {
+    sys::reset_signals();
+    sys::use_one_heap();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let listener = UnixListener::from(sys::inherited(LISTENER_FD)?);
+    let boot = read_boot(File::from(sys::inherited(BOOT_FD)?))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let agent = Agent::new(boot, places)?;
+        server::serve(listener, agent).await
+    })
+}
+
+fn read_boot(file: File) -> io::Result<Boot> {
+    let mut text = Vec::new();
+    file.take(MAX_JSON_BYTES as u64).read_to_end(&mut text)?;
+    serde_json::from_slice(&text).map_err(io::Error::other)
+}

@@ -1,0 +1,218 @@
+//! The output of one command or terminal, while it grows: its log, who reads it, and how it ended.
+//!
+//! ```text
+//!   pump ──take_in──▶ log ──poll_batch──▶ readers
+//!     ▲                │ spill
+//!     └── room ────────┴──▶ a worker thread and the file
+//! ```
+//!
+//! A reader is registered with the log from its first byte to its last, so between what it replays and what it sees
+//! live nothing is lost and nothing doubled.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use warren_guest_api::exec::Exit;
+
+use crate::log::{Batch, Limits, Log, Read, ReaderId, Stream};
+use crate::notice::{Notice, Waiter};
+use crate::workers::Workers;
+
+/// Finished logs up to this size may stay in memory.
+const SMALL_LOG: usize = 64 * 1024;
+
+pub(crate) struct Output {
+    log: RefCell<Log>,
+    /// Grew or ended.
+    changed: Rc<Notice>,
+    /// The log may have room again.
+    room: Rc<Notice>,
+    clients: Cell<u32>,
+    clients_changed: Rc<Notice>,
+    exit: Cell<Option<Exit>>,
+    workers: Workers,
+}
+
+/// Takes output from some offset on. Dropping it leaves.
+pub(crate) struct Reader {
+    output: Rc<Output>,
+    id: ReaderId,
+    at: u64,
+    is_client: bool,
+    changed: Waiter,
+    /// A stretch on its way from the file.
+    coming: Option<oneshot::Receiver<io::Result<Batch>>>,
+}
+
+impl Output {
+    pub(crate) fn new(limits: Limits, spill_path: PathBuf, workers: Workers) -> Rc<Self> {
+        Rc::new(Self {
+            log: RefCell::new(Log::new(limits, spill_path)),
+            changed: Rc::default(),
+            room: Rc::default(),
+            clients: Cell::new(0),
+            clients_changed: Rc::default(),
+            exit: Cell::new(None),
+            workers,
+        })
+    }
+
+    pub(crate) fn start(&self) -> u64 {
+        self.log.borrow().start()
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.log.borrow().end()
+    }
+
+    pub(crate) fn memory(&self) -> usize {
+        self.log.borrow().memory()
+    }
+
+    pub(crate) fn file_size(&self) -> u64 {
+        self.log.borrow().file_size()
+    }
+
+    /// How many bytes may be taken in now.
+    pub(crate) fn room(&self) -> usize {
+        self.log.borrow().room()
+    }
+
+    /// Waits until at least one byte may be taken in.
+    pub(crate) async fn until_room(&self) {
+        self.room.until(|| (self.room() > 0).then_some(())).await;
+    }
+
+    /// Waits until `look` has an answer, asking again whenever output came or the end was reached.
+    pub(crate) async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
+        self.changed.until(look).await
+    }
+
+    /// Adds output; at most [`Output::room`] bytes.
+    pub(crate) fn take_in(self: &Rc<Self>, stream: Stream, bytes: Bytes) {
+        self.log.borrow_mut().append(stream, bytes);
+        self.changed.notify();
+        self.spill();
+    }
+
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.exit.get()
+    }
+
+    /// There will be no more output.
+    pub(crate) fn finish(self: &Rc<Self>, exit: Exit) {
+        self.exit.set(Some(exit));
+        {
+            let mut log = self.log.borrow_mut();
+            if log.memory() > SMALL_LOG {
+                log.flush();
+            }
+        }
+        self.changed.notify();
+        self.spill();
+    }
+
+    pub(crate) fn clients(&self) -> u32 {
+        self.clients.get()
+    }
+
+    /// Waits until somebody is attached, or nobody.
+    pub(crate) async fn until_clients(&self, any: bool) {
+        self.clients_changed.until(|| (any == (self.clients.get() > 0)).then_some(())).await;
+    }
+
+    /// A reader from `offset` on, or from the nearest there is.
+    pub(crate) fn reader(self: &Rc<Self>, offset: u64, is_client: bool) -> Reader {
+        let (id, at) = self.log.borrow_mut().attach(offset);
+        if is_client {
+            self.clients.set(self.clients.get() + 1);
+            self.clients_changed.notify();
+        }
+        Reader { output: Rc::clone(self), id, at, is_client, changed: self.changed.waiter(), coming: None }
+    }
+
+    /// Starts moving older output to the file, if that is due and not under way.
+    fn spill(self: &Rc<Self>) {
+        let Some(mut job) = self.log.borrow_mut().take_spill() else { return };
+        let done = self.workers.run(move || {
+            let result = job.run();
+            (job, result)
+        });
+        let output = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if let Ok((job, result)) = done.await {
+                output.log.borrow_mut().spilled(job, result);
+                output.room.notify();
+                output.spill();
+            }
+        });
+    }
+}
+
+impl Reader {
+    /// Offset of the next byte.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub(crate) fn output(&self) -> &Rc<Output> {
+        &self.output
+    }
+
+    /// The next stretch of output before `to`; `None` when that or the end is reached.
+    pub(crate) fn poll_batch(&mut self, to: u64, context: &mut Context<'_>) -> Poll<Option<io::Result<Batch>>> {
+        if self.coming.is_none() {
+            let log = self.output.log.borrow();
+            let batch = match log.read(self.at, to) {
+                Read::Now(batch) => Some(batch),
+                Read::Later(job) => {
+                    self.coming = Some(self.output.workers.run(move || job.run()));
+                    None
+                }
+                Read::Nothing if self.at >= to || self.output.exit.get().is_some() => return Poll::Ready(None),
+                Read::Nothing => {
+                    self.changed.register(context);
+                    return Poll::Pending;
+                }
+            };
+            drop(log);
+            if let Some(batch) = batch {
+                self.advance(batch.output());
+                return Poll::Ready(Some(Ok(batch)));
+            }
+        }
+        let Some(coming) = &mut self.coming else { return Poll::Pending };
+        let result = ready!(Pin::new(coming).poll(context));
+        self.coming = None;
+        let result = result.unwrap_or_else(|_| Err(io::Error::other("the kept output could not be read")));
+        if let Ok(batch) = &result {
+            self.advance(batch.output());
+        }
+        Poll::Ready(Some(result))
+    }
+
+    fn advance(&mut self, count: u64) {
+        self.at += count;
+        self.output.log.borrow_mut().advance(self.id, self.at);
+        self.output.room.notify();
+        self.output.spill();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.output.log.borrow_mut().detach(self.id);
+        if self.is_client {
+            self.output.clients.set(self.output.clients.get().saturating_sub(1));
+            self.output.clients_changed.notify();
+        }
+        self.output.room.notify();
+        self.output.spill();
+    }
+}

@@ -1,0 +1,227 @@
+//! One terminal: the kernel's pair, the shell on it, what it has shown.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use hyper::body::Incoming;
+use rustix::fs::{Gid, Uid};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Mutex;
+use warren_guest_api::boot::{HOME, UID};
+use warren_guest_api::exec::{Exit, ExitReason};
+use warren_guest_api::frame::Frame;
+use warren_guest_api::pty::{Pty, Resize};
+use warren_types::error::Result;
+use warren_types::{Error, ErrorKind, PtyId};
+
+use super::text::whole_characters;
+use crate::cgroup::Cgroups;
+use crate::environment::{Environment, Variables};
+use crate::exec::each_frame;
+use crate::log::Stream;
+use crate::output::Output;
+use crate::spawn::{self, Ending, Process, Program, describe};
+
+/// How long processes that hold the terminal may still add to its output once the shell has ended.
+const GRACE: Duration = Duration::from_millis(20);
+/// How long the beginning of a character waits for the rest of it.
+const PATIENCE: Duration = Duration::from_millis(10);
+const READ: usize = 8 * 1024;
+/// The group that may write to terminals, by Debian's numbering.
+const TTY_GROUP: u32 = 5;
+
+pub(crate) struct Terminal {
+    pub(crate) id: PtyId,
+    size: Cell<(u16, u16)>,
+    started_at_ms: u64,
+    master: AsyncFd<OwnedFd>,
+    /// Held while a frame is written.
+    writing: Mutex<()>,
+    process: Process,
+    pub(crate) output: Rc<Output>,
+}
+
+impl Terminal {
+    pub(super) async fn launch(
+        id: PtyId,
+        size: Resize,
+        shell: Option<String>,
+        output: Rc<Output>,
+        environment: &Environment,
+        cgroups: &Rc<Cgroups>,
+    ) -> Result<Rc<Self>> {
+        let (master, slave) = open_pair(&size).map_err(|error| {
+            let message = format!("the sandbox cannot open another terminal: {}; close one", describe(&error));
+            Error::new(ErrorKind::Unavailable, message)
+        })?;
+        let own = Variables::from([
+            ("TERM".to_owned(), "xterm-256color".to_owned()),
+            ("COLUMNS".to_owned(), size.cols.to_string()),
+            ("LINES".to_owned(), size.rows.to_string()),
+        ]);
+        let mut variables = environment.variables(&own);
+        let shell = shell.filter(|shell| !shell.is_empty()).unwrap_or_else(|| {
+            let bash = spawn::names_a_program("/bin/bash", &variables, "/");
+            if bash { "/bin/bash" } else { "/bin/sh" }.to_owned()
+        });
+        variables.insert("SHELL".to_owned(), shell.clone());
+        // A dash in front of its name makes a shell read the user's profile.
+        let login_name = format!("-{}", shell.rsplit('/').next().unwrap_or(&shell));
+        let home = variables.get("HOME").map_or(HOME, String::as_str).to_owned();
+        let program = Program::new(&[&shell], Some(&login_name), &variables, &home)?;
+        let stdio = [slave.as_fd(), slave.as_fd(), slave.as_fd()];
+        let process = spawn::spawn(&program, stdio, true, &format!("pty-{id}"), cgroups, environment).await?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Rc::new(Self {
+            id,
+            size: Cell::new((size.cols, size.rows)),
+            started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            master,
+            writing: Mutex::new(()),
+            process,
+            output,
+        }))
+    }
+
+    pub(crate) fn view(&self) -> Pty {
+        let (cols, rows) = self.size.get();
+        Pty {
+            id: self.id.clone(),
+            cols,
+            rows,
+            started_at_ms: self.started_at_ms,
+            attached_clients: self.output.clients(),
+        }
+    }
+
+    pub(super) fn resize(&self, size: &Resize) -> Result<()> {
+        rustix::termios::tcsetwinsize(self.master.get_ref(), window(size))
+            .map_err(|error| Error::internal(format!("cannot resize the terminal: {}", describe(&error.into()))))?;
+        self.size.set((size.cols, size.rows));
+        Ok(())
+    }
+
+    pub(super) fn hang_up(&self) {
+        // A group that has gone already needs no telling.
+        let _ = self.process.signal(libc::SIGHUP);
+    }
+
+    pub(super) fn kill(&self) {
+        self.process.kill_all();
+        self.process.release();
+    }
+
+    /// Takes in what the terminal shows until the shell has ended.
+    pub(super) async fn supervise(&self) {
+        let exit = {
+            let mut pump = std::pin::pin!(self.pump());
+            let mut drained = false;
+            let ending = loop {
+                tokio::select! {
+                    ending = self.process.wait() => break ending,
+                    () = &mut pump, if !drained => drained = true,
+                }
+            };
+            if !drained {
+                let _ = tokio::time::timeout(GRACE, pump).await;
+            }
+            match ending {
+                Ending::Exited(code) => Exit { code, reason: ExitReason::Exited },
+                Ending::Signalled(signal) => Exit { code: 128 + signal, reason: ExitReason::Signalled },
+                Ending::Unknown => Exit { code: -1, reason: ExitReason::Signalled },
+            }
+        };
+        self.output.finish(exit);
+    }
+
+    async fn pump(&self) {
+        let mut held = BytesMut::new();
+        let mut buffer = [0; READ];
+        loop {
+            self.output.until_room().await;
+            let count = if held.is_empty() {
+                self.read(&mut buffer).await
+            } else {
+                tokio::time::timeout(PATIENCE, self.read(&mut buffer)).await.unwrap_or(Some(0))
+            };
+            let Some(count) = count else { break };
+            held.extend_from_slice(&buffer[..count]);
+            // After a read of nothing the rest of the character is late: it goes as it is.
+            let whole = if count == 0 { held.len() } else { whole_characters(&held) };
+            self.show(held.split_to(whole).freeze()).await;
+        }
+        self.show(held.freeze()).await;
+    }
+
+    async fn show(&self, mut bytes: Bytes) {
+        while !bytes.is_empty() {
+            self.output.until_room().await;
+            let room = self.output.room().min(bytes.len());
+            let piece = if room == bytes.len() { room } else { whole_characters(&bytes[..room]).max(1) };
+            self.output.take_in(Stream::Stdout, Bytes::copy_from_slice(&bytes.split_to(piece)));
+        }
+    }
+
+    /// `None` once the last process on the terminal has closed it.
+    async fn read(&self, buffer: &mut [u8]) -> Option<usize> {
+        loop {
+            let mut ready = self.master.readable().await.ok()?;
+            match ready.try_io(|master| Ok(rustix::io::read(master, &mut *buffer)?)) {
+                Ok(Ok(0)) => return None,
+                Ok(Ok(count)) => return Some(count),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(_)) => return None,
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Writes what a client types until it stops or the shell has ended.
+    pub(crate) async fn feed(&self, body: Incoming) {
+        let feeding = each_frame(body, async |frame| match frame {
+            Frame::Stdin(bytes) => self.write(&bytes).await.is_ok(),
+            _ => false,
+        });
+        tokio::select! {
+            () = feeding => {}
+            _ = self.output.until(|| self.output.exit()) => {}
+        }
+    }
+
+    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let _one_at_a_time = self.writing.lock().await;
+        while !bytes.is_empty() {
+            let mut ready = self.master.writable().await?;
+            match ready.try_io(|master| Ok(rustix::io::write(master, bytes)?)) {
+                Ok(Ok(count)) => bytes = &bytes[count.min(bytes.len())..],
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = rustix::pty::openpt(flags)?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    rustix::termios::tcsetwinsize(&master, window(size))?;
+    // Programs that open their terminal by name must be allowed to. Only a helper started by hand cannot.
+    let _ = rustix::fs::fchown(&slave, Some(Uid::from_raw(UID)), Some(Gid::from_raw(TTY_GROUP)));
+    rustix::io::ioctl_fionbio(&master, true)?;
+    Ok((crate::sys::watch(master, Interest::READABLE | Interest::WRITABLE)?, slave))
+}
+
+fn window(size: &Resize) -> Winsize {
+    Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
+}

@@ -1,0 +1,401 @@
+//! A node in small: starts an agent, speaks HTTP/2 with it, reads frames.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Child, Command, Stdio};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame as BodyFrame};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use warren_guest_api::exec::{Exec, Exit};
+use warren_guest_api::frame::{Decoder, Frame};
+use warren_guest_api::handshake;
+
+/// Longest wait for anything; reached only by a test that fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Agent {
+    process: Child,
+    pub folder: tempfile::TempDir,
+    cgroup: Option<PathBuf>,
+    connection: SendRequest<Sent>,
+}
+
+/// A request's body: all at once, or as it is sent.
+pub enum Sent {
+    Whole(Option<Bytes>),
+    Live(mpsc::Receiver<Result<Bytes, Broken>>),
+}
+
+/// Breaks a body off.
+#[derive(Debug)]
+pub struct Broken;
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// A stream of frames as it arrives.
+pub struct Frames {
+    body: Incoming,
+    decoder: Decoder,
+}
+
+/// Everything a command has written, and how it ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Option<Exit>,
+}
+
+impl Agent {
+    /// Starts an agent; `None`, with the reason printed, where that cannot be tried.
+    pub async fn start() -> Option<Self> {
+        Self::start_with(&[("MARK", "from-boot")]).await
+    }
+
+    pub async fn start_with(envs: &[(&str, &str)]) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: starting commands as another user needs root");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let mut envs: BTreeMap<&str, &str> = envs.iter().copied().collect();
+        let home = folder.path().display().to_string();
+        envs.insert("HOME", &home);
+        let boot = json!({"sandbox_id": "sb-00000001", "envs": envs});
+        std::fs::write(folder.path().join("boot"), boot.to_string()).unwrap();
+        let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+        let cgroup = make_cgroup(folder.path());
+        let process = Command::new("/bin/sh")
+            .args(["-c", r#"exec "$0" serve --cgroup "$1" --output "$2" 3<&0 4<"$3" 0</dev/null"#])
+            .arg(env!("CARGO_BIN_EXE_warren-agent"))
+            .arg(cgroup.as_deref().unwrap_or(Path::new("/nowhere")))
+            .arg(folder.path().join("output"))
+            .arg(folder.path().join("boot"))
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+            .spawn()
+            .unwrap();
+        let connection = connect(folder.path()).await;
+        Some(Self { process, folder, cgroup, connection })
+    }
+
+    pub fn has_cgroups(&self) -> bool {
+        self.cgroup.is_some()
+    }
+
+    /// The groups the agent has below its own now.
+    pub fn cgroups(&self) -> Vec<String> {
+        let Some(cgroup) = &self.cgroup else { return Vec::new() };
+        let entries = std::fs::read_dir(cgroup).unwrap().map(|entry| entry.unwrap());
+        let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+        folders.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Gives up the connection and makes a new one, as a node does that was restarted.
+    pub async fn reconnect(&mut self) {
+        self.connection = connect(self.folder.path()).await;
+    }
+
+    pub async fn open(&self, method: Method, path: &str, body: Sent) -> Response<Incoming> {
+        self.open_with(method, path, &[], body).await
+    }
+
+    pub async fn open_with(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Sent) -> Response<Incoming> {
+        let mut request = Request::builder().method(method).uri(format!("http://guest{path}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let sending = self.connection.clone().send_request(request.body(body).unwrap());
+        patiently(sending).await.unwrap()
+    }
+
+    pub async fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
+        Answer::of(self.open(method, path, Sent::Whole(Some(body.into()))).await).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.open(Method::GET, path, Sent::Whole(None)).await).await
+    }
+
+    /// Starts a command in the test's folder, with further fields from `more`.
+    pub async fn exec(&self, cmd: &str, args: &[&str], more: Value) -> Exec {
+        let answer = self.call(Method::POST, "/v1/exec", self.request(cmd, args, more)).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()
+    }
+
+    pub fn request(&self, cmd: &str, args: &[&str], more: Value) -> String {
+        let mut request = json!({"cmd": cmd, "args": args, "cwd": self.folder.path()});
+        request.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        request.to_string()
+    }
+
+    pub async fn run(&self, cmd: &str, more: Value) -> Outcome {
+        let mut frames = self.run_frames(cmd, more).await;
+        assert!(matches!(frames.next().await, Some(Frame::Started { offset: 0, .. })));
+        frames.rest().await
+    }
+
+    pub async fn run_frames(&self, cmd: &str, more: Value) -> Frames {
+        let body = Sent::Whole(Some(self.request(cmd, &[], more).into()));
+        let answer = self.open(Method::POST, "/v1/exec/run", body).await;
+        assert_eq!(answer.status(), 200);
+        Frames::of(answer)
+    }
+
+    pub async fn status(&self, exec: &Exec) -> Exec {
+        self.get(&format!("/v1/exec/{}", exec.id)).await.json()
+    }
+
+    /// Waits until the command has ended.
+    pub async fn wait(&self, exec: &Exec) -> Exit {
+        let exec: Exec = self.get(&format!("/v1/exec/{}/wait?ms=60000", exec.id)).await.json();
+        exec.exit.expect("it ends in time")
+    }
+
+    /// Attaches; what is sent into the channel becomes the request's body.
+    pub async fn attach(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
+        let (input, body) = mpsc::channel(16);
+        let answer = self.open(Method::POST, path, Sent::Live(body)).await;
+        assert_eq!(answer.status(), 200);
+        (input, Frames::of(answer))
+    }
+
+    pub async fn kill(&self, exec: &Exec, signal: i32) -> Answer {
+        self.call(Method::POST, &format!("/v1/exec/{}/kill", exec.id), json!({"signal": signal}).to_string()).await
+    }
+
+    pub async fn put(&self, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.call(Method::PUT, &format!("/v1/files?path={path}"), body).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(cgroup) = &self.cgroup {
+            for group in self.cgroups() {
+                let _ = std::fs::write(cgroup.join(group).join("cgroup.kill"), "1");
+            }
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if let Some(cgroup) = &self.cgroup {
+            let end = Instant::now() + Duration::from_secs(5);
+            while std::fs::remove_dir(cgroup).is_err() && Instant::now() < end {
+                for group in self.cgroups() {
+                    let _ = std::fs::remove_dir(cgroup.join(group));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// A cgroup for this test, on machines with version 2.
+fn make_cgroup(folder: &Path) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, target, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| target.to_owned())
+    })?;
+    let name = folder.file_name()?.to_string_lossy().into_owned();
+    let path = Path::new(&mount).join(format!("warren-guest-test-{}", name.trim_start_matches('.')));
+    match std::fs::create_dir(&path) {
+        Ok(()) => Some(path),
+        Err(error) => {
+            eprintln!("without cgroups: {error}");
+            None
+        }
+    }
+}
+
+async fn connect(folder: &Path) -> SendRequest<Sent> {
+    let mut stream = UnixStream::connect(folder.join("socket")).await.unwrap();
+    patiently(handshake::connect(&mut stream, 7)).await.unwrap();
+    let (sender, connection) = Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(1 << 30)
+        .max_frame_size(1 << 20)
+        .max_send_buf_size(1 << 20)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+pub async fn patiently<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("this takes too long")
+}
+
+/// Asks again and again until the answer is yes.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
+    let end = Instant::now() + PATIENCE;
+    while !ask().await {
+        assert!(Instant::now() < end, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, Broken>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(BodyFrame::data(bytes)))),
+            Self::Live(receiver) => receiver.poll_recv(context).map(|next| next.map(|next| next.map(BodyFrame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Whole(None))
+    }
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("broken off")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl Answer {
+    async fn of(response: Response<Incoming>) -> Self {
+        let (head, body) = response.into_parts();
+        let body = patiently(body.collect()).await.unwrap().to_bytes();
+        Self { status: head.status, headers: head.headers, body }
+    }
+
+    pub fn json<T: DeserializeOwned>(&self) -> T {
+        assert!(self.status.is_success(), "{self:?}");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// Checks that it is an error of this kind; its message.
+    pub fn error(&self, status: u16) -> warren_types::Error {
+        assert_eq!(self.status, status, "{self:?}");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.status, String::from_utf8_lossy(&self.body))
+    }
+}
+
+impl Frames {
+    fn of(response: Response<Incoming>) -> Self {
+        Self { body: response.into_body(), decoder: Decoder::default() }
+    }
+
+    /// The next frame; `None` at the proper end of the stream.
+    pub async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame);
+            }
+            let next = patiently(poll_fn(|context| Pin::new(&mut self.body).poll_frame(context))).await?;
+            self.decoder.push(next.unwrap().data_ref().unwrap());
+        }
+    }
+
+    /// Takes output until `enough`, frame by frame.
+    pub async fn until(&mut self, mut enough: impl FnMut(&Outcome) -> bool) -> Outcome {
+        let mut outcome = Outcome::default();
+        while !enough(&outcome) {
+            match self.next().await.expect("the stream goes on") {
+                Frame::Stdout(bytes) => outcome.stdout.extend_from_slice(&bytes),
+                Frame::Stderr(bytes) => outcome.stderr.extend_from_slice(&bytes),
+                other => panic!("unexpected {other:?} after {outcome:?}"),
+            }
+        }
+        outcome
+    }
+
+    /// Takes everything up to the end, which must be one `Exit`.
+    pub async fn rest(mut self) -> Outcome {
+        let mut outcome = Outcome::default();
+        loop {
+            match self.next().await {
+                Some(Frame::Stdout(bytes)) => outcome.stdout.extend_from_slice(&bytes),
+                Some(Frame::Stderr(bytes)) => outcome.stderr.extend_from_slice(&bytes),
+                Some(Frame::Exit(exit)) => {
+                    assert!(self.next().await.is_none(), "nothing follows the exit");
+                    outcome.exit = Some(exit);
+                    return outcome;
+                }
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// Takes the start of an attachment up to `ReplayEnd`; its offset and what was replayed.
+    pub async fn replay(&mut self) -> (u64, Outcome) {
+        let Some(Frame::Started { offset, .. }) = self.next().await else { panic!("not started") };
+        let mut outcome = Outcome::default();
+        loop {
+            match self.next().await {
+                Some(Frame::Stdout(bytes)) => outcome.stdout.extend_from_slice(&bytes),
+                Some(Frame::Stderr(bytes)) => outcome.stderr.extend_from_slice(&bytes),
+                Some(Frame::ReplayEnd) => return (offset, outcome),
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+}
+
+impl Outcome {
+    pub fn code(&self) -> i32 {
+        self.exit.expect("it has ended").code
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+/// A frame as a piece of a request's body.
+pub fn sent(frame: &Frame) -> Result<Bytes, Broken> {
+    Ok(frame.to_bytes())
+}
+
+pub fn stdin(text: &str) -> Result<Bytes, Broken> {
+    sent(&Frame::Stdin(Bytes::copy_from_slice(text.as_bytes())))
+}
+
+pub fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+

@@ -1,0 +1,10 @@
+//! The real agent program, driven over its socket as a node does it.
+//!
+//! These tests start processes as another user and use cgroups where the machine has version 2 mounted, so they need
+//! root and say so when they are skipped.
+
+mod client;
+mod exec;
+mod files;
+mod limits;
+mod pty;

@@ -1,0 +1,58 @@
+//! How a node is set up, and what can go wrong at its start.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::template::Template;
+
+/// Settings of a node; read once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything the node keeps is below this folder.
+    pub data_dir: PathBuf,
+    /// The `warren` program; it is started again as the launcher.
+    pub program: PathBuf,
+    /// The template that sandboxes start from.
+    pub template: Template,
+    /// Size of the volume file that is made when the data directory cannot reflink; a share of the free space when
+    /// absent.
+    pub volume_size_bytes: Option<u64>,
+}
+
+impl Config {
+    /// A short name of this data directory, to tell this node's cgroups, links and tables from another's.
+    pub(crate) fn tag(&self) -> String {
+        tag_of(&self.data_dir)
+    }
+}
+
+/// Six hex digits of the data directory's path.
+pub(crate) fn tag_of(data_dir: &Path) -> String {
+    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("could not prepare {what} at {path}")]
+    Folder { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("could not {what}")]
+    Command { what: String, source: CommandError },
+    #[error("could not start the launcher")]
+    Launcher(#[source] std::io::Error),
+    #[error("cgroups cannot be used")]
+    Cgroup(#[from] warren_runtime_container::cgroup::CgroupError),
+    #[error("could not prepare the network")]
+    Network(#[source] std::io::Error),
+}
+
+/// A helper program that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("{program} could not be started; install it with: apt-get install {package}")]
+    Missing { program: String, package: &'static str, source: std::io::Error },
+    #[error("{command} failed: {stderr}")]
+    Failed { command: String, stderr: String },
+}

@@ -1,0 +1,199 @@
+//! Disks.
+//!
+//! ```text
+//!   <volume>/templates/<digest>.img      read-only ext4, mounted once, shared by all its sandboxes
+//!   <volume>/blanks/<MiB>.img            an empty writable image of each size that was asked for
+//!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one; attached and mounted by the sandbox's launch
+//! ```
+//!
+//! The volume is a file system with reflinks: the data directory itself, or an XFS in a file of it. An image is never
+//! attached twice: [`wait_released`] holds back whoever wants it before the kernel has let go of it.
+
+mod blank;
+mod volume;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use warren_types::SandboxId;
+
+use crate::config::{Config, StartError};
+use crate::template::Template;
+
+pub(crate) use volume::run_command;
+
+/// Longest wait for the kernel to write a disk out and let go of it.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Where this node keeps images.
+pub(crate) struct Disks {
+    volume: PathBuf,
+    blanks: blank::Blanks,
+    /// Where templates are mounted, each under its digest.
+    template_roots: PathBuf,
+    /// Digest of the template that new sandboxes start from.
+    template: String,
+    /// By digest; a cell is filled by the first who asks.
+    mounts: Mutex<BTreeMap<String, Arc<OnceCell<PathBuf>>>>,
+    /// Set when the volume is a file of ours that was mounted, not the data directory itself.
+    mounted: Option<PathBuf>,
+}
+
+impl Disks {
+    /// Prepares the volume and mounts the template.
+    pub(crate) async fn start(config: &Config) -> Result<Self, StartError> {
+        let (volume, mounted) = volume::ensure(&config.data_dir, config.volume_size_bytes).await?;
+        for name in ["templates", "blanks", "sandboxes"] {
+            create_folder("a folder of the volume", &volume.join(name))?;
+        }
+        import_template(&volume, &config.template).await?;
+        let blanks = blank::Blanks::new(volume.join("blanks"));
+        let disks = Self {
+            volume,
+            blanks,
+            template_roots: config.data_dir.join("run").join("template"),
+            template: config.template.digest.clone(),
+            mounts: Mutex::default(),
+            mounted,
+        };
+        disks.template_root(&disks.template).await?;
+        Ok(disks)
+    }
+
+    /// Digest of the template that new sandboxes start from.
+    pub(crate) fn template(&self) -> &str {
+        &self.template
+    }
+
+    /// Where the template `digest` is mounted. A sandbox stays with the template it was made from, whatever has become
+    /// the newest since.
+    pub(crate) async fn template_root(&self, digest: &str) -> Result<PathBuf, StartError> {
+        let cell = {
+            let mut mounts = self.mounts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            mounts.entry(digest.to_owned()).or_default().clone()
+        };
+        cell.get_or_try_init(async || {
+            let root = self.template_roots.join(digest);
+            mount_template(&template_image(&self.volume, digest), &root).await.map(|()| root)
+        })
+        .await
+        .cloned()
+    }
+
+    /// Folder of everything kept of one sandbox.
+    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
+        self.sandboxes_dir().join(id.as_str())
+    }
+
+    pub(crate) fn sandboxes_dir(&self) -> PathBuf {
+        self.volume.join("sandboxes")
+    }
+
+    pub(crate) fn volume(&self) -> &Path {
+        &self.volume
+    }
+
+    /// An empty image of that size, to be reflinked.
+    pub(crate) async fn blank(&self, disk_mb: u32) -> io::Result<PathBuf> {
+        self.blanks.ensure(disk_mb).await.map_err(io::Error::other)
+    }
+
+    /// Bytes free on the volume.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.volume).map_or(0, |stat| stat.f_bavail * stat.f_frsize)
+    }
+
+    /// Unmounts what was mounted. No sandbox may be running.
+    pub(crate) fn stop(&self) {
+        let unmount = |path: &Path| {
+            if let Err(error) = rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()) {
+                tracing::warn!(%error, path = %path.display(), "could not unmount");
+            }
+        };
+        for entry in std::fs::read_dir(&self.template_roots).into_iter().flatten().flatten() {
+            if volume::is_mount_point(&entry.path()) {
+                unmount(&entry.path());
+            }
+        }
+        if let Some(volume) = &self.mounted {
+            unmount(volume);
+        }
+    }
+}
+
+/// Makes `to` share all blocks of `from`.
+pub(crate) fn reflink(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().write(true).create(true).truncate(true).open(to)?;
+    rustix::fs::ioctl_ficlone(&target, &source).map_err(Into::into)
+}
+
+/// Waits until the loop device `major:minor` no longer has `image`.
+pub(crate) async fn wait_released(device: &str, image: &Path) -> io::Result<()> {
+    let backing = PathBuf::from(format!("/sys/dev/block/{device}/loop/backing_file"));
+    let name = image.as_os_str().as_encoded_bytes();
+    let started = tokio::time::Instant::now();
+    loop {
+        match std::fs::read(&backing) {
+            // The name of a file that was deleted meanwhile has a suffix.
+            Ok(text) if text.starts_with(name) => {}
+            _ => return Ok(()),
+        }
+        if started.elapsed() > RELEASE_DEADLINE {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel still writes the disk out"));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Like [`wait_released`], when it is not known which device has it.
+pub(crate) async fn wait_released_by_all(image: &Path) -> io::Result<()> {
+    let Ok(entries) = std::fs::read_dir("/sys/block") else { return Ok(()) };
+    for entry in entries.flatten() {
+        if let Ok(device) = std::fs::read_to_string(entry.path().join("dev")) {
+            wait_released(device.trim(), image).await?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn create_folder(what: &'static str, path: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(path).map_err(|source| StartError::Folder { what, path: path.into(), source })
+}
+
+fn template_image(volume: &Path, digest: &str) -> PathBuf {
+    volume.join("templates").join(format!("{digest}.img"))
+}
+
+/// Brings a template's image onto the volume.
+async fn import_template(volume: &Path, template: &Template) -> Result<(), StartError> {
+    let image = template_image(volume, &template.digest);
+    if image.exists() {
+        return Ok(());
+    }
+    let unfinished = image.with_extension("unfinished");
+    // Shares blocks where the file systems allow, and keeps holes where not.
+    let args = ["--reflink=auto", "--sparse=always"].map(std::ffi::OsStr::new);
+    let paths = [template.image.as_os_str(), unfinished.as_os_str()];
+    run_command("cp", "coreutils", &[args, paths].concat())
+        .await
+        .map_err(|source| StartError::Command { what: "copy the template to the volume".into(), source })?;
+    std::fs::rename(&unfinished, &image).map_err(|source| StartError::Folder { what: "the template", path: image, source })
+}
+
+/// Mounts a template, once for all its sandboxes.
+async fn mount_template(image: &Path, root: &Path) -> Result<(), StartError> {
+    create_folder("the template's mount point", root)?;
+    if volume::is_mount_point(root) {
+        return Ok(());
+    }
+    let args = ["-t", "ext4", "-o", "loop,ro,noload,noatime,nodev"].map(std::ffi::OsStr::new);
+    run_command("mount", "mount", &[&args[..], &[image.as_os_str(), root.as_os_str()]].concat())
+        .await
+        .map_err(|source| StartError::Command { what: "mount the template".into(), source })
+}

@@ -1,0 +1,84 @@
+//! Empty writable images, one of each size: an ext4 with the folders an overlay needs.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::OnceCell;
+
+use super::volume::run_command;
+use crate::config::CommandError;
+
+pub(super) struct Blanks {
+    folder: PathBuf,
+    /// By size in MiB; a cell is filled by the first who asks.
+    ready: Mutex<BTreeMap<u32, Arc<OnceCell<PathBuf>>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BlankError {
+    #[error("could not write {path}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("could not format an empty disk")]
+    Format(#[from] CommandError),
+}
+
+impl Blanks {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, ready: Mutex::default() }
+    }
+
+    pub(super) async fn ensure(&self, disk_mb: u32) -> Result<PathBuf, BlankError> {
+        let cell = {
+            let mut ready = self.ready.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            ready.entry(disk_mb).or_default().clone()
+        };
+        cell.get_or_try_init(|| self.make(disk_mb)).await.cloned()
+    }
+
+    async fn make(&self, disk_mb: u32) -> Result<PathBuf, BlankError> {
+        let image = self.folder.join(format!("{disk_mb}.img"));
+        if image.exists() {
+            return Ok(image);
+        }
+        let unfinished = image.with_extension("unfinished");
+        let layers = self.folder.join(format!("{disk_mb}.layers"));
+        let trouble = |path: &PathBuf, source| BlankError::Write { path: path.clone(), source };
+        for name in ["upper", "work"] {
+            fs::create_dir_all(layers.join(name)).map_err(|source| trouble(&layers, source))?;
+        }
+        File::create(&unfinished)
+            .and_then(|file| file.set_len(u64::from(disk_mb) << 20))
+            .map_err(|source| trouble(&unfinished, source))?;
+        // No blocks kept back for root; a journal just large enough, because every sandbox writes its own; tables are
+        // left unwritten until they are needed.
+        let args = [
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-m",
+            "0",
+            "-J",
+            "size=16",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+            "-d",
+        ]
+        .map(OsStr::new);
+        run_command(
+            "mke2fs",
+            "e2fsprogs",
+            &[&args[..], &[layers.as_os_str(), unfinished.as_os_str()]].concat(),
+        )
+        .await?;
+        File::open(&unfinished)
+            .and_then(|file| file.sync_all())
+            .map_err(|source| trouble(&unfinished, source))?;
+        fs::rename(&unfinished, &image).map_err(|source| trouble(&image, source))?;
+        let _ = fs::remove_dir_all(&layers);
+        Ok(image)
+    }
+}

@@ -1,0 +1,126 @@
+//! The connection to one guest agent: HTTP/2 over its Unix socket.
+//!
+//! What comes back is a guest's: bodies are passed on unread, only a few headers with them, and a connection that breaks
+//! the protocol is dropped.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tracing::debug;
+use warren_guest_api::handshake;
+use warren_types::{Error, ErrorKind};
+
+/// Longest wait for a connection and its handshake.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection with a call under way is asked for a sign of life this often, and given up after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Bytes one stream may have under way before its reader has taken them. A connection may have as many as its streams
+/// together, so that a reader who stalls holds up nobody else.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 1 << 30;
+const MAX_FRAME: u32 = 1 << 20;
+
+/// Headers of an agent's answer that are passed on.
+const PASSED_HEADERS: [HeaderName; 4] =
+    [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_RANGE, header::LAST_MODIFIED];
+
+/// A live connection; clones share it.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    sender: SendRequest<Body>,
+}
+
+impl Guest {
+    /// Connects to the agent that listens in `folder`.
+    pub(crate) async fn connect(folder: &Path) -> Result<Self, Error> {
+        let trouble = |what: String| {
+            Error::new(ErrorKind::SandboxFailed, format!("the sandbox's agent does not answer: {what}"))
+        };
+        tokio::time::timeout(CONNECT_DEADLINE, Self::establish(folder))
+            .await
+            .map_err(|_| trouble("it took too long".into()))?
+            .map_err(|error| trouble(error.to_string()))
+    }
+
+    async fn establish(folder: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let folder = rustix::fs::open(
+            folder,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )?;
+        // Socket addresses hold 108 bytes; through the descriptor a path of any length fits.
+        let mut stream =
+            UnixStream::connect(format!("/proc/self/fd/{}/agent.sock", folder.as_raw_fd())).await?;
+        let nonce = u32::from_ne_bytes(random()?);
+        handshake::connect(&mut stream, nonce).await?;
+        let (sender, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_send_buf_size(MAX_FRAME as usize)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(false)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "the connection to a guest agent ended");
+            }
+        });
+        Ok(Self { sender })
+    }
+
+    /// Whether calls can no longer be made over this connection.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Makes a call of the guest API; `path_and_query` starts with `/v1/`.
+    pub(crate) async fn call(
+        &self,
+        mut request: Request<Body>,
+        path_and_query: &str,
+    ) -> Result<Response<Body>, Error> {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority("guest")
+            .path_and_query(path_and_query)
+            .build()
+            .map_err(|error| Error::invalid(format!("this path cannot be asked for: {error}")))?;
+        *request.uri_mut() = uri;
+        *request.version_mut() = http::Version::HTTP_2;
+        // These belong to one connection and are not allowed in HTTP/2.
+        for name in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+            request.headers_mut().remove(name);
+        }
+        let answer = self.sender.clone().send_request(request).await.map_err(|error| {
+            Error::new(ErrorKind::SandboxFailed, format!("the sandbox's agent broke off: {error}"))
+        })?;
+        let (mut parts, body) = answer.into_parts();
+        parts.headers = passed(&parts.headers);
+        parts.version = http::Version::HTTP_11;
+        parts.extensions.clear();
+        Ok(Response::from_parts(parts, Body::new(body)))
+    }
+}
+
+fn passed(headers: &HeaderMap) -> HeaderMap {
+    PASSED_HEADERS
+        .into_iter()
+        .filter_map(|name| headers.get(&name).map(|value: &HeaderValue| (name.clone(), value.clone())))
+        .collect()
+}
+
+fn random() -> std::io::Result<[u8; 4]> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes)
+}

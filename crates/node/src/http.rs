@@ -1,0 +1,190 @@
+//! The node API's edge: decode, hand to the actor, encode.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post, put};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast::error::RecvError;
+use warren_guest_api::{MAX_JSON_BYTES, status_of};
+use warren_node_api::{Report, SandboxSpec, Timeout};
+use warren_types::{Error, SandboxId};
+
+use crate::registry::Registry;
+use crate::sandbox::{Handle, activity};
+
+type Shared = State<Arc<Registry>>;
+type Result<T> = std::result::Result<T, Failure>;
+
+/// Changes are preceded by a blank line this often, so that both ends notice a dead connection.
+const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(15);
+
+pub(crate) fn router(registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route("/v1/node", get(node))
+        .route("/v1/changes", get(changes))
+        .route("/v1/sandboxes", get(list))
+        .route("/v1/sandboxes/{id}", get(show).put(ensure).delete(remove))
+        .route("/v1/sandboxes/{id}/timeout", put(timeout))
+        .route("/v1/sandboxes/{id}/wake", post(wake))
+        .route("/v1/sandboxes/{id}/hibernate", post(hibernate))
+        .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
+        .with_state(registry)
+}
+
+struct Failure(Error);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(status_of(self.0.kind)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json(status, &self.0)
+    }
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn decode<T: DeserializeOwned>(body: Body) -> Result<T> {
+    let bytes = Limited::new(body, MAX_JSON_BYTES)
+        .collect()
+        .await
+        .map_err(|error| Error::invalid(format!("the request could not be read: {error}")))?
+        .to_bytes();
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure(Error::invalid(format!("the request is not what was expected: {error}"))))
+}
+
+fn parse(id: &str) -> Result<SandboxId> {
+    id.parse().map_err(|_| Failure(Error::not_found(format!("sandbox {id} not found"))))
+}
+
+async fn node(State(registry): Shared) -> Response {
+    json(StatusCode::OK, &registry.info().await)
+}
+
+async fn list(State(registry): Shared) -> Response {
+    json(StatusCode::OK, &registry.list().await)
+}
+
+async fn show(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
+    Ok(report(&registry.get(&parse(&id)?)?.report().await?))
+}
+
+async fn ensure(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let spec: SandboxSpec = decode(body).await?;
+    Ok(report(&registry.ensure(parse(&id)?, spec).await?))
+}
+
+async fn remove(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {
+    // A sandbox that is not there is as absent as it was asked to be.
+    if let Some(handle) = registry.find(&parse(&id)?) {
+        handle.delete().await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn timeout(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let Timeout { timeout_seconds } = decode(body).await?;
+    Ok(report(&registry.get(&parse(&id)?)?.set_timeout(timeout_seconds).await?))
+}
+
+async fn wake(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
+    let handle = registry.get(&parse(&id)?)?;
+    handle.use_guest().await?;
+    Ok(report(&handle.report().await?))
+}
+
+async fn hibernate(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
+    Ok(report(&registry.get(&parse(&id)?)?.hibernate().await?))
+}
+
+fn report(report: &Report) -> Response {
+    json(StatusCode::OK, report)
+}
+
+/// Passes a call on to the agent, unread, and its answer back.
+async fn guest(
+    State(registry): Shared,
+    Path((id, _)): Path<(String, String)>,
+    mut request: Request,
+) -> Result<Response> {
+    let handle = registry.get(&parse(&id)?)?;
+    let prefix = format!("/v1/sandboxes/{id}/guest");
+    let target = request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str);
+    let rest = target.strip_prefix(&prefix).ok_or_else(|| Error::invalid("this path cannot be asked for"))?;
+    let path = format!("/v1{rest}");
+    // An attached stream counts by its traffic, any other call from beginning to end.
+    let is_stream = request.uri().path().ends_with("/attach");
+    let held = (!is_stream).then(|| handle.activity.begin_call());
+    let connection = handle.use_guest().await?;
+    if is_stream {
+        request = watch_traffic(request, &handle);
+    }
+    let response = connection.call(request, &path).await?;
+    Ok(match held {
+        Some(call) => response.map(|body| activity::hold(body, call)),
+        None => response.map(|body| activity::count(body, handle.activity.clone())),
+    })
+}
+
+fn watch_traffic(request: Request, handle: &Handle) -> Request {
+    handle.activity.touch();
+    request.map(|body| activity::count(body, handle.activity.clone()))
+}
+
+/// Every sandbox, then every change, as JSON lines.
+async fn changes(State(registry): Shared) -> Response {
+    let (sender, receiver) =
+        tokio::sync::mpsc::channel::<std::result::Result<Bytes, std::convert::Infallible>>(64);
+    tokio::spawn(async move {
+        let mut changes = registry.watch();
+        let mut pending = registry.list().await;
+        loop {
+            for report in pending.drain(..) {
+                let mut line = serde_json::to_vec(&report).unwrap_or_default();
+                line.push(b'\n');
+                if sender.send(Ok(line.into())).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = registry.stop.cancelled() => return,
+                () = sender.closed() => return,
+                change = changes.recv() => match change {
+                    Ok(report) => pending.push(report),
+                    // Too slow for the backlog: everything anew says the same.
+                    Err(RecvError::Lagged(_)) => pending = registry.list().await,
+                    Err(RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep(KEEP_ALIVE) => {
+                    if sender.send(Ok(Bytes::from_static(b"\n"))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    let lines = futures_util::stream::unfold(receiver, async |mut receiver| {
+        receiver.recv().await.map(|line| (line, receiver))
+    });
+    Body::from_stream(lines).into_response()
+}

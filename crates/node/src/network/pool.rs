@@ -1,0 +1,217 @@
+//! The stock of prepared slots.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::slot::run_ip;
+use super::{Plan, SLOTS, Slot, firewall};
+
+/// Slots kept ready.
+const STOCK: usize = 32;
+/// Slots made at the same time.
+const MAKERS: usize = 4;
+/// Longest wait for a slot.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Pool {
+    plan: Plan,
+    state: Mutex<State>,
+    /// The stock has shrunk.
+    wanted: Notify,
+    /// The stock has grown, or cannot.
+    made: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Slot>,
+    /// Taken, ready, or being made.
+    used: BTreeSet<u16>,
+    /// Left by their sandboxes; free again once their links are gone.
+    retired: Vec<u16>,
+    /// Slots that the firewall lets nothing in or out of.
+    disconnected: BTreeSet<u16>,
+    /// Why the last attempt to make one failed.
+    trouble: Option<String>,
+}
+
+impl Pool {
+    /// Sets up the firewall and starts filling the stock. `adopted` are the slots of sandboxes that are running.
+    pub(crate) async fn start(
+        plan: Plan,
+        adopted: &BTreeSet<u16>,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> io::Result<Arc<Self>> {
+        firewall::install(&plan).await?;
+        remove_stray_links(&plan, adopted);
+        let state = State { used: adopted.clone(), ..State::default() };
+        let pool =
+            Arc::new(Self { plan, state: Mutex::new(state), wanted: Notify::new(), made: Notify::new() });
+        for _ in 0..MAKERS {
+            tasks.spawn(pool.clone().fill(stop.clone()));
+        }
+        Ok(pool)
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Takes a slot from the stock, or waits for one to be made.
+    pub(crate) async fn take(&self) -> io::Result<Slot> {
+        let waited = async {
+            loop {
+                let made = self.made.notified();
+                tokio::pin!(made);
+                made.as_mut().enable();
+                {
+                    let mut state = self.lock();
+                    if let Some(slot) = state.ready.pop_front() {
+                        self.wanted.notify_one();
+                        return slot;
+                    }
+                }
+                self.wanted.notify_one();
+                made.await;
+            }
+        };
+        match tokio::time::timeout(DEADLINE, waited).await {
+            Ok(slot) => Ok(slot),
+            Err(_) => {
+                let reason = self.lock().trouble.clone();
+                Err(io::Error::other(
+                    reason.unwrap_or_else(|| format!("all {SLOTS} network slots are in use")),
+                ))
+            }
+        }
+    }
+
+    /// The slot of a sandbox that runs since before this start.
+    pub(crate) async fn adopt(&self, index: u16, pid: i32) -> io::Result<Slot> {
+        tokio::task::spawn_blocking(move || Slot::adopt(index, pid)).await.map_err(io::Error::other)?
+    }
+
+    /// Takes a slot back when its sandbox has ended. It is not used again: another is made in its place.
+    pub(crate) fn retire(&self, slot: Slot) {
+        self.lock().retired.push(slot.index);
+        drop(slot);
+        self.wanted.notify_one();
+    }
+
+    /// Lets nothing in or out of a slot.
+    pub(crate) async fn disconnect(&self, slot: &Slot) -> io::Result<()> {
+        self.lock().disconnected.insert(slot.index);
+        firewall::disconnect(&self.plan, slot.index).await
+    }
+
+    /// Removes everything of this pool from the host. No sandbox may be running.
+    pub(crate) async fn stop(&self) {
+        self.lock().ready.clear();
+        remove_stray_links(&self.plan, &BTreeSet::new());
+        if let Err(error) = firewall::remove(&self.plan).await {
+            warn!(%error, "could not remove the firewall table");
+        }
+    }
+
+    async fn fill(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let Some(index) = self.reserve().await else {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.wanted.notified() => continue,
+                }
+            };
+            if stop.is_cancelled() {
+                return;
+            }
+            let plan = self.plan.clone();
+            let made =
+                tokio::task::spawn_blocking(move || Slot::make(&plan, index)).await.map_err(io::Error::other);
+            match made.flatten() {
+                Ok(slot) => {
+                    let mut state = self.lock();
+                    state.trouble = None;
+                    state.ready.push_back(slot);
+                }
+                Err(error) => {
+                    warn!(%error, "could not make a network slot");
+                    {
+                        let mut state = self.lock();
+                        state.retired.push(index);
+                        state.trouble = Some(error.to_string());
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    }
+                }
+            }
+            self.made.notify_waiters();
+        }
+    }
+
+    /// The index of a slot to make, while the stock is short of one.
+    async fn reserve(&self) -> Option<u16> {
+        let retired = std::mem::take(&mut self.lock().retired);
+        if !retired.is_empty() {
+            let plan = self.plan.clone();
+            let indexes = retired.clone();
+            // Links go with their namespace, a little later; removing them by name is sooner and certain.
+            let _ = tokio::task::spawn_blocking(move || {
+                indexes.iter().for_each(|index| remove_link(&plan.link(*index)))
+            })
+            .await;
+            for index in &retired {
+                if !self.lock().disconnected.remove(index) {
+                    continue;
+                }
+                if let Err(error) = firewall::reconnect(&self.plan, *index).await {
+                    warn!(%error, "could not reopen a network slot");
+                }
+            }
+        }
+        let mut state = self.lock();
+        for index in retired {
+            state.used.remove(&index);
+        }
+        // `used` counts what is being made as well.
+        if state.ready.len() >= STOCK {
+            return None;
+        }
+        let index = (0..SLOTS).find(|index| !state.used.contains(index))?;
+        state.used.insert(index);
+        Some(index)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_link(name: &str) {
+    if std::path::Path::new("/sys/class/net").join(name).exists() {
+        // It may go by itself between the two; that is as good.
+        let _ = run_ip(&format!("link del {name}\n"));
+    }
+}
+
+/// Removes links of an earlier run whose sandboxes are gone.
+fn remove_stray_links(plan: &Plan, adopted: &BTreeSet<u16>) {
+    let kept: BTreeSet<String> = adopted.iter().map(|index| plan.link(*index)).collect();
+    let prefix = plan.links();
+    let prefix = prefix.trim_end_matches('*');
+    let Ok(entries) = std::fs::read_dir("/sys/class/net") else { return };
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        if name.starts_with(prefix) && !kept.contains(&name) {
+            remove_link(&name);
+        }
+    }
+}

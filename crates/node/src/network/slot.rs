@@ -1,0 +1,145 @@
+//! Making one slot.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use tokio_util::sync::{CancellationToken, DropGuard};
+use warren_runtime_container::network_namespace;
+
+use super::{GATEWAY, INSIDE, Plan, RESOLVER, dns};
+
+/// Hardware addresses of the two ends; the same in every slot, so that nobody has to ask for them.
+const HOST_END: &str = "02:77:61:72:00:01";
+const SANDBOX_END: &str = "02:77:61:72:00:02";
+
+/// A network namespace that is ready for a sandbox, or has one.
+pub(crate) struct Slot {
+    pub(crate) index: u16,
+    namespace: OwnedFd,
+    resolver: Option<(UdpSocket, TcpListener)>,
+    /// Ends the resolver with the slot.
+    serving: Option<DropGuard>,
+}
+
+impl Slot {
+    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// Answers the sandbox's questions for names from now on.
+    pub(crate) fn serve_names(&mut self) -> io::Result<()> {
+        if let Some((udp, tcp)) = self.resolver.take() {
+            let stop = CancellationToken::new();
+            dns::serve(udp, tcp, stop.clone())?;
+            self.serving = Some(stop.drop_guard());
+        }
+        Ok(())
+    }
+
+    /// Makes a new slot; blocks for some milliseconds.
+    pub(super) fn make(plan: &Plan, index: u16) -> io::Result<Self> {
+        let link = plan.link(index);
+        let slot = on_its_own_thread(move || {
+            network_namespace::make()?;
+            let namespace = OwnedFd::from(fs::File::open("/proc/thread-self/ns/net")?);
+            for (name, value) in [
+                ("ipv6/conf/all/disable_ipv6", "1"),
+                ("ipv6/conf/default/disable_ipv6", "1"),
+                // Root inside has no rights over this namespace; ports and ping must not need any.
+                ("ipv4/ip_unprivileged_port_start", "0"),
+                ("ipv4/ping_group_range", "0 2147483647"),
+            ] {
+                write_setting(name, value)?;
+            }
+            run_ip(&format!(
+                "link set lo up\n\
+                 addr add {RESOLVER}/32 dev lo\n\
+                 link add eth0 address {SANDBOX_END} type veth peer name {link} address {HOST_END} netns {host}\n\
+                 addr add {INSIDE}/32 dev eth0\n\
+                 link set eth0 up\n\
+                 neigh add {GATEWAY} lladdr {HOST_END} dev eth0 nud permanent\n\
+                 route add {GATEWAY}/32 dev eth0 scope link\n\
+                 route add default via {GATEWAY} dev eth0\n",
+                host = std::process::id(),
+            ))?;
+            let resolver = listen()?;
+            Ok(Self { index, namespace, resolver: Some(resolver), serving: None })
+        })?;
+        connect_to_host(plan, index)?;
+        Ok(slot)
+    }
+
+    /// The slot that a running sandbox sits in, found by its PID 1.
+    pub(super) fn adopt(index: u16, pid: i32) -> io::Result<Self> {
+        let namespace = OwnedFd::from(fs::File::open(format!("/proc/{pid}/ns/net"))?);
+        let inside = namespace.try_clone()?;
+        let resolver = on_its_own_thread(move || {
+            network_namespace::join(inside.as_fd())?;
+            listen()
+        })?;
+        Ok(Self { index, namespace, resolver: Some(resolver), serving: None })
+    }
+}
+
+/// The host's end: an address to reach the slot by, and no IPv6.
+fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
+    let (link, address) = (plan.link(index), plan.outside(index));
+    write_setting(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
+    run_ip(&format!(
+        "link set {link} up\n\
+         route replace {address}/32 dev {link}\n\
+         neigh replace {address} lladdr {SANDBOX_END} dev {link} nud permanent\n"
+    ))
+}
+
+fn listen() -> io::Result<(UdpSocket, TcpListener)> {
+    let address = (RESOLVER, 53);
+    let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
+    udp.set_nonblocking(true)?;
+    tcp.set_nonblocking(true)?;
+    Ok((udp, tcp))
+}
+
+/// A setting of the network namespace of this thread. A kernel without IPv6 has none of its settings.
+fn write_setting(name: &str, value: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/{name}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => {
+            other.map_err(|error| io::Error::new(error.kind(), format!("could not set net/{name}: {error}")))
+        }
+    }
+}
+
+/// Runs a batch of `ip` commands in the network namespace of this thread.
+pub(super) fn run_ip(batch: &str) -> io::Result<()> {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("ip: {error}; install it with: apt-get install iproute2"))
+        })?;
+    let fed = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(batch.as_bytes()));
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return fed;
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("ip -batch failed: {}", stderr.trim())))
+}
+
+/// Namespaces belong to threads: whoever changes them must not be one that others' work runs on.
+fn on_its_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    std::thread::Builder::new()
+        .name("network-namespace".into())
+        .spawn(work)?
+        .join()
+        .map_err(|_| io::Error::other("the thread that prepares a network slot panicked"))?
+}

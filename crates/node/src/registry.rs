@@ -1,0 +1,330 @@
+//! All sandboxes of this node, and what they share of the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::StreamExt;
+use tokio::sync::{Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use warren_node_api::{NodeInfo, Report, SandboxSpec};
+use warren_runtime_container::Launcher;
+use warren_runtime_container::cgroup::{Cgroup, Hierarchies};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+
+use crate::config::{Config, StartError};
+use crate::cpus::Cpus;
+use crate::disk::{self, Disks};
+use crate::network::{Plan, Pool};
+use crate::sandbox::machine::{self, Machine};
+use crate::sandbox::record::{Record, boot_id};
+use crate::sandbox::{Handle, actor};
+use crate::{agent, lxcfs};
+
+/// Launches under way at the same time; more wait their turn, so that each is quick.
+const LAUNCHES: usize = 8;
+/// Sandboxes taken over at the same time at start.
+const ADOPTIONS: usize = 16;
+/// Changes a slow watcher may be behind before it is sent everything anew.
+const CHANGES: usize = 1024;
+
+/// What becomes of the sandboxes when the node stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// They run on; the next start adopts them.
+    KeepSandboxes,
+    /// They hibernate: processes end, disks stay.
+    StopSandboxes,
+}
+
+/// What the sandboxes of a node share.
+pub(crate) struct Host {
+    pub(crate) disks: Disks,
+    pub(crate) network: Arc<Pool>,
+    pub(crate) cpus: Cpus,
+    pub(crate) starting: Semaphore,
+    pub(crate) cgroup_parent: String,
+    pub(crate) stage_dir: PathBuf,
+    pub(crate) agent: PathBuf,
+    pub(crate) lxcfs: Option<PathBuf>,
+    hierarchies: Hierarchies,
+    program: PathBuf,
+    launcher: Mutex<Arc<Launcher>>,
+    changes: broadcast::Sender<Report>,
+}
+
+impl Host {
+    pub(crate) fn cgroup(&self, id: &SandboxId) -> Cgroup {
+        self.hierarchies.group(&self.cgroup_parent, id.as_str())
+    }
+
+    /// The launcher; another one when it has died.
+    pub(crate) fn launcher(&self) -> std::io::Result<Arc<Launcher>> {
+        let mut launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if !launcher.is_alive() {
+            warn!("the launcher has ended; starting another");
+            *launcher = Arc::new(Launcher::spawn(&self.program)?);
+        }
+        Ok(launcher.clone())
+    }
+
+    pub(crate) fn publish(&self, report: Report) {
+        // Fails only when nobody watches.
+        let _ = self.changes.send(report);
+    }
+}
+
+pub(crate) struct Registry {
+    host: Arc<Host>,
+    config: Config,
+    sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Registry {
+    pub(crate) async fn start(
+        config: Config,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Result<Arc<Self>, StartError> {
+        let run = config.data_dir.join("run");
+        let stage_dir = run.join("stage");
+        for name in ["template", "disk", "root"] {
+            disk::create_folder("a folder to assemble sandboxes in", &stage_dir.join(name))?;
+        }
+        let disks = Disks::start(&config).await?;
+        let hierarchies = Hierarchies::detect()?;
+        let cgroup_parent = format!("warren-{}", config.tag());
+        hierarchies.ensure_parent(&cgroup_parent)?;
+        if let Err(error) = hierarchies.favour_moves() {
+            info!(%error, "this kernel cannot favour moves between cgroups: some creates will take longer");
+        }
+        let agent_dir = config.data_dir.join("agent");
+        let agent = agent::ensure(&agent_dir).map_err(|source| StartError::Folder {
+            what: "the guest agent",
+            path: agent_dir,
+            source,
+        })?;
+        let lxcfs = lxcfs::ensure(&run.join("lxcfs")).await;
+        let launcher = Launcher::spawn(&config.program).map_err(StartError::Launcher)?;
+
+        let (records, strays) = read_records(&disks);
+        let adopted = slots_in_use(&records);
+        let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
+        let network = Pool::start(plan, &adopted, stop.clone(), &tasks).await.map_err(StartError::Network)?;
+
+        let host = Arc::new(Host {
+            disks,
+            network,
+            cpus: Cpus::detect(),
+            starting: Semaphore::new(LAUNCHES),
+            cgroup_parent,
+            stage_dir,
+            agent,
+            lxcfs,
+            hierarchies,
+            program: config.program.clone(),
+            launcher: Mutex::new(Arc::new(launcher)),
+            changes: broadcast::channel(CHANGES).0,
+        });
+        let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
+        registry.undo_strays(&strays, &records).await;
+        futures_util::stream::iter(records)
+            .for_each_concurrent(ADOPTIONS, |record| registry.adopt(record))
+            .await;
+        Ok(registry)
+    }
+
+    /// Ends and removes what was half made, and groups that belong to nobody.
+    async fn undo_strays(&self, strays: &[PathBuf], records: &[Record]) {
+        let known: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let groups = self.host.hierarchies.list(&self.host.cgroup_parent).unwrap_or_default();
+        for name in groups.iter().filter(|name| !known.contains(name.as_str())) {
+            info!(name, "ending processes of a sandbox that was half made");
+            machine::end_processes(&self.host.hierarchies.group(&self.host.cgroup_parent, name)).await;
+        }
+        for folder in strays {
+            info!(folder = %folder.display(), "removing what is left of a sandbox that was half made");
+            let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
+            if let Err(error) = std::fs::remove_dir_all(folder) {
+                warn!(%error, folder = %folder.display(), "could not remove it");
+            }
+        }
+    }
+
+    async fn adopt(self: &Arc<Self>, mut record: Record) {
+        let folder = self.host.disks.sandbox_dir(&record.id);
+        let mut machine: Option<Machine> = None;
+        if record.state == SandboxState::Running {
+            match machine::adopt(&self.host, &record, &folder).await {
+                Ok(adopted) => machine = Some(adopted),
+                Err(reason) => {
+                    let rebooted = record.machine.as_ref().is_none_or(|machine| machine.boot_id != boot_id());
+                    record.machine = None;
+                    if rebooted {
+                        // Its processes went with the host; its disk is whole and the next use starts it again.
+                        record.become_state(SandboxState::Hibernated, None);
+                    } else {
+                        info!(id = %record.id, reason, "a sandbox ended while the node was down");
+                        record.become_state(
+                            SandboxState::Error,
+                            Some(format!("while the node was down, {reason}")),
+                        );
+                    }
+                }
+            }
+        } else {
+            // A wake or a hibernation was cut off: what ran is ended, the disk stays.
+            machine::end_processes(&self.host.cgroup(&record.id)).await;
+            let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
+            record.machine = None;
+        }
+        if let Err(error) = record.save(&folder) {
+            warn!(%error, id = %record.id, "could not write a sandbox's record");
+        }
+        let id = record.id.clone();
+        let handle = actor::resume(self.host.clone(), folder, record, machine, self.forget(&id));
+        self.lock().insert(id, handle);
+    }
+
+    fn forget(self: &Arc<Self>, id: &SandboxId) -> impl FnOnce() + Send + 'static {
+        let (registry, id) = (self.clone(), id.clone());
+        move || {
+            registry.lock().remove(&id);
+        }
+    }
+
+    pub(crate) fn find(&self, id: &SandboxId) -> Option<Handle> {
+        self.lock().get(id).cloned()
+    }
+
+    pub(crate) fn get(&self, id: &SandboxId) -> Result<Handle, Error> {
+        self.find(id).ok_or_else(|| Error::not_found(format!("sandbox {id} not found")))
+    }
+
+    /// Makes the sandbox, unless it is there, and returns once it runs.
+    pub(crate) async fn ensure(self: &Arc<Self>, id: SandboxId, spec: SandboxSpec) -> Result<Report, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::unavailable("the node is stopping"));
+        }
+        if spec.template != self.config.template.name {
+            let message = format!("template not found: {}", spec.template);
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        let handle = {
+            let mut sandboxes = self.lock();
+            match sandboxes.get(&id) {
+                Some(handle) => handle.clone(),
+                None => {
+                    let handle = actor::create(self.host.clone(), id.clone(), spec, self.forget(&id));
+                    sandboxes.insert(id, handle.clone());
+                    handle
+                }
+            }
+        };
+        handle.report().await
+    }
+
+    pub(crate) async fn list(&self) -> Vec<Report> {
+        let handles: Vec<Handle> = self.lock().values().cloned().collect();
+        futures_util::stream::iter(handles)
+            .map(async |handle| handle.report().await.ok())
+            .buffer_unordered(ADOPTIONS)
+            .filter_map(async |report| report)
+            .collect()
+            .await
+    }
+
+    /// Changes from now on.
+    pub(crate) fn watch(&self) -> broadcast::Receiver<Report> {
+        self.host.changes.subscribe()
+    }
+
+    pub(crate) async fn info(&self) -> NodeInfo {
+        let running = self.list().await.iter().filter(|report| report.state == SandboxState::Running).count();
+        NodeInfo {
+            id: format!("node-{}", self.config.tag()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            runtime: "container".into(),
+            templates: vec![self.config.template.name.to_owned()],
+            cpus: self.host.cpus.count(),
+            memory_mb: memory_mb(),
+            disk_free_mb: self.host.disks.free_bytes() >> 20,
+            sandboxes_running: u32::try_from(running).unwrap_or(u32::MAX),
+        }
+    }
+
+    pub(crate) async fn shutdown(&self, how: Shutdown) {
+        let handles: Vec<Handle> = self.lock().values().cloned().collect();
+        if how == Shutdown::StopSandboxes {
+            futures_util::stream::iter(&handles)
+                .for_each_concurrent(ADOPTIONS, async |handle| {
+                    // What has failed already has nothing to stop.
+                    let _ = handle.hibernate().await;
+                })
+                .await;
+        }
+        if self.list().await.iter().any(|report| report.state == SandboxState::Running) {
+            return;
+        }
+        self.host.network.stop().await;
+        if let Some(lxcfs) = &self.host.lxcfs {
+            lxcfs::stop(lxcfs);
+        }
+        self.host.disks.stop();
+        if let Err(error) = self.host.hierarchies.remove_parent(&self.host.cgroup_parent) {
+            warn!(%error, "could not remove the cgroup of all sandboxes");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The records of whole sandboxes, and the folders of those that were half made.
+fn read_records(disks: &Disks) -> (Vec<Record>, Vec<PathBuf>) {
+    let (mut records, mut strays) = (Vec::new(), Vec::new());
+    let Ok(entries) = std::fs::read_dir(disks.sandboxes_dir()) else { return (records, strays) };
+    for entry in entries.flatten() {
+        match Record::load(&entry.path()) {
+            Ok(record) if record.state != SandboxState::Creating => records.push(record),
+            Ok(_) | Err(_) => strays.push(entry.path()),
+        }
+    }
+    (records, strays)
+}
+
+fn slots_in_use(records: &[Record]) -> BTreeSet<u16> {
+    records
+        .iter()
+        .filter(|record| record.state == SandboxState::Running)
+        .filter_map(|record| record.machine.as_ref().map(|machine| machine.slot))
+        .collect()
+}
+
+/// The block of addresses and ids of this node: chosen once, because running sandboxes have them.
+fn choose_block(config: &Config, disks: &Disks) -> Result<u16, StartError> {
+    let path = disks.volume().join("network-block");
+    if let Some(block) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(block);
+    }
+    let block = Plan::choose_block(&config.tag());
+    std::fs::write(&path, block.to_string()).map_err(|source| StartError::Folder {
+        what: "the node's network block",
+        path,
+        source,
+    })?;
+    Ok(block)
+}
+
+fn memory_mb() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+        })
+        .map_or(0, |kilobytes| kilobytes >> 10)
+}

@@ -1,0 +1,255 @@
+//! The running part of a sandbox: its processes, its network slot, its CPUs and the connection to its agent.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use tracing::{debug, warn};
+use warren_guest_api::boot::Boot;
+use warren_runtime_container::cgroup::Cgroup;
+use warren_runtime_container::plan::{CgroupPlan, encode_boot};
+use warren_runtime_container::process::Watched;
+use warren_runtime_container::{Launch, Launched};
+use warren_types::{Error, ErrorKind};
+
+use super::record::{MachineRecord, Record, boot_id};
+use crate::disk;
+use crate::guest::Guest;
+use crate::network::Slot;
+use crate::registry::Host;
+
+/// Processes and threads of one sandbox.
+const MAX_PROCESSES: u32 = 4096;
+/// Of its disk, each way.
+const IO_BYTES_PER_SECOND: u64 = 2 << 30;
+const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
+/// Longest wait for killed processes to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long commands get to end by themselves before a hibernation ends them.
+const GRACE: Duration = Duration::from_secs(2);
+
+pub(crate) struct Machine {
+    pub(crate) guest: Guest,
+    init: Watched,
+    slot: Slot,
+    cpus: Vec<u32>,
+    cgroup: Cgroup,
+    disk_device: String,
+}
+
+/// Starts the sandbox of `record` on the disk in `folder`. Writes into the record how to find it again, before there is
+/// anything to find. On failure nothing of it runs.
+pub(crate) async fn start(host: &Arc<Host>, record: &mut Record, folder: &Path) -> Result<Machine, Error> {
+    let _turn = host.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))?;
+    let slot =
+        host.network.take().await.map_err(|error| Error::unavailable(format!("no network: {error}")))?;
+    if !record.spec.network
+        && let Err(error) = host.network.disconnect(&slot).await
+    {
+        host.network.retire(slot);
+        return Err(Error::unavailable(format!("the network could not be switched off: {error}")));
+    }
+    let cpus = host.cpus.take(record.spec.size.cpu_count);
+    record.machine = Some(MachineRecord {
+        boot_id: boot_id(),
+        slot: slot.index,
+        cpus: cpus.clone(),
+        pid: 0,
+        disk_device: String::new(),
+    });
+    let started = match launch(host, record, folder, &slot, &cpus).await {
+        // The socket has been listening since before the agent ran: this waits for its first answer.
+        Ok((launched, ended)) => Guest::connect(folder).await.map(|guest| (launched, ended, guest)),
+        Err(error) => Err(error),
+    };
+    match started {
+        Ok((launched, ended, guest)) => {
+            let mut slot = slot;
+            serve_names(&mut slot, record);
+            let cgroup = host.cgroup(&record.id);
+            Ok(Machine { guest, init: ended, slot, cpus, cgroup, disk_device: launched.disk_device })
+        }
+        Err(error) => {
+            end_processes(&host.cgroup(&record.id)).await;
+            host.cpus.give_back(&cpus);
+            host.network.retire(slot);
+            if let Some(machine) = record.machine.take() {
+                release_disk(&machine.disk_device, folder).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn launch(
+    host: &Arc<Host>,
+    record: &mut Record,
+    folder: &Path,
+    slot: &Slot,
+    cpus: &[u32],
+) -> Result<(Launched, Watched), Error> {
+    let trouble = |what: &str, error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be started: {what}: {error}"))
+    };
+    record.save(folder).map_err(|error| trouble("could not write its record", &error))?;
+    let template_root = host
+        .disks
+        .template_root(&record.template_digest)
+        .await
+        .map_err(|error| trouble("its template cannot be used", &error))?;
+    let size = record.spec.size;
+    let launch = Launch {
+        hostname: "sandbox".into(),
+        id_base: host.network.plan().id_base(slot.index),
+        cgroup: CgroupPlan {
+            parent: host.cgroup_parent.clone(),
+            name: record.id.to_string(),
+            cpu_count: size.cpu_count,
+            cpus: cpus.to_vec(),
+            memory_bytes: u64::from(size.memory_mb) << 20,
+            pids: MAX_PROCESSES,
+            io_bytes_per_second: IO_BYTES_PER_SECOND,
+            io_operations_per_second: IO_OPERATIONS_PER_SECOND,
+        },
+        template_root,
+        disk_image: folder.join("disk.img"),
+        run_dir: folder.to_owned(),
+        stage_dir: host.stage_dir.clone(),
+        agent: host.agent.clone(),
+        lxcfs: host.lxcfs.clone(),
+    };
+    let boot = encode_boot(&Boot { sandbox_id: record.id.clone(), envs: record.spec.envs.clone() });
+    let launched = host
+        .launcher()
+        .map_err(|error| trouble("the launcher does not run", &error))?
+        .launch(&launch, slot.namespace(), &boot)
+        .await
+        .map_err(|error| trouble("launch", &error))?;
+    debug!(id = %record.id, steps = ?launched.steps, "launched");
+    if let Some(machine) = &mut record.machine {
+        machine.pid = launched.pid;
+        machine.disk_device.clone_from(&launched.disk_device);
+    }
+    let ended = Watched::new(launched.pid).map_err(|error| trouble("it ended at once", &error))?;
+    Ok((launched, ended))
+}
+
+/// Takes over the sandbox that `record` says is running. An error means that it is not, or cannot be used; whatever is
+/// left of it has been ended.
+pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> Result<Machine, String> {
+    let Some(machine) = &record.machine else { return Err("it has no processes".into()) };
+    let cgroup = host.cgroup(&record.id);
+    let adopted = async {
+        if machine.boot_id != boot_id() || machine.pid == 0 || !cgroup.contains(machine.pid) {
+            return Err("its processes have ended".to_owned());
+        }
+        let ended =
+            Watched::new(machine.pid).map_err(|error| format!("its processes have ended: {error}"))?;
+        let slot = host
+            .network
+            .adopt(machine.slot, machine.pid)
+            .await
+            .map_err(|error| format!("its network could not be taken over: {error}"))?;
+        match Guest::connect(folder).await {
+            Ok(guest) => Ok((guest, ended, slot)),
+            Err(error) => {
+                host.network.retire(slot);
+                Err(error.message)
+            }
+        }
+    };
+    match adopted.await {
+        Ok((guest, ended, mut slot)) => {
+            serve_names(&mut slot, record);
+            host.cpus.adopt(&machine.cpus);
+            Ok(Machine {
+                guest,
+                init: ended,
+                slot,
+                cpus: machine.cpus.clone(),
+                cgroup,
+                disk_device: machine.disk_device.clone(),
+            })
+        }
+        Err(reason) => {
+            end_processes(&cgroup).await;
+            release_disk(&machine.disk_device, folder).await;
+            Err(reason)
+        }
+    }
+}
+
+impl Machine {
+    /// Returns when PID 1 has ended.
+    pub(crate) async fn ended(&self) {
+        self.init.ended().await;
+    }
+
+    /// Connects to the agent again, after its connection broke.
+    pub(crate) async fn reconnect(&mut self, folder: &Path) -> Result<(), Error> {
+        self.guest = Guest::connect(folder).await?;
+        Ok(())
+    }
+
+    /// How often the kernel ended one of its processes for want of memory.
+    pub(crate) fn out_of_memory_kills(&self) -> u64 {
+        self.cgroup.out_of_memory_kills()
+    }
+
+    /// Asks commands and terminals to end, and waits for them a while.
+    pub(crate) async fn ask_to_end(&self) {
+        let asked = self.cgroup.processes_below().unwrap_or_default();
+        for pid in asked.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        let deadline = tokio::time::Instant::now() + GRACE;
+        while tokio::time::Instant::now() < deadline
+            && self.cgroup.processes_below().is_ok_and(|left| !left.is_empty())
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends everything and gives back what it held. Its disk is written out and no longer attached afterwards.
+    pub(crate) async fn end(self, host: &Arc<Host>, folder: &Path) {
+        end_processes(&self.cgroup).await;
+        host.cpus.give_back(&self.cpus);
+        host.network.retire(self.slot);
+        release_disk(&self.disk_device, folder).await;
+    }
+}
+
+fn serve_names(slot: &mut Slot, record: &Record) {
+    if record.spec.network
+        && let Err(error) = slot.serve_names()
+    {
+        warn!(%error, id = %record.id, "a sandbox has no resolver");
+    }
+}
+
+/// Ends all processes of a sandbox and removes its cgroup.
+pub(crate) async fn end_processes(cgroup: &Cgroup) {
+    let deadline = tokio::time::Instant::now() + KILL_DEADLINE;
+    loop {
+        let killed = cgroup.kill();
+        let gone = cgroup.is_populated().is_ok_and(|populated| !populated);
+        if gone && cgroup.remove().is_ok() {
+            return;
+        }
+        if tokio::time::Instant::now() > deadline {
+            warn!(?killed, "processes of a sandbox do not end");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn release_disk(device: &str, folder: &Path) {
+    if device.is_empty() {
+        return;
+    }
+    if let Err(error) = disk::wait_released(device, &folder.join("disk.img")).await {
+        warn!(%error, folder = %folder.display(), "a disk is still attached");
+    }
+}

@@ -1,0 +1,280 @@
+//! The root file system of a sandbox: an overlay of the read-only template and its own writable image, with the
+//! virtual file systems a Linux program expects.
+//!
+//! Everything is mounted by host root in the set-up process's own mount namespace, which the sandbox's user namespace
+//! does not own. Both layers are id-mapped, so that on disk root is 0 whichever host ids the sandbox runs with.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
+};
+
+use crate::plan::{Launch, LaunchError, Result, Step};
+use crate::sys;
+
+/// Host group that `tty` (5) of the sandbox maps to: terminals belong to it.
+const TTY_GROUP: u32 = 5;
+
+/// Names of the files an lxcfs answers in place of the kernel's.
+const LXCFS_FILES: [&str; 6] = ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime"];
+
+/// Files of `/proc` that tell about the host or reach into it; they read as empty.
+const HIDDEN_PROC_FILES: [&str; 7] =
+    ["kcore", "keys", "key-users", "kallsyms", "timer_list", "latency_stats", "sysrq-trigger"];
+const HIDDEN_PROC_FOLDERS: [&str; 5] = ["acpi", "scsi", "asound", "irq", "bus"];
+/// Folders of `/sys` that list the host's devices.
+const HIDDEN_SYS_FOLDERS: [&str; 5] = ["block", "dev", "firmware", "class/block", "devices/virtual/block"];
+
+/// The writable image, attached and mounted.
+pub(crate) struct Disk {
+    /// Its loop device, as `major:minor`.
+    pub(crate) device: String,
+    mount: OwnedFd,
+}
+
+impl Disk {
+    /// Makes what is written outlast a loss of power, from here on.
+    ///
+    /// Mounting writes the superblock and waits for the drive: a third of a create on a quiet machine, far more on a
+    /// busy one. It protects nothing, because nobody has written anything yet. So the disk is mounted without barriers and
+    /// gets them as soon as the node has its answer, while the agent starts.
+    pub(crate) fn keep_order(&self) -> Result<()> {
+        let step = "turn on the disk's write barriers";
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let picked = rustix::mount::fspick(self.mount.as_fd(), c"", flags).step(step)?;
+        rustix::mount::fsconfig_set_flag(picked.as_fd(), "barrier").step(step)?;
+        rustix::mount::fsconfig_reconfigure(picked.as_fd()).step(step)
+    }
+}
+
+/// Cuts this process's mounts off from the host's, both ways.
+pub(crate) fn own_mounts() -> Result<()> {
+    sys::unshare(libc::CLONE_NEWNS).step("make a mount namespace")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .step("cut mounts off from the host's")
+}
+
+/// Mounts template, disk and their overlay under `stage_dir`; the root is then at `stage_dir/root`.
+pub(crate) fn assemble(launch: &Launch, user_namespace: BorrowedFd<'_>) -> Result<Disk> {
+    let template = rustix::mount::open_tree(
+        CWD,
+        &launch.template_root,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .step("open the template")?;
+    attach(template.as_fd(), user_namespace, &launch.stage_dir.join("template"))
+        .step("mount the template")?;
+
+    let (device_path, device, held) = attach_loop(&launch.disk_image)?;
+    let disk = file_system(
+        "ext4",
+        &[("source", &device_path)],
+        &["noinit_itable", "nobarrier"],
+        MountAttrFlags::MOUNT_ATTR_NODEV,
+    )
+    .step("mount the disk")?;
+    attach(disk.as_fd(), user_namespace, &launch.stage_dir.join("disk")).step("place the disk")?;
+    // The mount keeps the device from here on.
+    drop(held);
+
+    let layer = |name: &str| launch.stage_dir.join(name).display().to_string();
+    // The overlay writes to its upper layer with the ids it was mounted with. Host root has no place in that layer's
+    // mapping; root of the sandbox has.
+    let root = sys::as_file_owner(launch.id_base, || {
+        file_system(
+            "overlay",
+            &[
+                ("source", "sandbox"),
+                ("lowerdir", &layer("template")),
+                ("upperdir", &layer("disk/upper")),
+                ("workdir", &layer("disk/work")),
+                // Without it a folder of the template cannot be renamed.
+                ("redirect_dir", "on"),
+            ],
+            &[],
+            MountAttrFlags::MOUNT_ATTR_NODEV,
+        )
+    })
+    .step("take on the sandbox's ids")?
+    .step("mount the overlay of template and disk")?;
+    place(root.as_fd(), &launch.stage_dir.join("root")).step("place the root")?;
+    Ok(Disk { device, mount: disk })
+}
+
+/// Fills `/dev`, `/sys` and `/run` of the assembled root. The network and cgroup namespaces must be the sandbox's own.
+pub(crate) fn populate(launch: &Launch) -> Result<()> {
+    let root = launch.stage_dir.join("root");
+    let base = launch.id_base;
+    let owner = [("uid", base.to_string()), ("gid", base.to_string())];
+    let owned = |mode: &'static str, size: &'static str| {
+        [("mode", mode), ("uid", owner[0].1.as_str()), ("gid", owner[1].1.as_str()), ("size", size)]
+    };
+
+    let tmpfs = |path: &str, mode, size, attributes| -> Result<()> {
+        let mount =
+            file_system("tmpfs", &owned(mode, size), &[], attributes).step(&format!("mount {path}"))?;
+        place(mount.as_fd(), &root.join(&path[1..])).step(&format!("place {path}"))
+    };
+    let no_programs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    tmpfs("/dev", "0755", "1m", no_programs)?;
+    devices(&root.join("dev"), base).step("fill /dev")?;
+    tmpfs("/dev/shm", "1777", "50%", MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    tmpfs("/run", "0755", "10%", MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+
+    let terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", &(base + TTY_GROUP).to_string())];
+    let mount = file_system("devpts", &terminals, &["newinstance"], no_programs).step("mount /dev/pts")?;
+    place(mount.as_fd(), &root.join("dev/pts")).step("place /dev/pts")?;
+
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV | no_programs;
+    let mount = file_system("sysfs", &[], &[], read_only).step("mount /sys")?;
+    place(mount.as_fd(), &root.join("sys")).step("place /sys")?;
+    let groups = file_system("cgroup2", &[], &[], MountAttrFlags::MOUNT_ATTR_NODEV | no_programs)
+        .step("mount /sys/fs/cgroup")?;
+    place(groups.as_fd(), &root.join("sys/fs/cgroup")).step("place /sys/fs/cgroup")?;
+    HIDDEN_SYS_FOLDERS.iter().try_for_each(|name| hide_folder(&root.join("sys").join(name)))
+}
+
+/// Makes the assembled root this process's root and lets go of the host's.
+pub(crate) fn enter(stage_dir: &Path) -> Result<()> {
+    let step = "enter the root";
+    std::env::set_current_dir(stage_dir.join("root")).step(step)?;
+    rustix::process::pivot_root(".", ".").step(step)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).step("leave the host's root")?;
+    std::env::set_current_dir("/").step(step)
+}
+
+/// Opens the lxcfs files before the host's root is left; placed by [`mount_proc`].
+pub(crate) fn open_lxcfs(folder: &Path) -> Vec<(&'static str, OwnedFd)> {
+    let open = |name| {
+        rustix::mount::open_tree(
+            CWD,
+            folder.join("proc").join(name),
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )
+    };
+    // An lxcfs that has died leaves a broken mount; the sandbox then sees the kernel's own figures.
+    LXCFS_FILES.into_iter().filter_map(|name| Some((name, open(name).ok()?))).collect()
+}
+
+/// Mounts `/proc` for the PID namespace of this process and takes from it what is the host's.
+pub(crate) fn mount_proc(lxcfs: &[(&'static str, OwnedFd)]) -> Result<()> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let proc = file_system("proc", &[], &[], attributes).step("mount /proc")?;
+    place(proc.as_fd(), Path::new("/proc")).step("place /proc")?;
+
+    let step = "make /proc/sys read-only";
+    rustix::mount::mount_bind("/proc/sys", "/proc/sys").step(step)?;
+    let flags =
+        MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount_remount("/proc/sys", flags, c"").step(step)?;
+
+    for name in HIDDEN_PROC_FILES {
+        let path = Path::new("/proc").join(name);
+        if path.exists() {
+            rustix::mount::mount_bind("/dev/null", &path).step(&format!("hide {}", path.display()))?;
+        }
+    }
+    HIDDEN_PROC_FOLDERS.iter().try_for_each(|name| hide_folder(&Path::new("/proc").join(name)))?;
+    lxcfs.iter().try_for_each(|(name, mount)| {
+        place(mount.as_fd(), &Path::new("/proc").join(name)).step(&format!("place /proc/{name}"))
+    })
+}
+
+/// Puts an empty read-only folder in front of one of the host's.
+fn hide_folder(path: &Path) -> Result<()> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    file_system("tmpfs", &[("mode", "0555"), ("size", "4k")], &[], attributes)
+        .and_then(|empty| place(empty.as_fd(), path))
+        .step(&format!("hide {}", path.display()))
+}
+
+/// Makes a mounted, not yet placed, file system.
+fn file_system(
+    kind: &str,
+    settings: &[(&str, &str)],
+    flags: &[&str],
+    attributes: MountAttrFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in settings {
+        rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)?;
+    }
+    for flag in flags {
+        rustix::mount::fsconfig_set_flag(context.as_fd(), *flag)?;
+    }
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+fn place(mount: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
+    rustix::mount::move_mount(mount, c"", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn attach(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, path: &Path) -> std::io::Result<()> {
+    sys::idmap_mount(mount, user_namespace)?;
+    place(mount, path).map_err(Into::into)
+}
+
+/// Binds a free loop device to `image`: its path, its `major:minor`, and the descriptor that holds it for now.
+fn attach_loop(image: &Path) -> Result<(String, String, File)> {
+    let step = "attach the disk image to a loop device";
+    let image = OpenOptions::new().read(true).write(true).open(image).step("open the disk image")?;
+    let control =
+        OpenOptions::new().read(true).write(true).open("/dev/loop-control").step("open /dev/loop-control")?;
+    // Others take devices at the same time; whoever loses the race for one asks for the next.
+    for _ in 0..1000 {
+        let number = sys::free_loop_device(control.as_fd()).step(step)?;
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let device =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(&path).step(step)?;
+        match sys::configure_loop_device(&device, &image) {
+            Ok(()) => {
+                let id = device.metadata().step(step)?.rdev();
+                let id = format!("{}:{}", rustix::fs::major(id), rustix::fs::minor(id));
+                return Ok((path.display().to_string(), id, device));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(LaunchError::new(step, error)),
+        }
+    }
+    Err(LaunchError::new(step, "every free device was taken by somebody else, a thousand times over"))
+}
+
+fn devices(dev: &Path, base: u32) -> std::io::Result<()> {
+    let all = Mode::from_raw_mode(0o666);
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        let path = dev.join(name);
+        rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, all, rustix::fs::makedev(major, minor))?;
+        rustix::fs::chmod(&path, all)?;
+        chown(&path, Some(base), Some(base))?;
+    }
+    for (name, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        symlink(target, dev.join(name))?;
+    }
+    for name in ["pts", "shm"] {
+        fs::create_dir(dev.join(name))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+"""Fixtures of the suite that kills the server."""
+
+import os
+
+import pytest
+
+from harness import settings
+from harness.server import Server
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_servers():
+    if os.geteuid() != 0:
+        pytest.skip("needs root to start servers")
+    if not settings.PROGRAM:
+        pytest.skip("WARREN_BIN does not say which program to start")
+
+
+@pytest.fixture
+def server():
+    with Server() as running:
+        yield running

@@ -1,0 +1,12 @@
+"""Where the server is and who we are, as `tests/e2e/run` says through the environment."""
+
+import os
+
+URL = os.environ.get("WARREN_URL", "").rstrip("/")
+KEY = os.environ.get("WARREN_KEY", "")
+#: A key of another organisation.
+OTHER_KEY = os.environ.get("WARREN_OTHER_KEY", "")
+#: The server's process, when `run` started it on this machine; 0 when the suites are aimed at another one.
+SERVER_PID = int(os.environ.get("WARREN_SERVER_PID", "0") or 0)
+#: The program, for suites that start servers of their own.
+PROGRAM = os.environ.get("WARREN_BIN", "")
