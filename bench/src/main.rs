@@ -5,6 +5,7 @@
 //! good: it fails only when Warren could not be measured.
 
 mod docker;
+mod frames;
 mod http;
 mod machine;
 mod process;

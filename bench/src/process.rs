@@ -153,11 +153,15 @@ mod tests {
         std::fs::write(&followed, "").unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let mut named = std::process::Command::new("tail").arg("-f").arg(&followed).spawn().unwrap();
+        // A command line is filled in a moment after the program has begun.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !names(named.id(), folder.path().to_str().unwrap()) && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         let table = Table::read();
         let family = table.family(&[std::process::id()], None);
         assert!(family.contains(&child.id()) && family.contains(&named.id()));
-        let by_name = table.family(&[], Some(folder.path()));
-        assert_eq!(by_name, BTreeSet::from([named.id()]));
+        assert_eq!(table.family(&[], Some(folder.path())), BTreeSet::from([named.id()]));
         let used = usage(&BTreeSet::from([child.id()]));
         assert!(used.processes == 1 && used.memory > 10_000, "{used:?}");
         for child in [&mut child, &mut named] {

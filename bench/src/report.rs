@@ -168,7 +168,7 @@ pub(crate) const WARREN: &str = "Warren";
 pub(crate) fn times(ratio: f64) -> String {
     match ratio {
         ratio if ratio >= 10.0 => format!("{ratio:.0}x"),
-        ratio if ratio >= 1.0 => format!("{ratio:.1}x"),
+        ratio if ratio > 0.95 => format!("{ratio:.1}x"),
         ratio if ratio > 0.1 => format!("1/{:.1}", 1.0 / ratio).trim_end_matches(".0").to_owned(),
         ratio if ratio > 0.0 => format!("1/{:.0}", 1.0 / ratio),
         _ => "0".to_owned(),
@@ -205,9 +205,15 @@ mod tests {
 
     #[test]
     fn ratios_read_as_a_person_says_them() {
-        for (ratio, text) in
-            [(0.0263, "1/38"), (0.4, "1/2.5"), (0.5, "1/2"), (1.0, "1.0x"), (2.54, "2.5x"), (31.2, "31x")]
-        {
+        for (ratio, text) in [
+            (0.0263, "1/38"),
+            (0.4, "1/2.5"),
+            (0.5, "1/2"),
+            (1.0, "1.0x"),
+            (0.98, "1.0x"),
+            (2.54, "2.5x"),
+            (31.2, "31x"),
+        ] {
             assert_eq!(times(ratio), text);
         }
     }

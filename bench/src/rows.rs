@@ -124,7 +124,7 @@ impl Sizes {
             rounds: 2,
             peer_idle: 10,
             idle_time: Duration::from_secs(5),
-            row_time: Duration::from_secs(30),
+            row_time: Duration::from_secs(20),
             ..Self::full()
         }
     }

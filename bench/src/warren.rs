@@ -10,14 +10,17 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use warren_api::{API_KEY_HEADER, exec_frame};
 
+use crate::frames::Counter;
 use crate::http::{Address, Client, DEADLINE, Repeated};
+
+const DRAIN_BUFFER: usize = 256 * 1024;
 
 /// A client with one connection; clones have their own.
 #[derive(Clone)]
@@ -122,8 +125,7 @@ impl Warren {
         request.headers_mut().insert(API_KEY_HEADER, self.key.clone());
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let config = WebSocketConfig::default().read_buffer_size(256 * 1024);
-        let opening = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
+        let opening = tokio_tungstenite::client_async(request, stream);
         let (socket, _) = tokio::time::timeout(DEADLINE, opening)
             .await
             .with_context(|| format!("{path}: no WebSocket in time"))?
@@ -158,16 +160,20 @@ impl Socket {
         Ok(())
     }
 
-    /// Reads to the exit of a command; how many bytes of output came. A command that fails is an error.
-    pub(crate) async fn drain(&mut self) -> anyhow::Result<u64> {
-        let mut length = 0;
+    /// Reads to the exit of a command; how many bytes of output came. A command that fails is an error. Only after
+    /// [`Self::wait_live`] and before the command has written: what is buffered here is not looked at.
+    pub(crate) async fn drain(self) -> anyhow::Result<u64> {
+        let mut stream = self.0.into_inner();
+        let mut counter = Counter::default();
+        let mut buffer = vec![0; DRAIN_BUFFER];
         loop {
-            let frame = self.receive().await?;
-            match frame.split_first() {
-                Some((&exec_frame::STDOUT, output)) => length += output.len() as u64,
-                Some((&exec_frame::EXIT, [0, 0, 0, 0])) => return Ok(length),
-                Some((&exec_frame::EXIT, code)) => bail!("the command ended with {code:?}"),
-                _ => {}
+            let reading = tokio::time::timeout(DEADLINE, stream.read(&mut buffer));
+            let count = reading.await.context("the stream fell silent")??;
+            ensure!(count > 0, "the stream ended without an exit code");
+            match counter.take(&buffer[..count])? {
+                None => {}
+                Some(0) => return Ok(counter.output()),
+                Some(code) => bail!("the command ended with {code}"),
             }
         }
     }

@@ -22,6 +22,9 @@ const POLL: Duration = Duration::from_millis(50);
 const BRIDGE: &str = "warren-bench0";
 /// From the block that is set aside for measuring networks.
 const BRIDGE_ADDRESS: &str = "198.18.213.1/24";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// Parent of our containers' control groups.
+const CGROUP: &str = "warren-bench";
 
 pub(crate) struct Daemon {
     folder: PathBuf,
@@ -99,6 +102,7 @@ impl Daemon {
         end("containerd", &mut self.containerd).await;
         drop_bridge(self.network);
         detach_below(&self.folder);
+        drop_cgroups();
     }
 }
 
@@ -130,7 +134,9 @@ fn spawn_dockerd(
         .arg(folder.join("d.pid"))
         .arg("--containerd")
         .arg(containerd_socket)
-        .args(["--storage-driver", driver, "--iptables=false", "--ip-forward=false", "--ip-masq=false"]);
+        .args(["--storage-driver", driver, "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+        .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
+        .arg(format!("--cgroup-parent=/{CGROUP}"));
     match network {
         Network::Bridge => command.args(["--bridge", BRIDGE]),
         Network::None => command.arg("--bridge=none"),
@@ -143,6 +149,8 @@ fn logged(program: &str, folder: &Path) -> anyhow::Result<Command> {
     let log = File::options().create(true).append(true).open(log_of(folder, program))?;
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+    // An interrupt from the terminal is for us; they end in order, after their containers.
+    command.process_group(0);
     Ok(command)
 }
 
@@ -203,6 +211,19 @@ fn drop_bridge(network: Network) {
 
 fn ip(arguments: &[&str]) -> bool {
     std::process::Command::new("ip").args(arguments).output().is_ok_and(|output| output.status.success())
+}
+
+/// Removes the empty parent groups, in one tree or in each of version 1's. One that is in use stays.
+fn drop_cgroups() {
+    let trees = std::fs::read_dir(CGROUP_ROOT).into_iter().flatten().flatten().map(|entry| entry.path());
+    for tree in trees.chain([PathBuf::from(CGROUP_ROOT)]) {
+        if let Err(error) = std::fs::remove_dir(tree.join(CGROUP))
+            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != std::io::ErrorKind::NotADirectory
+        {
+            eprintln!("could not remove the control group {CGROUP} in {}: {error}", tree.display());
+        }
+    }
 }
 
 /// Detaches what is still mounted below a folder, innermost first.

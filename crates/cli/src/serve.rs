@@ -76,7 +76,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 
     let data_dir = make_data_dir(&args.data_dir)?;
     let _lock = lock(&data_dir)?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("could not listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("could not listen on {}", args.listen))?;
     let address = listener.local_addr()?;
 
     let starting = start(&args, &data_dir, &stop, &tasks);

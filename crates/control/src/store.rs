@@ -10,6 +10,7 @@
 mod error;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
+mod memory;
 pub(crate) mod sandboxes;
 pub(crate) mod tags;
 
@@ -23,6 +24,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
 pub use error::StoreError;
+use memory::Memory;
 
 const FILE_NAME: &str = "control.sqlite";
 const READERS: u32 = 4;
@@ -33,6 +35,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Store {
     writer: SqlitePool,
     reader: SqlitePool,
+    memory: Memory,
 }
 
 impl Store {
@@ -48,18 +51,22 @@ impl Store {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let open = |source| StoreError::Open { path: path.clone(), source };
-        let writer =
-            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
+        // Connections to a file do not go stale: they are neither tested before use nor replaced.
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .test_before_acquire(false)
+                .idle_timeout(None)
+                .max_lifetime(None)
+        };
+        let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
         sqlx::migrate!("migrations/sqlite")
             .run(&writer)
             .await
             .map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
-        let reader = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .connect_with(options.read_only(true))
-            .await
-            .map_err(open)?;
-        Ok(Self { writer, reader })
+        let reader = pool(READERS).connect_with(options.read_only(true)).await.map_err(open)?;
+        let memory = Memory::open(&path, &writer).await?;
+        Ok(Self { writer, reader, memory })
     }
 
     /// Whether the store can be read.

@@ -1,8 +1,8 @@
 //! The sandbox's own account files, read directly: a statically linked program must not ask the C library about users.
 
 use std::cell::RefCell;
-use std::io::Read;
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 

@@ -15,8 +15,8 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 use crate::buffer::{self, Buffer};
 use crate::paths::GuestPath;
@@ -38,7 +38,9 @@ impl Transfers {
     fn enter(&self) -> Result<Place> {
         let place = Place(self.clone());
         if self.0.fetch_add(1, Ordering::Relaxed) >= MAX_TRANSFERS {
-            return Err(Error::unavailable(format!("{MAX_TRANSFERS} folders are being transferred; try again")));
+            return Err(Error::unavailable(format!(
+                "{MAX_TRANSFERS} folders are being transferred; try again"
+            )));
         }
         Ok(place)
     }
@@ -50,7 +52,9 @@ impl Transfers {
             work();
             drop(place);
         });
-        started.map(drop).map_err(|_| Error::unavailable("the sandbox has no room for another thread; try again"))
+        started
+            .map(drop)
+            .map_err(|_| Error::unavailable("the sandbox has no room for another thread; try again"))
     }
 
     /// A folder as a stream.
@@ -61,7 +65,8 @@ impl Transfers {
             Err(error) => drop(opened.send(Err(error))),
             Ok(folder) => {
                 if opened.send(Ok(())).is_ok() {
-                    let mut output = PieceWriter { pieces: pieces.clone(), buffer: Buffer::take(), filled: 0 };
+                    let mut output =
+                        PieceWriter { pieces: pieces.clone(), buffer: Buffer::take(), filled: 0 };
                     let done = pack::pack(&folder, &mut output).and_then(|()| output.flush());
                     if let Err(error) = done {
                         let _ = pieces.blocking_send(Err(error));

@@ -33,7 +33,8 @@ impl Cgroups {
     /// Uses `folder` if it is a version 2 hierarchy that can be written to.
     pub(crate) fn new(folder: &Path) -> Rc<Self> {
         let usable = folder.join("cgroup.kill").exists() || folder.join("cgroup.controllers").exists();
-        let folder = (usable && rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()).then(|| folder.to_owned());
+        let folder = (usable && rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok())
+            .then(|| folder.to_owned());
         Rc::new(Self { folder, leftover: RefCell::default() })
     }
 
@@ -43,7 +44,8 @@ impl Cgroups {
         let Some(folder) = &self.folder else { return Ok(None) };
         let path = folder.join(name);
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
-        let folder = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let folder =
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Some(Cgroup { owner: Rc::clone(self), path, folder }))
     }
 
@@ -68,7 +70,8 @@ impl Cgroups {
 impl Cgroup {
     /// Ends every process in it, whatever they have started meanwhile.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        let file = rustix::fs::openat(&self.folder, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let file =
+            rustix::fs::openat(&self.folder, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         io::Write::write_all(&mut File::from(file), b"1")
     }
 }

@@ -37,13 +37,8 @@ impl Environment {
 
     /// Everything a command with these variables of its own sees.
     pub(crate) fn variables(&self, own: &Variables) -> Variables {
-        let base = [
-            ("HOME", HOME),
-            ("USER", USER),
-            ("LOGNAME", USER),
-            ("PATH", PATH),
-            ("LANG", "en_US.UTF-8"),
-        ];
+        let base =
+            [("HOME", HOME), ("USER", USER), ("LOGNAME", USER), ("PATH", PATH), ("LANG", "en_US.UTF-8")];
         let mut variables: Variables = base.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         variables.insert("SHELL".to_owned(), self.shell.get().unwrap_or_else(|| "/bin/bash".to_owned()));
         variables.extend(self.template.get());
@@ -76,7 +71,10 @@ pub(crate) fn check_names(variables: &Variables) -> Result<()> {
 
 /// The `NAME=value` strings of an `execve`.
 pub(crate) fn to_strings(variables: &Variables) -> Result<Vec<CString>> {
-    variables.iter().map(|(name, value)| c_string("an environment variable", format!("{name}={value}"))).collect()
+    variables
+        .iter()
+        .map(|(name, value)| c_string("an environment variable", format!("{name}={value}")))
+        .collect()
 }
 
 pub(crate) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString> {

@@ -82,7 +82,11 @@ impl Commands {
 
     /// Starts a command; with `attach` together with a client that gets all of its output. It goes on if the caller
     /// does not wait for the answer.
-    pub(crate) async fn start(self: &Rc<Self>, start: ExecStart, attach: bool) -> Result<(Rc<Command>, Option<Reader>)> {
+    pub(crate) async fn start(
+        self: &Rc<Self>,
+        start: ExecStart,
+        attach: bool,
+    ) -> Result<(Rc<Command>, Option<Reader>)> {
         if self.running() + self.starting.get() >= MAX_RUNNING {
             let message = format!("{MAX_RUNNING} commands are running already; end one and try again");
             return Err(Error::new(ErrorKind::Unavailable, message));
@@ -97,11 +101,21 @@ impl Commands {
         task.await.unwrap_or_else(|_| Err(Error::internal("the command's start was broken off")))
     }
 
-    async fn launch(self: &Rc<Self>, start: ExecStart, attach: bool) -> Result<(Rc<Command>, Option<Reader>)> {
+    async fn launch(
+        self: &Rc<Self>,
+        start: ExecStart,
+        attach: bool,
+    ) -> Result<(Rc<Command>, Option<Reader>)> {
         let id = self.new_id();
         let log = self.folder.join(format!("{id}.log"));
-        let (command, pipes) =
-            Command::launch(id, start, &self.environment, &self.cgroups, (LOG_LIMITS, log, self.workers.clone())).await?;
+        let (command, pipes) = Command::launch(
+            id,
+            start,
+            &self.environment,
+            &self.cgroups,
+            (LOG_LIMITS, log, self.workers.clone()),
+        )
+        .await?;
         let reader = attach.then(|| command.output.reader(0, true));
         self.commands.borrow_mut().insert(command.id.clone(), Rc::clone(&command));
         let commands = Rc::clone(self);
@@ -193,5 +207,7 @@ impl Commands {
 }
 
 fn unknown(id: &str) -> Error {
-    Error::not_found(format!("no command {id:?} is known here; finished ones are kept for {RETENTION_SECONDS} s"))
+    Error::not_found(format!(
+        "no command {id:?} is known here; finished ones are kept for {RETENTION_SECONDS} s"
+    ))
 }

@@ -117,7 +117,9 @@ fn make_folders(path: &GuestPath, folder: &std::path::Path) -> Result<Vec<std::p
         match fs::metadata(folder) {
             Ok(meta) if meta.is_dir() => break,
             Ok(_) => {
-                return Err(Error::invalid(format!("{folder:?} is a file, so no folder can be there or below it")));
+                return Err(Error::invalid(format!(
+                    "{folder:?} is a file, so no folder can be there or below it"
+                )));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(folder.to_owned()),
             Err(error) => return Err(explain(&error, path)),

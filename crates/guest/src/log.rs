@@ -22,8 +22,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use self::segment::Segment;
-use self::spill::Spill;
 pub(crate) use self::segment::{Batch, Stream};
+use self::spill::Spill;
 pub(crate) use self::spill::{ReadJob, SpillJob};
 
 /// How large the parts of a log are.
@@ -88,7 +88,12 @@ impl Log {
 
     /// Bytes held in memory, about.
     pub(crate) fn memory(&self) -> usize {
-        self.segments.iter().rev().take_while(|segment| segment.slot.is_none()).map(|segment| segment.encoded).sum()
+        self.segments
+            .iter()
+            .rev()
+            .take_while(|segment| segment.slot.is_none())
+            .map(|segment| segment.encoded)
+            .sum()
     }
 
     /// Bytes held in the file.
@@ -183,7 +188,7 @@ impl Log {
     }
 
     /// Takes the result of the job handed out last.
-    pub(crate) fn spilled(&mut self, job: SpillJob, result: std::io::Result<()>) {
+    pub(crate) fn spilled(&mut self, job: SpillJob, result: &std::io::Result<()>) {
         let Some((start, slot)) = self.spill.finish(job, result) else {
             self.keep_to_memory();
             return;

@@ -147,7 +147,7 @@ impl Output {
         let output = Rc::clone(self);
         tokio::task::spawn_local(async move {
             if let Ok((job, result)) = done.await {
-                output.log.borrow_mut().spilled(job, result);
+                output.log.borrow_mut().spilled(job, &result);
                 output.room.notify();
                 output.spill();
             }
@@ -166,7 +166,11 @@ impl Reader {
     }
 
     /// The next stretch of output before `to`; `None` when that or the end is reached.
-    pub(crate) fn poll_batch(&mut self, to: u64, context: &mut Context<'_>) -> Poll<Option<io::Result<Batch>>> {
+    pub(crate) fn poll_batch(
+        &mut self,
+        to: u64,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Batch>>> {
         if self.coming.is_none() {
             let log = self.output.log.borrow();
             let batch = match log.read(self.at, to) {
@@ -175,7 +179,9 @@ impl Reader {
                     self.coming = Some(self.output.workers.run(move || job.run()));
                     None
                 }
-                Read::Nothing if self.at >= to || self.output.exit.get().is_some() => return Poll::Ready(None),
+                Read::Nothing if self.at >= to || self.output.exit.get().is_some() => {
+                    return Poll::Ready(None);
+                }
                 Read::Nothing => {
                     self.changed.register(context);
                     return Poll::Pending;

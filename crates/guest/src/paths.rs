@@ -7,8 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use warren_guest_api::boot::HOME;
 use warren_guest_api::files::MAX_PATH_BYTES;
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 /// An absolute path without NUL bytes, repeated slashes, `.` or a slash at its end. `..` is left to the kernel, since
 /// only it knows what is a symlink.
@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn paths_are_made_absolute_and_plain() {
-        let parsed = |text: &str| GuestPath::parse(text.as_bytes()).map(|path| path.as_path().display().to_string());
+        let parsed =
+            |text: &str| GuestPath::parse(text.as_bytes()).map(|path| path.as_path().display().to_string());
         assert_eq!(parsed("a/b").unwrap(), format!("{HOME}/a/b"));
         assert_eq!(parsed("//etc///./passwd/").unwrap(), "/etc/passwd");
         assert_eq!(parsed("/a/../b").unwrap(), "/a/../b");
@@ -98,7 +99,8 @@ mod tests {
 
     #[test]
     fn entries_stay_below_their_folder() {
-        let name = |text: &str| entry_name(text.as_bytes()).map(|name| name.map(|name| name.display().to_string()));
+        let name =
+            |text: &str| entry_name(text.as_bytes()).map(|name| name.map(|name| name.display().to_string()));
         assert_eq!(name("./a//b/").unwrap().as_deref(), Some("a/b"));
         assert_eq!(name("./").unwrap(), None);
         for bad in ["/a", "../a", "a/../../b", "a/..", "a\0"] {

@@ -47,7 +47,12 @@ pub(crate) struct Terminals {
 }
 
 impl Terminals {
-    pub(crate) fn new(environment: Rc<Environment>, cgroups: Rc<Cgroups>, workers: Workers, rest: Rc<Rest>) -> Rc<Self> {
+    pub(crate) fn new(
+        environment: Rc<Environment>,
+        cgroups: Rc<Cgroups>,
+        workers: Workers,
+        rest: Rc<Rest>,
+    ) -> Rc<Self> {
         Rc::new(Self { environment, cgroups, workers, rest, terminals: RefCell::default() })
     }
 

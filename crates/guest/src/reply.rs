@@ -89,10 +89,15 @@ impl Body for ReplyBody {
     type Data = Chunk;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Chunk>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Chunk>>>> {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes.into())))),
-            Self::Streamed(source) => source.poll_next(context).map(|next| next.map(|next| next.map(Frame::data))),
+            Self::Streamed(source) => {
+                source.poll_next(context).map(|next| next.map(|next| next.map(Frame::data)))
+            }
         }
     }
 

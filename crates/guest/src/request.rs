@@ -39,7 +39,8 @@ pub(crate) async fn json<T: DeserializeOwned>(mut body: Incoming) -> Result<T, F
         }
         text.extend_from_slice(&bytes);
     }
-    serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("the request is not understood: {error}")).into())
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::invalid(format!("the request is not understood: {error}")).into())
 }
 
 /// A parameter that is a whole number, if it is there.

@@ -56,7 +56,12 @@ pub(crate) enum Ending {
 
 impl Program {
     /// `words` are the program and its arguments; `shown_as` replaces the first one in what the program sees.
-    pub(crate) fn new(words: &[&str], shown_as: Option<&str>, variables: &Variables, folder: &str) -> Result<Self> {
+    pub(crate) fn new(
+        words: &[&str],
+        shown_as: Option<&str>,
+        variables: &Variables,
+        folder: &str,
+    ) -> Result<Self> {
         let name = words.first().copied().unwrap_or_default();
         if name.is_empty() {
             return Err(Error::invalid("cmd is required"));
@@ -68,7 +73,9 @@ impl Program {
             *first = c_string("the command", shown)?;
         }
         Ok(Self {
-            candidates: candidates(name, variables).map(|path| c_string("the command", path)).collect::<Result<_>>()?,
+            candidates: candidates(name, variables)
+                .map(|path| c_string("the command", path))
+                .collect::<Result<_>>()?,
             name: name.to_owned(),
             arguments,
             environment: environment::to_strings(variables)?,
@@ -127,7 +134,8 @@ pub(crate) async fn spawn(
     })
     .map_err(|error| no_room(&error, cgroups))?;
     drop(writer);
-    let pid = Pid::from_raw(pid).ok_or_else(|| Error::internal("the kernel made a process without a number"))?;
+    let pid =
+        Pid::from_raw(pid).ok_or_else(|| Error::internal("the kernel made a process without a number"))?;
     let pidfd = sys::watch(pidfd, Interest::READABLE).map_err(|error| {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
         no_room(&error, cgroups)
@@ -192,7 +200,9 @@ fn no_room(error: &io::Error, cgroups: &Cgroups) -> Error {
             None => "the sandbox has no room for another process".to_owned(),
         },
         Some(libc::ENOMEM) => "the sandbox has no memory left for another process".to_owned(),
-        Some(libc::EMFILE | libc::ENFILE) => "the sandbox has too many files open to start another command".to_owned(),
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "the sandbox has too many files open to start another command".to_owned()
+        }
         _ => return Error::internal(format!("cannot make a process: {}", describe(error))),
     };
     Error::new(ErrorKind::Unavailable, format!("{text}; end something that runs in it and try again"))

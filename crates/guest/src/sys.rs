@@ -91,10 +91,18 @@ pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owned
 
 /// Puts signals into the state a program expects: nothing ignored, nothing blocked. (Rust ignores `SIGPIPE` again.)
 pub(crate) fn reset_signals() {
-    // SAFETY: called before any thread exists; installs no handlers.
+    // All zero is the kernel's structure for the default action. The C library would refuse two of the numbers.
+    let default = [0u64; 4];
+    // SAFETY: called before any thread exists; installs no handlers; the structure is as large as the kernel's.
     unsafe {
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<c_void>(),
+                8usize,
+            );
         }
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -155,7 +163,12 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// the agent.
 const OOM_SCORE: &[u8] = b"500";
 
-fn become_program(child: &Child<'_>, programs: &[*const c_char], arguments: &[*const c_char], environment: &[*const c_char]) -> ! {
+fn become_program(
+    child: &Child<'_>,
+    programs: &[*const c_char],
+    arguments: &[*const c_char],
+    environment: &[*const c_char],
+) -> ! {
     // SAFETY: every pointer was made by `spawn` from strings and slices that live in this process's copy of memory;
     // none of these calls takes a lock or allocates.
     let (stage, errno) = unsafe {
@@ -187,7 +200,12 @@ unsafe fn prepare(child: &Child<'_>) -> Result<(), (Stage, c_int)> {
             go(libc::syscall(libc::SYS_setpgid, 0, 0))?;
         }
         // Not worth failing for: it protects the agent, not the command.
-        let score = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let score = libc::syscall(
+            libc::SYS_openat,
+            libc::AT_FDCWD,
+            c"/proc/self/oom_score_adj".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
         if score >= 0 {
             libc::syscall(libc::SYS_write, score, OOM_SCORE.as_ptr(), OOM_SCORE.len());
         }
@@ -210,17 +228,27 @@ unsafe fn prepare(child: &Child<'_>) -> Result<(), (Stage, c_int)> {
 }
 
 /// Tries the programs in turn; the error number to report when none runs.
-unsafe fn run(programs: &[*const c_char], arguments: &[*const c_char], environment: &[*const c_char]) -> c_int {
+unsafe fn run(
+    programs: &[*const c_char],
+    arguments: &[*const c_char],
+    environment: &[*const c_char],
+) -> c_int {
     let mut answer = libc::ENOENT;
     for &program in programs.iter().filter(|program| !program.is_null()) {
         // SAFETY: see `become_program`; both arrays end with a null pointer.
         let failed = unsafe {
-            libc::syscall(libc::SYS_execve, program, arguments.as_ptr().cast::<c_void>(), environment.as_ptr().cast::<c_void>());
+            libc::syscall(
+                libc::SYS_execve,
+                program,
+                arguments.as_ptr().cast::<c_void>(),
+                environment.as_ptr().cast::<c_void>(),
+            );
             errno()
         };
         match failed {
             libc::EACCES => answer = libc::EACCES,
-            libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV => {}
+            libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV => {
+            }
             other => return other,
         }
     }

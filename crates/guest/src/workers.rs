@@ -45,7 +45,10 @@ impl Workers {
     }
 
     /// Runs `work` on another thread. It is run to its end even if nobody waits for the result any more.
-    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
         let (sender, receiver) = oneshot::channel();
         let job = Box::new(move || {
             let _ = sender.send(work());

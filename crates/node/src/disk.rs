@@ -108,6 +108,13 @@ impl Disks {
         rustix::fs::statvfs(&self.volume).map_or(0, |stat| stat.f_bavail * stat.f_frsize)
     }
 
+    /// Makes all records and images of the volume outlast a loss of power. What sandboxes have written without asking for
+    /// it to be kept is not among them: that is still in their own file systems.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let volume = File::open(&self.volume)?;
+        rustix::fs::syncfs(&volume).map_err(Into::into)
+    }
+
     /// Unmounts what was mounted. No sandbox may be running.
     pub(crate) fn stop(&self) {
         let unmount = |path: &Path| {

@@ -44,7 +44,6 @@ impl Node {
     }
 
     /// The node API of `warren-node-api`.
-    #[must_use]
     pub fn router(&self) -> Router {
         http::router(self.registry.clone())
     }

@@ -16,6 +16,7 @@
 
 mod dns;
 mod firewall;
+mod netlink;
 mod pool;
 mod slot;
 

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -30,6 +31,9 @@ const ADOPTIONS: usize = 16;
 /// Changes a slow watcher may be behind before it is sent everything anew.
 const CHANGES: usize = 1024;
 
+/// A change is on the drive at most this much later, and the time that takes.
+const SYNC_AFTER: Duration = Duration::from_millis(500);
+
 /// What becomes of the sandboxes when the node stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shutdown {
@@ -53,6 +57,8 @@ pub(crate) struct Host {
     program: PathBuf,
     launcher: Mutex<Arc<Launcher>>,
     changes: broadcast::Sender<Report>,
+    /// Something on the volume has changed that is not synced.
+    unsynced: Notify,
 }
 
 impl Host {
@@ -70,7 +76,9 @@ impl Host {
         Ok(launcher.clone())
     }
 
+    /// Tells who watches of a change that has just been written down.
     pub(crate) fn publish(&self, report: Report) {
+        self.unsynced.notify_one();
         // Fails only when nobody watches.
         let _ = self.changes.send(report);
     }
@@ -128,7 +136,9 @@ impl Registry {
             program: config.program.clone(),
             launcher: Mutex::new(Arc::new(launcher)),
             changes: broadcast::channel(CHANGES).0,
+            unsynced: Notify::new(),
         });
+        tasks.spawn(keep_synced(host.clone(), stop.clone()));
         let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
         registry.undo_strays(&strays, &records).await;
         futures_util::stream::iter(records)
@@ -281,6 +291,26 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Syncs the volume soon after each change, once for all that come together. A crash of the server loses nothing
+/// either way; this is for the loss of power, and not in the path of any request.
+async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = host.unsynced.notified() => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(SYNC_AFTER) => {}
+        }
+        let disks = host.clone();
+        match tokio::task::spawn_blocking(move || disks.disks.sync()).await.map_err(std::io::Error::other).flatten() {
+            Ok(()) => {}
+            Err(error) => warn!(%error, "the volume could not be synced"),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness import settings
 from harness.client import check_error
-from harness.raw import head, open_socket, raw_request, read_answer
+from harness.raw import UPGRADE, head, open_socket, raw_request, read_answer
 from harness.waiting import wait_for
 
 JSON = {"Content-Type": "application/json"}
@@ -106,7 +106,8 @@ def test_bodies_that_are_no_request(shared, body):
     for route in ("/exec/run", "/exec/run-async", "/exec", "/timeout", "/files/move", "/files/chmod"):
         answer = raw_request("POST", f"{shared.path}{route}", JSON, body)
         refused(answer)
-    refused(raw_request("PUT", f"{shared.path}/tags", JSON, body))
+    if not body.startswith(b'{"cmd":"touch /tmp/bad","cmd"'):  # As tags that is a flat map of strings.
+        refused(raw_request("PUT", f"{shared.path}/tags", JSON, body))
     shared.out("test ! -e /tmp/bad")
 
 
@@ -262,17 +263,15 @@ def test_noise_on_the_port_is_survived(api):
     assert api.get("/health").json() == {"status": "ok"}
 
 
-UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-
-
 @pytest.mark.parametrize(
     "change",
-    [{"Sec-WebSocket-Key": ""}, {"Sec-WebSocket-Version": "7"}, {"Upgrade": "h2c"}, {"Connection": "close"}],
+    [{"Sec-WebSocket-Key": None}, {"Sec-WebSocket-Version": "7"}, {"Upgrade": "h2c"}, {"Connection": "close"}],
     ids=["key", "version", "protocol", "connection"],
 )
 def test_bad_upgrades_are_refused(shared, change):
     session = shared.start("sleep", "600")
-    answer = raw_request("GET", f"{shared.path}/exec/{session}", UPGRADE | change)
+    headers = {name: value for name, value in (UPGRADE | change).items() if value is not None}
+    answer = raw_request("GET", f"{shared.path}/exec/{session}", headers)
     assert answer is not None and (400 <= answer.status < 500 or answer.status == 200), answer
     assert answer.status != 101
 

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from harness import settings
 from harness.client import marker, seconds_since
+from harness.raw import UPGRADE, head, open_socket
 from harness.sockets import EXIT, REPLAY_END, STDERR, STDIN_END, STDOUT, ExecSocket, refused, ws_url
 from harness.waiting import holds_for, wait_for
 
@@ -178,14 +180,21 @@ def test_input_for_a_command_that_does_not_read_blocks_nobody(box):
 
 
 def test_a_client_whose_input_is_stuck_is_still_heard(box):
-    """Python's client pings every 20 s and leaves when nobody answers; and a client that left must be seen to have."""
+    """That a client left must be seen though nobody reads what it sent."""
     session = box.start("sleep", "600")
-    with ExecSocket(box, session) as socket:
-        socket.until(REPLAY_END)
-        sender = threading.Thread(target=lambda: pour(socket), daemon=True)
-        sender.start()
-        holds_for(lambda: box.session(session)["running"], "it runs while input piles up", 0.5)
-        socket.socket.socket.close()
+    with open_socket() as connection:
+        connection.sendall(head("GET", f"{box.path}/exec/{session}", UPGRADE, settings.KEY))
+        connection.recv(4096)
+        connection.setblocking(False)
+        stdin = b"\x82\xfe\x80\x00\0\0\0\0" + b"\0" * 0x8000
+        sent, quiet_since = 0, time.monotonic()
+        while sent < 64 * len(stdin) * 64 and seconds_since(quiet_since) < 0.5:
+            try:
+                sent += connection.send((stdin * 8)[sent % len(stdin) :])
+                quiet_since = time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert box.session(session)["attachedClients"] == 1
     wait_for(lambda: box.session(session)["attachedClients"] == 0, "the client is seen to have left", 10)
 
 
@@ -339,5 +348,5 @@ def test_deleting_the_sandbox_closes_its_sockets_without_inventing_an_exit(api):
         box.kill()
         while socket.next(10):
             pass
-        assert socket.exit_code in (None, 137), socket.frames
+        assert socket.exit_code in (None, 137, 143), socket.frames
         assert socket.close_code is not None

@@ -113,7 +113,7 @@ def program_processes():
     found = set()
     for pid in processes():
         words, group = arguments(pid), read(f"/proc/{pid}/cgroup").decode(errors="replace")
-        if SANDBOX_ID.search(group) or (words[0].endswith(b"warren") and len(words) > 1) or b"lxcfs" in words[0]:
+        if SANDBOX_ID.search(group) or words[1:2] in ([b"serve"], [b"launcher"]) or b"lxcfs" in words[0]:
             found.add(f"{pid} {b' '.join(words).decode(errors='replace')} {' '.join(sorted(set(group.split())))}")
     return found
 

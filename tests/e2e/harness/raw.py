@@ -6,6 +6,14 @@ from urllib.parse import urlsplit
 
 from . import settings
 
+#: Headers that ask for a WebSocket.
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
 
 class RawAnswer:
     def __init__(self, status, headers, body):

@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, *arguments):
         self.arguments = list(arguments)
-        self.data_dir = tempfile.mkdtemp(prefix="warren-e2e-")
+        self.data_dir = tempfile.mkdtemp(prefix="e2e-")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = Path(f"{self.data_dir}.log")

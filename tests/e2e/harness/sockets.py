@@ -36,7 +36,8 @@ class ExecSocket:
 
     def __init__(self, box, session_id, path=None, max_size=LARGEST_MESSAGE, **query):
         path = path or f"{box.path}/exec/{session_id}"
-        self.socket = connect(ws_url(box.api, path, **query), max_size=max_size, compression=None)
+        self.opened = connect(ws_url(box.api, path, **query), max_size=max_size, compression=None)
+        self.socket = self.opened.__enter__()
         self.headers = self.socket.response.headers
         self.frames = []
         self.exit_code = None
@@ -46,10 +47,7 @@ class ExecSocket:
         return self
 
     def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        self.socket.close()
+        self.opened.__exit__(None, None, None)
 
     def send(self, kind, payload=b""):
         self.socket.send(bytes([kind]) + payload)
@@ -124,9 +122,9 @@ class PtySocket:
     """An attached terminal."""
 
     def __init__(self, box, session_id, path=None, **query):
-        self.socket = connect(
-            ws_url(box.api, path or f"{box.path}/pty/{session_id}", **query), max_size=LARGEST_MESSAGE, compression=None
-        )
+        url = ws_url(box.api, path or f"{box.path}/pty/{session_id}", **query)
+        self.opened = connect(url, max_size=LARGEST_MESSAGE, compression=None)
+        self.socket = self.opened.__enter__()
         self.seen = b""
         self.messages = []
         self.close_code = None
@@ -135,7 +133,7 @@ class PtySocket:
         return self
 
     def __exit__(self, *_):
-        self.socket.close()
+        self.opened.__exit__(None, None, None)
 
     def send(self, data):
         self.socket.send(data)

@@ -27,8 +27,8 @@ async def test_a_terminal_echoes_and_answers(sandbox):
     await pty.send("stty size; echo $TERM\n")
     await screen.until("30 120")
     await screen.until("xterm-256color")
-    await pty.send("echo 'é ☃ 𝄞'\n".encode())
-    await screen.until("\né ☃ 𝄞")
+    await pty.send("echo 'é ☃ 𝄞''!'\n".encode())
+    await screen.until("é ☃ 𝄞!")
     await pty.close()
 
 

@@ -77,7 +77,10 @@ async function openPty(sandbox, options = {}) {
   const chunks = []
   const pty = await sandbox.pty.create({ ...options, onOutput: (chunk) => chunks.push(chunk) })
   const text = () => Buffer.concat(chunks).toString()
-  const until = (wanted, ms) => waitFor(() => text().includes(wanted), `the terminal shows ${wanted}`, ms)
+  const until = (wanted, ms) =>
+    waitFor(() => text().includes(wanted), `the terminal shows ${wanted}`, ms).catch((error) => {
+      throw new Error(`${error.message}; it shows ${JSON.stringify(text().slice(-400))}`)
+    })
   // create() returns before the socket is open; the prompt says that it is.
   await waitFor(() => chunks.length > 0, 'the prompt')
   return { pty, chunks, text, until }
@@ -88,8 +91,8 @@ test('a terminal echoes and answers', inSandbox(async (sandbox) => {
   pty.send('stty size; echo $TERM\n')
   await until('30 120')
   await until('xterm-256color')
-  pty.send(new TextEncoder().encode("echo 'é ☃ 𝄞'\n"))
-  await until('\né ☃ 𝄞')
+  pty.send(new TextEncoder().encode("echo 'é ☃ 𝄞''!'\n"))
+  await until('é ☃ 𝄞!')
   pty.close()
 }))
 

@@ -29,6 +29,15 @@ export async function view(sandbox) {
   return answer.json()
 }
 
+/** Compares long texts; says where they part instead of printing them. */
+export function same(actual, expected) {
+  if (actual === expected) return
+  let at = 0
+  while (actual[at] === expected[at]) at++
+  const near = (text) => JSON.stringify(text.slice(Math.max(0, at - 20), at + 20))
+  assert.fail(`${actual.length} characters instead of ${expected.length}, different at ${at}: ${near(actual)} instead of ${near(expected)}`)
+}
+
 export async function waitFor(condition, what, within = 10_000) {
   const deadline = Date.now() + within
   for (;;) {

@@ -57,3 +57,37 @@ fn generated_id() -> HeaderValue {
 fn sandbox_in(path: &str) -> Option<SandboxId> {
     path.split('/').skip_while(|part| *part != "sandboxes").nth(1)?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use axum::{Router, middleware};
+    use http::StatusCode;
+    use tower::ServiceExt;
+    use warren_api::ErrorBody;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered_for() {
+        let router = Router::new()
+            .route("/", get(async || -> StatusCode { panic!("on purpose") }))
+            .layer(middleware::from_fn(name_request));
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(response.headers().contains_key(REQUEST_ID_HEADER));
+        let bytes = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+        let body: ErrorBody = serde_json::from_slice(&bytes).unwrap();
+        assert!(!body.error.contains("on purpose"));
+    }
+
+    #[test]
+    fn the_sandbox_of_a_request_is_read_from_its_path() {
+        let id = |path| sandbox_in(path).map(|id| id.to_string());
+        assert_eq!(id("/api/sandboxes/sb-0123abcd/exec").as_deref(), Some("sb-0123abcd"));
+        assert_eq!(id("/sandboxes/sb-0123abcd").as_deref(), Some("sb-0123abcd"));
+        assert_eq!(id("/api/sandboxes/sb-%00/exec"), None);
+        assert_eq!(id("/api/tags"), None);
+    }
+}

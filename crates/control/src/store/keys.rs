@@ -58,8 +58,12 @@ const KEY: &str = "SELECT k.id, k.org_id, o.name AS org_name, k.prefix, k.label,
      FROM api_keys k JOIN orgs o ON o.id = k.org_id WHERE $1 = '' OR k.id = $1 ORDER BY k.created_at, k.id";
 
 impl Store {
-    /// The key with that hash, unless it is revoked. Read on every request, so that a revocation counts at once.
-    pub(crate) async fn find_active_key(&self, hash: &str) -> Result<Option<ActiveKey>, StoreError> {
+    /// The key with that hash, unless it is revoked. Asked on every request, so that a revocation counts at once.
+    pub(crate) async fn find_active_key(&self, hash: &String) -> Result<Option<ActiveKey>, StoreError> {
+        self.memory.recall(|kept| &mut kept.keys, hash, self.read_active_key(hash)).await
+    }
+
+    async fn read_active_key(&self, hash: &str) -> Result<Option<ActiveKey>, StoreError> {
         sqlx::query_as(
             "SELECT k.id, k.org_id, o.name AS org_name FROM api_keys k JOIN orgs o ON o.id = k.org_id \
              WHERE k.hash = $1 AND k.revoked_at IS NULL",

@@ -194,8 +194,12 @@ impl Store {
         row.map(RawSandbox::parse).transpose()
     }
 
-    /// The row whoever owns it: the caller compares the organisation, or is not acting for one.
+    /// Where it stands, whoever owns it: the caller compares the organisation, or is not acting for one.
     pub(crate) async fn find_standing(&self, id: &SandboxId) -> Result<Option<SandboxStanding>, StoreError> {
+        self.memory.recall(|kept| &mut kept.standings, id, self.read_standing(id)).await
+    }
+
+    async fn read_standing(&self, id: &SandboxId) -> Result<Option<SandboxStanding>, StoreError> {
         let row: Option<RawStanding> = sqlx::query_as(
             "SELECT id, org_id, intent, observed, generation, reason FROM sandboxes WHERE id = $1",
         )

@@ -46,7 +46,13 @@ async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str
         request = request.header(header, value);
     }
     if route.method != Method::GET {
-        request = request.json(&json!({"cmd": "out x", "from": "/x", "to": "/y", "path": "/x", "mode": "0644", "cols": 1, "rows": 1, "timeout": 1}));
+        request = request.json(&match &route.path {
+            path if path.ends_with("/tags") => json!({"a": "b"}),
+            _ => json!({
+                "cmd": "out x", "from": "/x", "to": "/y", "path": "/x", "mode": "0644", "cols": 1, "rows": 1,
+                "timeout": 1
+            }),
+        });
     }
     send(request).await
 }

@@ -122,13 +122,11 @@ async fn every_answer_is_named_and_open_to_pages() {
     let name =
         |given: &'static str| server.acme.request(Method::GET, "/health").header("x-request-id", given);
     assert_eq!(send(name("my.Id_1-2")).await.headers["x-request-id"], "my.Id_1-2");
-    for unfit in ["a b", "a\u{7f}", "", "{}"] {
-        let Ok(request) = name("x").header("x-request-id", unfit).build() else { continue };
-        drop(request);
-        let answer = server.anonymous().request(Method::GET, "/health").header("x-request-id", unfit);
-        let Ok(response) = answer.send().await else { continue };
-        assert_ne!(response.headers()["x-request-id"], unfit);
+    for unfit in ["a b", "", "{}", "a,b"] {
+        assert_ne!(send(name(unfit)).await.headers["x-request-id"], unfit);
     }
+    let long = server.acme.request(Method::GET, "/health").header("x-request-id", "x".repeat(129));
+    assert!(send(long).await.headers["x-request-id"].len() < 129);
     let preflight = server
         .anonymous()
         .request(Method::OPTIONS, "/api/sandboxes")

@@ -6,8 +6,8 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header, PaxExtensions};
 use warren_guest_api::files::MAX_PATH_BYTES;
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 const BLOCK: usize = 512;
 /// Largest set of POSIX extended attributes of one entry.
@@ -61,13 +61,15 @@ impl<R: Read> Entries<R> {
                     return Err(Error::invalid("the archive has sparse files; make it without `--sparse`"));
                 }
                 kind => {
-                    let link = header.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
+                    let link = header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
                     return Ok(Some(Entry {
                         name: extension.name.unwrap_or_else(|| header.path_bytes().into_owned()),
                         link: extension.link.unwrap_or(link),
                         kind,
                         mode: header.mode().unwrap_or(0o644),
-                        mtime: extension.mtime.or_else(|| header.mtime().ok().and_then(|time| i64::try_from(time).ok())),
+                        mtime: extension
+                            .mtime
+                            .or_else(|| header.mtime().ok().and_then(|time| i64::try_from(time).ok())),
                         size: self.content,
                     }));
                 }
@@ -154,11 +156,14 @@ impl Extension {
         for attribute in PaxExtensions::new(attributes) {
             let attribute = attribute.map_err(|_| broken("attributes that are not well-formed"))?;
             let value = attribute.value_bytes();
-            let text = || std::str::from_utf8(value).map_err(|_| broken("attributes that are not well-formed"));
+            let text =
+                || std::str::from_utf8(value).map_err(|_| broken("attributes that are not well-formed"));
             match attribute.key_bytes() {
                 b"path" => self.name = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => self.size = Some(text()?.parse().map_err(|_| broken("a size that is not a number"))?),
+                b"size" => {
+                    self.size = Some(text()?.parse().map_err(|_| broken("a size that is not a number"))?);
+                }
                 b"mtime" => self.mtime = text()?.split('.').next().and_then(|seconds| seconds.parse().ok()),
                 key if key.starts_with(b"GNU.sparse.") => {
                     return Err(Error::invalid("the archive has sparse files; make it without `--sparse`"));
@@ -171,7 +176,10 @@ impl Extension {
 }
 
 fn is_extension(kind: EntryType) -> bool {
-    kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions() || kind.is_pax_global_extensions()
+    kind.is_gnu_longname()
+        || kind.is_gnu_longlink()
+        || kind.is_pax_local_extensions()
+        || kind.is_pax_global_extensions()
 }
 
 fn broken(what: &str) -> Error {

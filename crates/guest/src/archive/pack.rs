@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 use crate::files::errors::explain;
 use crate::paths::GuestPath;
@@ -79,7 +79,12 @@ fn open_below(root: &OwnedFd, below: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::io::retry_on_intr(|| rustix::fs::openat2(root, below, flags, Mode::empty(), inside))
 }
 
-fn pack_file(archive: &mut Builder<impl Write>, folder: &OwnedFd, name: &std::ffi::CStr, path: &Path) -> io::Result<()> {
+fn pack_file(
+    archive: &mut Builder<impl Write>,
+    folder: &OwnedFd,
+    name: &std::ffi::CStr,
+    path: &Path,
+) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(folder, name, flags, Mode::empty()) {
         Ok(file) => file,
@@ -107,7 +112,10 @@ impl<R: Read> Read for Exactly<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(into)?;
         if count == 0 && self.left > 0 && !into.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a file became shorter while it was packed"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a file became shorter while it was packed",
+            ));
         }
         self.left -= count as u64;
         Ok(count)

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 use tar::EntryType;
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 use super::entries::{Entries, Entry, ended};
 use crate::buffer::Buffer;
@@ -34,7 +34,8 @@ pub(super) fn unpack(path: &GuestPath, input: impl Read) -> Result<()> {
     crate::files::make_folder(path)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let failed = |error: std::io::Error| explain(&error, path);
-    let root = rustix::fs::open(path.as_path(), flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let root =
+        rustix::fs::open(path.as_path(), flags, Mode::empty()).map_err(|error| failed(error.into()))?;
     let real = path.as_path().canonicalize().map_err(failed)?;
     let mut target = Target { root, owner: Owner::inside(&real), last: None };
     let mut entries = Entries::new(input);
@@ -73,7 +74,8 @@ impl Target {
                 let folder = self.folder(parent)?;
                 if path != old {
                     make_way(folder, name).map_err(failed)?;
-                    rustix::fs::linkat(&old_folder, old_name, folder, name, AtFlags::empty()).map_err(failed)?;
+                    rustix::fs::linkat(&old_folder, old_name, folder, name, AtFlags::empty())
+                        .map_err(failed)?;
                 }
             }
             _ => {
@@ -178,19 +180,24 @@ fn write_file(
     let failed = |error: Errno| explain_entry(error, path);
     make_way(folder, name).map_err(failed)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?);
+    let mut file =
+        File::from(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?);
     let mut buffer = Buffer::take();
     let mut left = entry.size;
     while left > 0 {
         let count = content.read(&mut buffer).map_err(|_| ended())?;
-        file.write_all(&buffer[..count]).map_err(|error| explain(&error, &format!("{path:?} in the archive")))?;
+        file.write_all(&buffer[..count])
+            .map_err(|error| explain(&error, &format!("{path:?} in the archive")))?;
         left = left.saturating_sub(count as u64);
     }
     owner.give_file(&file);
     rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(failed)?;
     if let Some(seconds) = entry.mtime {
         let unchanged = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let times = Timestamps { last_access: unchanged, last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 } };
+        let times = Timestamps {
+            last_access: unchanged,
+            last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+        };
         // A time the file system cannot keep is not worth failing for.
         let _ = rustix::fs::futimens(&file, &times);
     }

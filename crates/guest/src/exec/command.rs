@@ -133,7 +133,9 @@ fn program(start: &ExecStart, variables: &Variables, folder: &str) -> Result<Pro
     let shell = start.args.is_empty()
         && match start.shell {
             ShellUse::Always => true,
-            ShellUse::WhenNeeded => has_shell_characters(cmd) && !spawn::names_a_program(cmd, variables, folder),
+            ShellUse::WhenNeeded => {
+                has_shell_characters(cmd) && !spawn::names_a_program(cmd, variables, folder)
+            }
         };
     if cmd.is_empty() {
         return Err(Error::invalid("cmd is required"));
@@ -147,7 +149,9 @@ fn program(start: &ExecStart, variables: &Variables, folder: &str) -> Result<Pro
 }
 
 fn has_shell_characters(cmd: &str) -> bool {
-    cmd.contains(|character: char| character.is_whitespace() || "|&;<>()$`\\\"'*?[]#~={}!".contains(character))
+    cmd.contains(|character: char| {
+        character.is_whitespace() || "|&;<>()$`\\\"'*?[]#~={}!".contains(character)
+    })
 }
 
 /// The command line for listings, cut where it gets long.
@@ -155,6 +159,9 @@ fn shown(cmd: String, args: Vec<String>) -> (String, Vec<String>) {
     let mut left = MAX_SHOWN;
     let mut cut = |text: String| {
         let mut kept = String::new();
+        if left == 0 {
+            return "…".to_owned();
+        }
         for character in text.chars() {
             // JSON writes control characters as `\u0000`, six bytes.
             let cost = if character.is_control() { 6 } else { character.len_utf8().max(2) };
@@ -202,7 +209,8 @@ fn null() -> Result<OwnedFd> {
 }
 
 fn no_pipe(error: &io::Error) -> Error {
-    let message = format!("the sandbox cannot connect another command: {}; end one and try again", describe(error));
+    let message =
+        format!("the sandbox cannot connect another command: {}; end one and try again", describe(error));
     Error::new(ErrorKind::Unavailable, message)
 }
 

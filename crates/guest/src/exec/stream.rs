@@ -27,8 +27,12 @@ pub(crate) struct ExecStream {
 
 enum Phase {
     /// `replay` says whether to mark where the live output begins.
-    Starting { replay: bool },
-    Replaying { to: u64 },
+    Starting {
+        replay: bool,
+    },
+    Replaying {
+        to: u64,
+    },
     Live,
     Done,
 }

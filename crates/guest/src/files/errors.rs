@@ -29,7 +29,9 @@ pub(crate) fn explain(error: &io::Error, path: &impl fmt::Display) -> Error {
         Some(libc::EBUSY) => {
             Error::conflict(format!("{path} is in use by the system, for example as a mount point"))
         }
-        Some(libc::ENOTEMPTY | libc::EEXIST) => Error::conflict(format!("{path} changed meanwhile; try again")),
+        Some(libc::ENOTEMPTY | libc::EEXIST) => {
+            Error::conflict(format!("{path} changed meanwhile; try again"))
+        }
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {
             Error::unavailable(format!("the sandbox is too busy for {path}: {text}; try again"))
         }

@@ -27,7 +27,9 @@ impl Owner {
 
     /// The owner of something new in a folder without symlinks in its path.
     pub(crate) fn inside(folder: &Path) -> Self {
-        let is_users = |own: &str| folder.starts_with(own) || Path::new(own).canonicalize().is_ok_and(|own| folder.starts_with(own));
+        let is_users = |own: &str| {
+            folder.starts_with(own) || Path::new(own).canonicalize().is_ok_and(|own| folder.starts_with(own))
+        };
         if is_users(HOME) || is_users(WORKSPACE) { Self::USER } else { Self::ROOT }
     }
 

@@ -48,7 +48,10 @@ pub(crate) fn open(path: &GuestPath) -> Result<Opened> {
     let mut bytes = Vec::new();
     file.take(MAX_UNSIZED + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_UNSIZED {
-        return Err(Error::new(ErrorKind::TooLarge, format!("{path} does not say how long it is and has no end")));
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("{path} does not say how long it is and has no end"),
+        ));
     }
     Ok(Opened { size: bytes.len() as u64, content: Content::Read(bytes.into()) })
 }
@@ -86,7 +89,9 @@ pub(crate) struct FileStream {
 
 impl FileStream {
     fn read_ahead(&mut self) {
-        let Some(file) = self.file.as_ref().filter(|_| self.at < self.end && self.coming.is_none()) else { return };
+        let Some(file) = self.file.as_ref().filter(|_| self.at < self.end && self.coming.is_none()) else {
+            return;
+        };
         let (file, offset) = (Arc::clone(file), self.at);
         let length = usize::try_from(self.end - offset).unwrap_or(usize::MAX).min(buffer::SIZE);
         self.at += length as u64;
@@ -124,9 +129,14 @@ pub(crate) enum Asked {
 }
 
 pub(crate) fn parse_range(header: Option<&[u8]>, size: u64) -> Asked {
-    let spec = header.and_then(|header| std::str::from_utf8(header).ok()).and_then(|text| text.strip_prefix("bytes="));
-    let Some((first, last)) = spec.and_then(|spec| spec.trim().split_once('-')) else { return Asked::Everything };
-    let number = |text: &str| text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let spec = header
+        .and_then(|header| std::str::from_utf8(header).ok())
+        .and_then(|text| text.strip_prefix("bytes="));
+    let Some((first, last)) = spec.and_then(|spec| spec.trim().split_once('-')) else {
+        return Asked::Everything;
+    };
+    let number =
+        |text: &str| text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
     let range = match (first, last) {
         ("", last) => match number(last) {
             Some(count) => size.saturating_sub(count)..size,
@@ -152,12 +162,25 @@ mod tests {
     fn ranges_are_those_of_http() {
         let asked = |header: &str| parse_range(Some(header.as_bytes()), 100);
         assert_eq!(parse_range(None, 100), Asked::Everything);
-        for (header, range) in
-            [("bytes=0-0", 0..1), ("bytes=10-", 10..100), ("bytes=-5", 95..100), ("bytes=-500", 0..100), ("bytes=90-900", 90..100)]
-        {
+        for (header, range) in [
+            ("bytes=0-0", 0..1),
+            ("bytes=10-", 10..100),
+            ("bytes=-5", 95..100),
+            ("bytes=-500", 0..100),
+            ("bytes=90-900", 90..100),
+        ] {
             assert_eq!(asked(header), Asked::Part(range), "{header}");
         }
-        for header in ["bytes=0-1,5-6", "bytes=5-1", "bytes=", "bytes=-", "lines=1-2", "bytes=+1-2", "bytes=a-b", "bytes=1-99999999999999999999"] {
+        for header in [
+            "bytes=0-1,5-6",
+            "bytes=5-1",
+            "bytes=",
+            "bytes=-",
+            "lines=1-2",
+            "bytes=+1-2",
+            "bytes=a-b",
+            "bytes=1-99999999999999999999",
+        ] {
             assert_eq!(asked(header), Asked::Everything, "{header}");
         }
         for header in ["bytes=100-", "bytes=200-300", "bytes=-0"] {

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 use super::errors::explain;
 use crate::paths::GuestPath;
@@ -27,12 +27,18 @@ pub(crate) fn remove(path: &GuestPath) -> Result<()> {
     let Some((parent, name)) = path.split() else {
         return Err(Error::invalid(format!("{path} must not end with `..`")));
     };
-    let parent = match rustix::fs::openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+    let parent = match rustix::fs::openat(
+        CWD,
+        parent,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
         Ok(parent) => parent,
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(explain(&error.into(), path)),
     };
-    let name = CString::new(name.as_encoded_bytes()).map_err(|_| Error::invalid("path contains a NUL byte"))?;
+    let name =
+        CString::new(name.as_encoded_bytes()).map_err(|_| Error::invalid("path contains a NUL byte"))?;
     match remove_at(&parent, &name) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(explain(&io::Error::from(error), path)),
@@ -86,7 +92,12 @@ fn empty(top: OwnedFd) -> rustix::io::Result<()> {
             continue;
         }
         let Some((expected, name)) = above.pop() else { return Ok(()) };
-        let outer = rustix::fs::openat(&here, c"..", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let outer = rustix::fs::openat(
+            &here,
+            c"..",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         if identity(&outer)? != expected {
             return Err(Errno::NOTEMPTY);
         }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags};
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 use super::errors::{disk_full, explain};
 use super::{Owner, check_is_file, make_folders, unmake_folders};
@@ -78,8 +78,9 @@ fn follow(path: &GuestPath) -> Result<GuestPath> {
 
 fn open_unfinished(parent: &Path, length: Option<u64>, path: &GuestPath) -> Result<(OwnedFd, String, File)> {
     let failed = |error: rustix::io::Errno| explain(&error.into(), path);
-    let folder = rustix::fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed)?;
+    let folder =
+        rustix::fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed)?;
     if let Some(length) = length {
         let free = rustix::fs::fstatvfs(&folder).map_err(failed)?;
         if length > free.f_bavail.saturating_mul(free.f_frsize) {

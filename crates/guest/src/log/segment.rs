@@ -237,7 +237,8 @@ impl Pack {
             Some((position, _)) if self.frames[position] == stream.kind() => {
                 self.frames.extend_from_slice(bytes);
                 let payload = self.frames.len() - position - HEADER;
-                self.frames[position..position + HEADER].copy_from_slice(&Frame::header(stream.kind(), payload));
+                self.frames[position..position + HEADER]
+                    .copy_from_slice(&Frame::header(stream.kind(), payload));
             }
             _ => {
                 self.last = Some((before, self.start + self.length));

@@ -95,7 +95,7 @@ impl Spill {
     }
 
     /// The segment and slot of a job that succeeded. After a failure the file grows no further.
-    pub(super) fn finish(&mut self, job: SpillJob, result: io::Result<()>) -> Option<(u64, u32)> {
+    pub(super) fn finish(&mut self, job: SpillJob, result: &io::Result<()>) -> Option<(u64, u32)> {
         self.busy = false;
         if self.file.is_none() {
             self.file = job.file;
@@ -116,7 +116,14 @@ impl Spill {
         }
     }
 
-    pub(super) fn read_job(&self, slot: u32, size: usize, segment: &Segment, from: u64, to: u64) -> Option<ReadJob> {
+    pub(super) fn read_job(
+        &self,
+        slot: u32,
+        size: usize,
+        segment: &Segment,
+        from: u64,
+        to: u64,
+    ) -> Option<ReadJob> {
         let file = Arc::clone(self.file.as_ref()?);
         let offset = u64::from(slot) * size as u64;
         Some(ReadJob { file, offset, encoded: segment.encoded, start: segment.start, from, to })
@@ -164,8 +171,9 @@ impl ReadJob {
             Bytes::from(bytes)
         };
         // The file is out of everybody's reach but root's inside the sandbox, who may have written anything.
-        segment::cut(&frames, self.start, self.from, self.to)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kept output was changed by another program"))
+        segment::cut(&frames, self.start, self.from, self.to).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the kept output was changed by another program")
+        })
     }
 }
 

@@ -63,7 +63,7 @@ fn spill_once(log: &mut Log, fails: bool) -> bool {
     let Some(mut job) = log.take_spill() else { return false };
     let result = job.run();
     let result = if fails { Err(std::io::ErrorKind::StorageFull.into()) } else { result };
-    log.spilled(job, result);
+    log.spilled(job, &result);
     true
 }
 
@@ -82,7 +82,8 @@ fn run(steps: Vec<Step>, limits: Limits, folder: &Path) {
             Step::Append { stderr, length } => {
                 let length = length.min(log.room());
                 let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
-                let bytes: Vec<u8> = (0..length).map(|_| (counter = counter.wrapping_add(1), counter).1).collect();
+                let bytes: Vec<u8> =
+                    (0..length).map(|_| (counter = counter.wrapping_add(1), counter).1).collect();
                 model.0.extend(bytes.iter().map(|&byte| (stream.kind(), byte)));
                 log.append(stream, Bytes::from(bytes));
             }
@@ -109,7 +110,10 @@ fn run(steps: Vec<Step>, limits: Limits, folder: &Path) {
         }
         assert_eq!(log.end(), model.0.len() as u64);
         assert!(readers.iter().all(|reader| reader.at >= log.start()), "a reader lost bytes");
-        assert!(log.memory() <= (limits.in_memory + limits.pending + 1) * limits.segment, "memory is bounded");
+        assert!(
+            log.memory() <= (limits.in_memory + limits.pending + 1) * limits.segment,
+            "memory is bounded"
+        );
     }
     // Whoever is left gets the rest, and while somebody reads there is room again.
     for reader in &mut readers {
@@ -118,7 +122,14 @@ fn run(steps: Vec<Step>, limits: Limits, folder: &Path) {
         check_reader(reader, &model);
     }
     while spill_once(&mut log, false) {}
-    assert!(log.room() > 0, "readers are done, so there must be room: waiting {} segments {} readers {:?} oldest end {}", log.waiting(), log.segments.len(), log.readers, log.segments[0].end());
+    assert!(
+        log.room() > 0,
+        "readers are done, so there must be room: waiting {} segments {} readers {:?} oldest end {}",
+        log.waiting(),
+        log.segments.len(),
+        log.readers,
+        log.segments[0].end()
+    );
     log.flush();
     while spill_once(&mut log, false) {}
     let (id, at) = log.attach(0);

@@ -58,7 +58,8 @@ impl Terminal {
         cgroups: &Rc<Cgroups>,
     ) -> Result<Rc<Self>> {
         let (master, slave) = open_pair(&size).map_err(|error| {
-            let message = format!("the sandbox cannot open another terminal: {}; close one", describe(&error));
+            let message =
+                format!("the sandbox cannot open another terminal: {}; close one", describe(&error));
             Error::new(ErrorKind::Unavailable, message)
         })?;
         let own = Variables::from([
@@ -102,8 +103,9 @@ impl Terminal {
     }
 
     pub(super) fn resize(&self, size: &Resize) -> Result<()> {
-        rustix::termios::tcsetwinsize(self.master.get_ref(), window(size))
-            .map_err(|error| Error::internal(format!("cannot resize the terminal: {}", describe(&error.into()))))?;
+        rustix::termios::tcsetwinsize(self.master.get_ref(), window(size)).map_err(|error| {
+            Error::internal(format!("cannot resize the terminal: {}", describe(&error.into())))
+        })?;
         self.size.set((size.cols, size.rows));
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderValue, Method, StatusCode};
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error};
 
 use super::{Answer, Call, no_such_path};
 use crate::agent::Agent;
@@ -68,10 +68,15 @@ async fn dispatch(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answer {
 }
 
 fn path(call: &Call) -> Result<GuestPath> {
-    GuestPath::parse(call.query.get("path").ok_or_else(|| Error::invalid("path query parameter is required"))?)
+    GuestPath::parse(
+        call.query.get("path").ok_or_else(|| Error::invalid("path query parameter is required"))?,
+    )
 }
 
-async fn on_worker<T: Send + 'static>(agent: &Agent, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn on_worker<T: Send + 'static>(
+    agent: &Agent,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let result = agent.files.run(work).await;
     result.unwrap_or_else(|_| Err(Error::internal("the work on the file was broken off")))
 }
@@ -170,7 +175,8 @@ async fn collect(body: &mut hyper::body::Incoming) -> Result<(Vec<Bytes>, bool)>
 
 fn parse_mode(text: &[u8]) -> Result<u32> {
     let digits = text.iter().all(u8::is_ascii_digit);
-    let mode = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| u32::from_str_radix(text, 8).ok());
+    let mode =
+        std::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| u32::from_str_radix(text, 8).ok());
     let mode = mode.ok_or_else(|| Error::invalid("mode must be an octal number such as 644"))?;
     files::check_mode(mode)?;
     Ok(mode)

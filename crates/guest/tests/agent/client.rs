@@ -26,52 +26,52 @@ use warren_guest_api::frame::{Decoder, Frame};
 use warren_guest_api::handshake;
 
 /// Longest wait for anything; reached only by a test that fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Agent {
+pub(crate) struct Agent {
     process: Child,
-    pub folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
     cgroup: Option<PathBuf>,
     connection: SendRequest<Sent>,
 }
 
 /// A request's body: all at once, or as it is sent.
-pub enum Sent {
+pub(crate) enum Sent {
     Whole(Option<Bytes>),
     Live(mpsc::Receiver<Result<Bytes, Broken>>),
 }
 
 /// Breaks a body off.
 #[derive(Debug)]
-pub struct Broken;
+pub(crate) struct Broken;
 
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// A stream of frames as it arrives.
-pub struct Frames {
+pub(crate) struct Frames {
     body: Incoming,
     decoder: Decoder,
 }
 
 /// Everything a command has written, and how it ended.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub exit: Option<Exit>,
+pub(crate) struct Outcome {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) exit: Option<Exit>,
 }
 
 impl Agent {
     /// Starts an agent; `None`, with the reason printed, where that cannot be tried.
-    pub async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         Self::start_with(&[("MARK", "from-boot")]).await
     }
 
-    pub async fn start_with(envs: &[(&str, &str)]) -> Option<Self> {
+    pub(crate) async fn start_with(envs: &[(&str, &str)]) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: starting commands as another user needs root");
             return None;
@@ -98,101 +98,118 @@ impl Agent {
         Some(Self { process, folder, cgroup, connection })
     }
 
-    pub fn has_cgroups(&self) -> bool {
+    pub(crate) fn has_cgroups(&self) -> bool {
         self.cgroup.is_some()
     }
 
     /// The groups the agent has below its own now.
-    pub fn cgroups(&self) -> Vec<String> {
+    pub(crate) fn cgroups(&self) -> Vec<String> {
         let Some(cgroup) = &self.cgroup else { return Vec::new() };
         let entries = std::fs::read_dir(cgroup).unwrap().map(|entry| entry.unwrap());
         let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
         folders.map(|entry| entry.file_name().into_string().unwrap()).collect()
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Gives up the connection and makes a new one, as a node does that was restarted.
-    pub async fn reconnect(&mut self) {
+    pub(crate) async fn reconnect(&mut self) {
         self.connection = connect(self.folder.path()).await;
     }
 
-    pub async fn open(&self, method: Method, path: &str, body: Sent) -> Response<Incoming> {
+    pub(crate) async fn open(&self, method: Method, path: &str, body: Sent) -> Response<Incoming> {
         self.open_with(method, path, &[], body).await
     }
 
-    pub async fn open_with(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Sent) -> Response<Incoming> {
+    pub(crate) async fn open_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Sent,
+    ) -> Response<Incoming> {
+        self.try_open(method, path, headers, body).await.unwrap()
+    }
+
+    pub(crate) async fn try_open(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Sent,
+    ) -> hyper::Result<Response<Incoming>> {
         let mut request = Request::builder().method(method).uri(format!("http://guest{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let sending = self.connection.clone().send_request(request.body(body).unwrap());
-        patiently(sending).await.unwrap()
+        patiently(sending).await
     }
 
-    pub async fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
+    pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
         Answer::of(self.open(method, path, Sent::Whole(Some(body.into()))).await).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         Answer::of(self.open(Method::GET, path, Sent::Whole(None)).await).await
     }
 
     /// Starts a command in the test's folder, with further fields from `more`.
-    pub async fn exec(&self, cmd: &str, args: &[&str], more: Value) -> Exec {
+    pub(crate) async fn exec(&self, cmd: &str, args: &[&str], more: Value) -> Exec {
         let answer = self.call(Method::POST, "/v1/exec", self.request(cmd, args, more)).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         answer.json()
     }
 
-    pub fn request(&self, cmd: &str, args: &[&str], more: Value) -> String {
+    pub(crate) fn request(&self, cmd: &str, args: &[&str], more: Value) -> String {
         let mut request = json!({"cmd": cmd, "args": args, "cwd": self.folder.path()});
         request.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
         request.to_string()
     }
 
-    pub async fn run(&self, cmd: &str, more: Value) -> Outcome {
+    pub(crate) async fn run(&self, cmd: &str, more: Value) -> Outcome {
         let mut frames = self.run_frames(cmd, more).await;
         assert!(matches!(frames.next().await, Some(Frame::Started { offset: 0, .. })));
         frames.rest().await
     }
 
-    pub async fn run_frames(&self, cmd: &str, more: Value) -> Frames {
+    pub(crate) async fn run_frames(&self, cmd: &str, more: Value) -> Frames {
         let body = Sent::Whole(Some(self.request(cmd, &[], more).into()));
         let answer = self.open(Method::POST, "/v1/exec/run", body).await;
         assert_eq!(answer.status(), 200);
         Frames::of(answer)
     }
 
-    pub async fn status(&self, exec: &Exec) -> Exec {
+    pub(crate) async fn status(&self, exec: &Exec) -> Exec {
         self.get(&format!("/v1/exec/{}", exec.id)).await.json()
     }
 
     /// Waits until the command has ended.
-    pub async fn wait(&self, exec: &Exec) -> Exit {
+    pub(crate) async fn wait(&self, exec: &Exec) -> Exit {
         let exec: Exec = self.get(&format!("/v1/exec/{}/wait?ms=60000", exec.id)).await.json();
         exec.exit.expect("it ends in time")
     }
 
     /// Attaches; what is sent into the channel becomes the request's body.
-    pub async fn attach(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
+    pub(crate) async fn attach(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
         let (input, body) = mpsc::channel(16);
         let answer = self.open(Method::POST, path, Sent::Live(body)).await;
         assert_eq!(answer.status(), 200);
         (input, Frames::of(answer))
     }
 
-    pub async fn kill(&self, exec: &Exec, signal: i32) -> Answer {
-        self.call(Method::POST, &format!("/v1/exec/{}/kill", exec.id), json!({"signal": signal}).to_string()).await
+    pub(crate) async fn kill(&self, exec: &Exec, signal: i32) -> Answer {
+        self.call(Method::POST, &format!("/v1/exec/{}/kill", exec.id), json!({"signal": signal}).to_string())
+            .await
     }
 
-    pub async fn put(&self, path: &str, body: impl Into<Bytes>) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: impl Into<Bytes>) -> Answer {
         self.call(Method::PUT, &format!("/v1/files?path={path}"), body).await
     }
 }
@@ -252,12 +269,12 @@ async fn connect(folder: &Path) -> SendRequest<Sent> {
     sender
 }
 
-pub async fn patiently<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("this takes too long")
 }
 
 /// Asks again and again until the answer is yes.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
     let end = Instant::now() + PATIENCE;
     while !ask().await {
         assert!(Instant::now() < end, "never: {what}");
@@ -269,10 +286,15 @@ impl Body for Sent {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, Broken>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<BodyFrame<Bytes>, Broken>>> {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(BodyFrame::data(bytes)))),
-            Self::Live(receiver) => receiver.poll_recv(context).map(|next| next.map(|next| next.map(BodyFrame::data))),
+            Self::Live(receiver) => {
+                receiver.poll_recv(context).map(|next| next.map(|next| next.map(BodyFrame::data)))
+            }
         }
     }
 
@@ -296,13 +318,13 @@ impl Answer {
         Self { status: head.status, headers: head.headers, body }
     }
 
-    pub fn json<T: DeserializeOwned>(&self) -> T {
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
         assert!(self.status.is_success(), "{self:?}");
         serde_json::from_slice(&self.body).unwrap()
     }
 
     /// Checks that it is an error of this kind; its message.
-    pub fn error(&self, status: u16) -> warren_types::Error {
+    pub(crate) fn error(&self, status: u16) -> warren_types::Error {
         assert_eq!(self.status, status, "{self:?}");
         serde_json::from_slice(&self.body).unwrap()
     }
@@ -320,21 +342,23 @@ impl Frames {
     }
 
     /// The next frame; `None` at the proper end of the stream.
-    pub async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
                 return Some(frame);
             }
-            let next = patiently(poll_fn(|context| Pin::new(&mut self.body).poll_frame(context))).await?;
+            let next = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await?;
             self.decoder.push(next.unwrap().data_ref().unwrap());
         }
     }
 
     /// Takes output until `enough`, frame by frame.
-    pub async fn until(&mut self, mut enough: impl FnMut(&Outcome) -> bool) -> Outcome {
+    pub(crate) async fn until(&mut self, mut enough: impl FnMut(&Outcome) -> bool) -> Outcome {
         let mut outcome = Outcome::default();
         while !enough(&outcome) {
-            match self.next().await.expect("the stream goes on") {
+            let next = tokio::time::timeout(PATIENCE, self.next()).await;
+            let Ok(next) = next else { panic!("no more comes after {:?}", outcome.tail()) };
+            match next.expect("the stream goes on") {
                 Frame::Stdout(bytes) => outcome.stdout.extend_from_slice(&bytes),
                 Frame::Stderr(bytes) => outcome.stderr.extend_from_slice(&bytes),
                 other => panic!("unexpected {other:?} after {outcome:?}"),
@@ -344,7 +368,7 @@ impl Frames {
     }
 
     /// Takes everything up to the end, which must be one `Exit`.
-    pub async fn rest(mut self) -> Outcome {
+    pub(crate) async fn rest(mut self) -> Outcome {
         let mut outcome = Outcome::default();
         loop {
             match self.next().await {
@@ -361,7 +385,7 @@ impl Frames {
     }
 
     /// Takes the start of an attachment up to `ReplayEnd`; its offset and what was replayed.
-    pub async fn replay(&mut self) -> (u64, Outcome) {
+    pub(crate) async fn replay(&mut self) -> (u64, Outcome) {
         let Some(Frame::Started { offset, .. }) = self.next().await else { panic!("not started") };
         let mut outcome = Outcome::default();
         loop {
@@ -376,26 +400,30 @@ impl Frames {
 }
 
 impl Outcome {
-    pub fn code(&self) -> i32 {
+    /// The last of what came, for messages.
+    fn tail(&self) -> String {
+        String::from_utf8_lossy(&self.stdout[self.stdout.len().saturating_sub(1000)..]).into_owned()
+    }
+
+    pub(crate) fn code(&self) -> i32 {
         self.exit.expect("it has ended").code
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
 }
 
 /// A frame as a piece of a request's body.
-pub fn sent(frame: &Frame) -> Result<Bytes, Broken> {
+pub(crate) fn sent(frame: &Frame) -> Result<Bytes, Broken> {
     Ok(frame.to_bytes())
 }
 
-pub fn stdin(text: &str) -> Result<Bytes, Broken> {
+pub(crate) fn stdin(text: &str) -> Result<Bytes, Broken> {
     sent(&Frame::Stdin(Bytes::copy_from_slice(text.as_bytes())))
 }
 
-pub fn is_alive(pid: &str) -> bool {
+pub(crate) fn is_alive(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
 }
-

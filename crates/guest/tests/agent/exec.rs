@@ -19,7 +19,10 @@ async fn a_command_is_the_users_own_process() {
     let outcome = agent.run(script, json!({"envs": {"OWN": "mine"}})).await;
     let folder = agent.folder.path().display();
     let lines: Vec<&str> = outcome.text().lines().collect();
-    assert_eq!(&lines[..5], ["1000", "1000", &folder.to_string(), "from-boot mine sandbox en_US.UTF-8", "500"]);
+    assert_eq!(
+        &lines[..5],
+        ["1000", "1000", &folder.to_string(), "from-boot mine sandbox en_US.UTF-8", "500"]
+    );
     assert_eq!(
         &lines[5..8],
         ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000", "NoNewPrivs:\t0"],
@@ -39,7 +42,10 @@ async fn what_cannot_start_is_refused_with_a_reason() {
     for (request, says) in [
         (agent.request("nope", &["x"], NOTHING), r#"cannot start "nope": No such file or directory"#),
         (agent.request("./plain", &["x"], NOTHING), r#"cannot start "./plain": Permission denied"#),
-        (agent.request("true", &[], json!({"cwd": "/no/such"})), r#"working directory "/no/such" does not exist"#),
+        (
+            agent.request("true", &[], json!({"cwd": "/no/such"})),
+            r#"working directory "/no/such" does not exist"#,
+        ),
         (agent.request("true", &[], json!({"cwd": "/etc/passwd"})), "Not a directory"),
         (agent.request("", &[], NOTHING), "cmd is required"),
         (agent.request("a\0b", &[], NOTHING), "NUL"),
@@ -133,10 +139,18 @@ async fn much_input_passes_through_unchanged() {
 #[tokio::test(flavor = "current_thread")]
 async fn attaching_replays_from_the_offset_and_goes_on_live() {
     let Some(agent) = Agent::start().await else { return };
-    let script = "printf aaa; printf BBB >&2; printf ccc; read x; printf ddd";
+    let script = "printf aaa; read x; printf BBB >&2; read x; printf ccc; read x; printf ddd";
     let exec = agent.exec("sh", &["-c", script], json!({"stdin": true})).await;
-    until("the first part is there", || async { agent.status(&exec).await.log_end == 9 }).await;
-    for (offset, out, err) in [("", "aaaccc", "BBB"), ("?offset=4", "ccc", "BB"), ("?offset=9", "", ""), ("?offset=99", "", "")] {
+    let (input, _frames) = agent.attach(&format!("/v1/exec/{}/attach", exec.id)).await;
+    for written in [3, 6, 9] {
+        until("the next part is there", || async { agent.status(&exec).await.log_end == written }).await;
+        if written < 9 {
+            input.send(stdin("\n")).await.unwrap();
+        }
+    }
+    for (offset, out, err) in
+        [("", "aaaccc", "BBB"), ("?offset=4", "ccc", "BB"), ("?offset=9", "", ""), ("?offset=99", "", "")]
+    {
         let (_input, mut frames) = agent.attach(&format!("/v1/exec/{}/attach{offset}", exec.id)).await;
         let (start, replayed) = frames.replay().await;
         assert_eq!((replayed.text(), &replayed.stderr[..]), (out, err.as_bytes()));
@@ -214,14 +228,16 @@ async fn nine_and_time_limits_end_everything_a_command_started() {
 #[tokio::test(flavor = "current_thread")]
 async fn children_left_behind_neither_hold_up_the_end_nor_die_of_it() {
     let Some(agent) = Agent::start().await else { return };
-    let script = "(i=0; while :; do echo chatter; i=$((i+1)); echo $i > beat; sleep 0.01; done) & echo started";
+    let script =
+        "(i=0; while :; do echo chatter; i=$((i+1)); echo $i > beat; sleep 0.01; done) & echo started";
     let started = std::time::Instant::now();
     let outcome = agent.run(script, NOTHING).await;
     assert!(started.elapsed().as_secs() < 20);
     assert_eq!(outcome.code(), 0);
     assert!(outcome.text().contains("started"));
     let beat = agent.path("beat");
-    let count = || std::fs::read_to_string(&beat).ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
+    let count =
+        || std::fs::read_to_string(&beat).ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
     let then = count();
     until("the child goes on", || async { count() > then + 20 }).await;
 }
@@ -247,13 +263,13 @@ async fn a_command_outlives_its_callers_but_not_longer_than_allowed() {
     let never_attached = agent.exec("sleep", &["1000"], short.clone()).await;
     assert_eq!(agent.wait(&never_attached).await, Exit { code: 137, reason: ExitReason::Abandoned });
     let exec = agent.exec("sh", &["-c", "sleep 0.6; echo alive; sleep 1000"], short).await;
-    let (_input, mut frames) = agent.attach(&format!("/v1/exec/{}/attach", exec.id)).await;
+    let (input, mut frames) = agent.attach(&format!("/v1/exec/{}/attach", exec.id)).await;
     frames.replay().await;
     frames.until(|seen| seen.stdout == b"alive\n").await;
     assert!(agent.status(&exec).await.running, "it stays while somebody is attached");
     // All clients go with the connection.
     agent.reconnect().await;
-    drop(frames);
+    drop((input, frames));
     assert_eq!(agent.wait(&exec).await.reason, ExitReason::Abandoned);
 }
 

@@ -17,8 +17,10 @@ fn query(path: &Path) -> String {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -26,12 +28,15 @@ fn names(folder: &Path) -> Vec<String> {
 #[tokio::test(flavor = "current_thread")]
 async fn files_come_back_as_they_were_put() {
     let Some(agent) = Agent::start().await else { return };
-    let content: Vec<u8> = (0..3_000_001u32).map(|number| (number * 7 >> 3) as u8).collect();
+    let content: Vec<u8> = (0..3_000_001u32).map(|number| ((number * 7) >> 3) as u8).collect();
     let file = agent.path("a/b/größe +%.bin");
     let path = query(&file);
     assert_eq!(agent.put(&path, content.clone()).await.status, 204);
     let meta = std::fs::metadata(&file).unwrap();
-    assert_eq!((meta.mode() & 0o7777, std::fs::metadata(agent.path("a/b")).unwrap().mode() & 0o777), (0o644, 0o755));
+    assert_eq!(
+        (meta.mode() & 0o7777, std::fs::metadata(agent.path("a/b")).unwrap().mode() & 0o777),
+        (0o644, 0o755)
+    );
     assert_eq!(names(&agent.path("a/b")).len(), 1);
 
     let get = agent.get(&format!("/v1/files?path={path}")).await;
@@ -44,7 +49,9 @@ async fn files_come_back_as_they_were_put() {
         ("bytes=-3", 206, 2_999_998, 3_000_001),
         ("bytes=0-1,3-4", 200, 0, 3_000_001),
     ] {
-        let part = agent.open_with(Method::GET, &format!("/v1/files?path={path}"), &[("range", range)], Sent::Whole(None)).await;
+        let part = agent
+            .open_with(Method::GET, &format!("/v1/files?path={path}"), &[("range", range)], Sent::Whole(None))
+            .await;
         assert_eq!(part.status(), status);
         if status == 206 {
             assert_eq!(part.headers()["content-range"], format!("bytes {from}-{}/3000001", to - 1));
@@ -52,15 +59,28 @@ async fn files_come_back_as_they_were_put() {
         let body = http_body_util::BodyExt::collect(part.into_body()).await.unwrap().to_bytes();
         assert!(body == content[from..to], "{range}");
     }
-    let beyond = agent.open_with(Method::GET, &format!("/v1/files?path={path}"), &[("range", "bytes=3000001-")], Sent::Whole(None)).await;
-    assert_eq!((beyond.status().as_u16(), &beyond.headers()["content-range"]), (416, &"bytes */3000001".parse().unwrap()));
+    let beyond = agent
+        .open_with(
+            Method::GET,
+            &format!("/v1/files?path={path}"),
+            &[("range", "bytes=3000001-")],
+            Sent::Whole(None),
+        )
+        .await;
+    assert_eq!(
+        (beyond.status().as_u16(), &beyond.headers()["content-range"]),
+        (416, &"bytes */3000001".parse().unwrap())
+    );
 
     assert_eq!(agent.put(&format!("{path}&mode=600"), "").await.status, 204);
     let empty = agent.get(&format!("/v1/files?path={path}")).await;
     assert!(empty.status == 200 && empty.body.is_empty() && empty.headers["content-length"] == "0");
     assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o7777, 0o600);
     let made_up = agent.get("/v1/files?path=/proc/self/status").await;
-    assert!(made_up.body.starts_with(b"Name:") && made_up.headers["content-length"] == made_up.body.len().to_string());
+    assert!(
+        made_up.body.starts_with(b"Name:")
+            && made_up.headers["content-length"] == made_up.body.len().to_string()
+    );
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -80,28 +100,26 @@ async fn replacing_keeps_owner_and_mode_and_is_all_or_nothing() {
     for target in ["file", "made/on/the/way/file"] {
         let (pieces, body) = tokio::sync::mpsc::channel(4);
         let uri = format!("/v1/files?path={}", query(&agent.path(target)));
-        let sending = agent.open(Method::PUT, &uri, Sent::Live(body));
+        let sending = agent.try_open(Method::PUT, &uri, &[], Sent::Live(body));
         let folder = agent.path(target).parent().unwrap().to_owned();
-        let unfinished = || {
-            folder.exists() && names(&folder).iter().any(|name| name.starts_with(".warren-upload-"))
-        };
+        let unfinished =
+            || folder.exists() && names(&folder).iter().any(|name| name.starts_with(".warren-upload-"));
         let breaking = async {
             pieces.send(Ok(Bytes::from(vec![1; 2_000_000]))).await.unwrap();
             until("something is written", || async { unfinished() }).await;
             pieces.send(Err(Broken)).await.unwrap();
         };
-        tokio::select! {
-            () = async { breaking.await; std::future::pending().await } => {}
-            result = tokio::time::timeout(std::time::Duration::from_secs(1), sending) => drop(result),
-        }
+        let (result, ()) = tokio::join!(sending, breaking);
+        assert!(result.is_err());
         until("nothing is left of it", || async { !unfinished() }).await;
     }
     assert_eq!(std::fs::read(&file).unwrap(), b"new");
     until("folders made for it are gone", || async { !agent.path("made").exists() }).await;
 
     let uri = format!("/v1/files?path={}", query(&agent.path("huge")));
-    let huge = agent.open_with(Method::PUT, &uri, &[("content-length", "9000000000000000")], Sent::Live(tokio::sync::mpsc::channel(1).1));
-    let refused = huge.await;
+    let (_open, body) = tokio::sync::mpsc::channel(1);
+    let refused =
+        agent.open_with(Method::PUT, &uri, &[("content-length", "9000000000000000")], Sent::Live(body)).await;
     assert_eq!(refused.status(), 413);
     let body = http_body_util::BodyExt::collect(refused.into_body()).await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&body).contains("disk_full"));
@@ -209,7 +227,8 @@ async fn folders_travel_as_archives() {
     std::fs::write(from.join(format!("long-{}", "n".repeat(180))), "long").unwrap();
     std::fs::set_permissions(from.join("sub/deep/file"), PermissionsExt::from_mode(0o751)).unwrap();
     symlink("sub/deep/file", from.join("link")).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, from.join("pipe"), rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, from.join("pipe"), rustix::fs::FileType::Fifo, 0o666.into(), 0)
+        .unwrap();
     let packed = agent.get(&format!("/v1/files/archive?path={}", query(&from))).await;
     assert_eq!(packed.status, 200);
     let to = agent.path("to/here");
@@ -228,7 +247,12 @@ async fn folders_travel_as_archives() {
     assert_eq!(names(&to), ["link", &format!("long-{}", "n".repeat(180)), "sub"]);
     // What other programs make is understood.
     for format in ["gnu", "ustar", "posix"] {
-        let tar = std::process::Command::new("tar").args(["-c", "-H", format, "-C"]).arg(&from).args(["sub", "link"]).output().unwrap();
+        let tar = std::process::Command::new("tar")
+            .args(["-c", "-H", format, "-C"])
+            .arg(&from)
+            .args(["sub", "link"])
+            .output()
+            .unwrap();
         let to = agent.path(format);
         assert_eq!(unpack(&to, tar.stdout.into()).await.status, 204);
         assert_eq!(std::fs::read(to.join("sub/deep/file")).unwrap(), vec![7; 700_000], "{format}");
@@ -278,7 +302,13 @@ async fn an_archive_cannot_write_outside_its_folder() {
         for (kind, name, link) in &lines {
             entry(&mut archive, *kind, name, link);
         }
-        let answer = agent.call(Method::PUT, &format!("/v1/files/archive?path={}", query(&to)), archive.into_inner().unwrap()).await;
+        let answer = agent
+            .call(
+                Method::PUT,
+                &format!("/v1/files/archive?path={}", query(&to)),
+                archive.into_inner().unwrap(),
+            )
+            .await;
         let last = String::from_utf8_lossy(lines.last().unwrap().1).into_owned();
         answer.error(400);
         assert_eq!(names(&outside), ["secret"], "{last}");
@@ -289,7 +319,9 @@ async fn an_archive_cannot_write_outside_its_folder() {
     let mut archive = tar::Builder::new(Vec::new());
     entry(&mut archive, link, b"x", &outside.join("secret"));
     entry(&mut archive, file, b"x", none);
-    agent.call(Method::PUT, &format!("/v1/files/archive?path={}", query(&to)), archive.into_inner().unwrap()).await;
+    agent
+        .call(Method::PUT, &format!("/v1/files/archive?path={}", query(&to)), archive.into_inner().unwrap())
+        .await;
     assert_eq!(std::fs::read(to.join("x")).unwrap(), b"evil");
     assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"untouched");
 }

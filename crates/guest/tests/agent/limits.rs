@@ -24,7 +24,7 @@ async fn a_slow_reader_holds_the_command_back_and_loses_nothing() {
     // Others are served meanwhile.
     assert_eq!(agent.run("echo hi", Value::Null).await.text(), "hi\n");
     let held: Exec = agent.get(&format!("/v1/exec/{}/wait?ms=200", exec.id)).await.json();
-    assert!(held.running && held.log_start == 0 && held.log_end < total, "{held:?}");
+    assert!(held.running && held.log_end < total, "not held back: {held:?}");
     let mut seen = replayed.stdout.len() as u64;
     let exit = loop {
         match frames.next().await.unwrap() {
@@ -39,7 +39,8 @@ async fn a_slow_reader_holds_the_command_back_and_loses_nothing() {
 #[tokio::test(flavor = "current_thread")]
 async fn readers_of_all_speeds_see_the_same_bytes() {
     let Some(agent) = Agent::start().await else { return };
-    let exec = agent.exec("sh", &["-c", "seq 1 300000; seq 1 1000 >&2; seq 300001 600000"], Value::Null).await;
+    let exec =
+        agent.exec("sh", &["-c", "seq 1 300000; seq 1 1000 >&2; seq 300001 600000"], Value::Null).await;
     let path = format!("/v1/exec/{}/attach?offset=", exec.id);
     let (_one, mut early) = agent.attach(&format!("{path}0")).await;
     let (_, mut from_start) = early.replay().await;
@@ -75,7 +76,11 @@ async fn garbage_on_a_connection_harms_nothing() {
     let Some(agent) = Agent::start().await else { return };
     let socket = agent.path("socket");
     let exec = agent.exec("sleep", &["1000"], Value::Null).await;
-    for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], b"WARRENGA\0\x01\0\x01\0\0\0\x01this is no preface at all"] {
+    for noise in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 64],
+        b"WARRENGA\0\x01\0\x01\0\0\0\x01this is no preface at all",
+    ] {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         let _ = stream.write_all(noise).await;
         let mut answer = Vec::new();

@@ -2,6 +2,7 @@
 //!
 //! These tests start processes as another user and use cgroups where the machine has version 2 mounted, so they need
 //! root and say so when they are skipped.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod client;
 mod exec;

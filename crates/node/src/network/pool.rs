@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::slot::run_ip;
+use super::netlink::Netlink;
 use super::{Plan, SLOTS, Slot, firewall};
 
 /// Slots kept ready.
@@ -166,7 +166,7 @@ impl Pool {
             let indexes = retired.clone();
             // Links go with their namespace, a little later; removing them by name is sooner and certain.
             let _ = tokio::task::spawn_blocking(move || {
-                indexes.iter().for_each(|index| remove_link(&plan.link(*index)))
+                indexes.iter().for_each(|index| remove_link(&plan.link(*index)));
             })
             .await;
             for index in &retired {
@@ -197,9 +197,8 @@ impl Pool {
 }
 
 fn remove_link(name: &str) {
-    if std::path::Path::new("/sys/class/net").join(name).exists() {
-        // It may go by itself between the two; that is as good.
-        let _ = run_ip(&format!("link del {name}\n"));
+    if let Err(error) = Netlink::open().and_then(|netlink| netlink.delete(name)) {
+        warn!(%error, name, "could not remove a network link");
     }
 }
 

@@ -1,19 +1,22 @@
 //! Making one slot.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Command, Stdio};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 use warren_runtime_container::network_namespace;
 
+use super::netlink::{HardwareAddress, Netlink};
 use super::{GATEWAY, INSIDE, Plan, RESOLVER, dns};
 
 /// Hardware addresses of the two ends; the same in every slot, so that nobody has to ask for them.
-const HOST_END: &str = "02:77:61:72:00:01";
-const SANDBOX_END: &str = "02:77:61:72:00:02";
+const HOST_END: HardwareAddress = [0x02, 0x77, 0x61, 0x72, 0, 1];
+const SANDBOX_END: HardwareAddress = [0x02, 0x77, 0x61, 0x72, 0, 2];
+/// Links inside a slot: the kernel's first, and ours.
+const LOOPBACK: u32 = 1;
+const ETHERNET: u32 = 2;
 
 /// A network namespace that is ready for a sandbox, or has one.
 pub(crate) struct Slot {
@@ -54,17 +57,15 @@ impl Slot {
             ] {
                 write_setting(name, value)?;
             }
-            run_ip(&format!(
-                "link set lo up\n\
-                 addr add {RESOLVER}/32 dev lo\n\
-                 link add eth0 address {SANDBOX_END} type veth peer name {link} address {HOST_END} netns {host}\n\
-                 addr add {INSIDE}/32 dev eth0\n\
-                 link set eth0 up\n\
-                 neigh add {GATEWAY} lladdr {HOST_END} dev eth0 nud permanent\n\
-                 route add {GATEWAY}/32 dev eth0 scope link\n\
-                 route add default via {GATEWAY} dev eth0\n",
-                host = std::process::id(),
-            ))?;
+            let netlink = Netlink::open()?;
+            netlink.set_up(LOOPBACK)?;
+            netlink.add_address(LOOPBACK, RESOLVER)?;
+            netlink.add_pair(("eth0", ETHERNET, SANDBOX_END), (&link, HOST_END, std::process::id()))?;
+            netlink.add_address(ETHERNET, INSIDE)?;
+            netlink.set_up(ETHERNET)?;
+            netlink.add_neighbour(ETHERNET, GATEWAY, HOST_END)?;
+            netlink.add_route(ETHERNET, GATEWAY)?;
+            netlink.add_default_route(ETHERNET, GATEWAY)?;
             let resolver = listen()?;
             Ok(Self { index, namespace, resolver: Some(resolver), serving: None })
         })?;
@@ -88,11 +89,11 @@ impl Slot {
 fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
     let (link, address) = (plan.link(index), plan.outside(index));
     write_setting(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
-    run_ip(&format!(
-        "link set {link} up\n\
-         route replace {address}/32 dev {link}\n\
-         neigh replace {address} lladdr {SANDBOX_END} dev {link} nud permanent\n"
-    ))
+    let netlink = Netlink::open()?;
+    let index = netlink.index(&link)?;
+    netlink.set_up(index)?;
+    netlink.add_route(index, address)?;
+    netlink.add_neighbour(index, address, SANDBOX_END)
 }
 
 fn listen() -> io::Result<(UdpSocket, TcpListener)> {
@@ -111,26 +112,6 @@ fn write_setting(name: &str, value: &str) -> io::Result<()> {
             other.map_err(|error| io::Error::new(error.kind(), format!("could not set net/{name}: {error}")))
         }
     }
-}
-
-/// Runs a batch of `ip` commands in the network namespace of this thread.
-pub(super) fn run_ip(batch: &str) -> io::Result<()> {
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| {
-            io::Error::new(error.kind(), format!("ip: {error}; install it with: apt-get install iproute2"))
-        })?;
-    let fed = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(batch.as_bytes()));
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return fed;
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("ip -batch failed: {}", stderr.trim())))
 }
 
 /// Namespaces belong to threads: whoever changes them must not be one that others' work runs on.

@@ -69,8 +69,8 @@ impl Record {
         self.generation += 1;
     }
 
-    /// Replaces the file in one step: a reader sees the old record or this one. Not synced: it describes processes,
-    /// which a crash of the host ends too.
+    /// Replaces the file in one step: a reader sees the old record or this one. Synced a little later, with the whole
+    /// volume.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
         let unfinished = folder.join("record.unfinished");
         fs::write(&unfinished, serde_json::to_vec(self)?)?;
