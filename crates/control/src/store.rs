@@ -2,8 +2,9 @@
 //!
 //! Owns the SQLite file `control.sqlite`. Writes go through one connection in transactions that take the write lock
 //! at once (a deferred one that turns into a write fails without waiting); reads have a small pool of their own and
-//! never wait for a writer. Every commit is synced to the disk: a revoked key and an acknowledged sandbox survive
-//! a power cut. The SQL is written so that PostgreSQL would take the same text.
+//! never wait for a writer. What people decide (keys, tags, deletes, settings) is synced to the drive with its commit.
+//! What creates and reports write is in the file at once, so that it outlives this process, and on the drive within
+//! [`SYNC_AFTER`]: a create would otherwise wait twice for the drive. The SQL is written so that PostgreSQL would take the same text.
 //!
 //! Nothing here decides anything: no rights, no defaults, no words for clients.
 
@@ -14,28 +15,36 @@ mod memory;
 pub(crate) mod sandboxes;
 pub(crate) mod tags;
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqlitePool, Transaction};
+use tokio::sync::Notify;
 
 pub use error::StoreError;
 use memory::Memory;
 
 const FILE_NAME: &str = "control.sqlite";
 const READERS: u32 = 4;
+/// What creates and reports have written is on the drive at most this much later, and the time that takes.
+const SYNC_AFTER: Duration = Duration::from_millis(500);
 /// How long a write waits for another process (`warren keys` beside a server).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     writer: SqlitePool,
+    /// Writes that are synced a little later: those of creates and reports.
+    states: SqlitePool,
     reader: SqlitePool,
     memory: Memory,
+    log: PathBuf,
+    unsynced: Arc<Notify>,
 }
 
 impl Store {
@@ -64,9 +73,13 @@ impl Store {
             .run(&writer)
             .await
             .map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
+        let relaxed = options.clone().synchronous(SqliteSynchronous::Normal);
+        let states = pool(1).connect_with(relaxed).await.map_err(open)?;
         let reader = pool(READERS).connect_with(options.read_only(true)).await.map_err(open)?;
         let memory = Memory::open(&path, &writer).await?;
-        Ok(Self { writer, reader, memory })
+        let mut log = path.clone().into_os_string();
+        log.push("-wal");
+        Ok(Self { writer, states, reader, memory, log: log.into(), unsynced: Arc::default() })
     }
 
     /// Whether the store can be read.
@@ -76,6 +89,29 @@ impl Store {
             .await
             .map(drop)
             .map_err(StoreError::query("read the store"))
+    }
+
+    /// Begins a transaction of the kind that is synced later.
+    async fn begin_state(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.states.begin_with("BEGIN IMMEDIATE").await.map_err(StoreError::query("begin a transaction"))
+    }
+
+    /// Says that something was committed that is not synced yet.
+    fn sync_soon(&self) {
+        self.unsynced.notify_one();
+    }
+
+    /// Syncs what was committed, a little after each commit and once for all that come together. Runs for ever.
+    pub(crate) async fn keep_synced(&self) {
+        loop {
+            self.unsynced.notified().await;
+            tokio::time::sleep(SYNC_AFTER).await;
+            let log = self.log.clone();
+            let synced = tokio::task::spawn_blocking(move || File::open(log)?.sync_data()).await;
+            if let Err(error) = synced.map_err(std::io::Error::other).flatten() {
+                tracing::warn!(%error, "the store could not be synced to the drive");
+            }
+        }
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {

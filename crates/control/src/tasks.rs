@@ -1,37 +1,32 @@
-//! What runs beside requests: the reconciler and the watch on the node's changes. Both are idempotent and take no
-//! input but what is stored and what the node says, so missing a turn costs nothing but time.
+//! What runs beside requests: the reconciler, the watch on the node's changes, and the sync of the store. The first two
+//! are idempotent and take no input but what is stored and what the node says, so missing a turn costs nothing but time.
 
 pub(crate) mod reconcile;
 mod watch;
 
 use std::sync::Arc;
 
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, Span, info_span};
 
 use crate::app::App;
 
-/// Starts both; they end when the server stops.
+/// Starts them; they end when the server stops.
 pub(crate) fn spawn(app: &Arc<App>) {
+    start(app, info_span!("reconcile"), reconcile::sweep(Arc::clone(app)));
+    start(app, info_span!("watch"), watch::watch(Arc::clone(app)));
+    let store = app.store.clone();
+    start(app, info_span!("sync"), async move { store.keep_synced().await });
+}
+
+fn start(app: &Arc<App>, span: Span, work: impl Future<Output = ()> + Send + 'static) {
     let stopped = app.shutdown.clone().cancelled_owned();
-    let sweeping = reconcile::sweep(Arc::clone(app));
     app.tasks.spawn(
         async move {
             tokio::select! {
                 () = stopped => {}
-                () = sweeping => {}
+                () = work => {}
             }
         }
-        .instrument(info_span!("reconcile")),
-    );
-    let stopped = app.shutdown.clone().cancelled_owned();
-    let watching = watch::watch(Arc::clone(app));
-    app.tasks.spawn(
-        async move {
-            tokio::select! {
-                () = stopped => {}
-                () = watching => {}
-            }
-        }
-        .instrument(info_span!("watch")),
+        .instrument(span),
     );
 }

@@ -39,6 +39,8 @@ const MAX_FINISHED: usize = 256;
 /// Memory and disk that the output of finished commands may take.
 const MAX_FINISHED_MEMORY: usize = 16 * 1024 * 1024;
 const MAX_FINISHED_FILES: u64 = 1024 * 1024 * 1024;
+/// As many commands as are kept may have this much each without anybody counting.
+const SMALL_OUTPUT: u64 = (MAX_FINISHED_MEMORY / MAX_FINISHED) as u64;
 const MAX_CLIENTS: u32 = 64;
 
 const SEGMENT: usize = 256 * 1024;
@@ -167,8 +169,12 @@ impl Commands {
     }
 
     fn note_finished(self: &Rc<Self>, command: Rc<Command>) {
+        let is_large = command.output.end() > SMALL_OUTPUT;
         self.finished.borrow_mut().push_back((Instant::now(), command));
         self.forget_old();
+        if is_large {
+            self.forget_large();
+        }
         self.rest.note_work();
         if !self.sweeping.replace(true) {
             let commands = Rc::clone(self);
@@ -187,21 +193,29 @@ impl Commands {
         self.rest.note_work();
     }
 
+    /// Forgets those whose time has come, and the oldest where there are too many.
     fn forget_old(&self) {
+        let retention = Duration::from_secs(RETENTION_SECONDS);
+        self.forget_while(|finished| {
+            finished.len() > MAX_FINISHED || finished.front().is_some_and(|(at, _)| at.elapsed() >= retention)
+        });
+    }
+
+    /// Forgets the oldest where together they take too much room.
+    fn forget_large(&self) {
+        self.forget_while(|finished| {
+            let memory: usize = finished.iter().map(|(_, command)| command.output.memory()).sum();
+            let files: u64 = finished.iter().map(|(_, command)| command.output.file_size()).sum();
+            finished.len() > 1 && (memory > MAX_FINISHED_MEMORY || files > MAX_FINISHED_FILES)
+        });
+    }
+
+    fn forget_while(&self, too_much: impl Fn(&VecDeque<(Instant, Rc<Command>)>) -> bool) {
         let mut finished = self.finished.borrow_mut();
-        let mut memory: usize = finished.iter().map(|(_, command)| command.output.memory()).sum();
-        let mut files: u64 = finished.iter().map(|(_, command)| command.output.file_size()).sum();
-        while let Some((at, oldest)) = finished.front() {
-            let expired = at.elapsed() >= Duration::from_secs(RETENTION_SECONDS);
-            let crowded = finished.len() > MAX_FINISHED
-                || (finished.len() > 1 && (memory > MAX_FINISHED_MEMORY || files > MAX_FINISHED_FILES));
-            if !expired && !crowded {
-                break;
-            }
-            memory -= oldest.output.memory();
-            files -= oldest.output.file_size();
+        while too_much(&finished)
+            && let Some((_, oldest)) = finished.pop_front()
+        {
             self.commands.borrow_mut().remove(&oldest.id);
-            finished.pop_front();
         }
     }
 }

