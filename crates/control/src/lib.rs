@@ -19,6 +19,7 @@ mod store;
 mod tasks;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -52,6 +53,11 @@ pub enum StartError {
     Node(#[source] Error),
     #[error("what the node has could not be compared with what is stored")]
     Reconcile(#[source] Error),
+    #[error(
+        "the database in {data_dir} is new, but the node has {sandboxes} sandboxes it would delete as unknown; put the \
+         old control.sqlite back, or remove the node's volume to give them up"
+    )]
+    Orphans { data_dir: String, sandboxes: usize },
 }
 
 impl Control {
@@ -63,7 +69,11 @@ impl Control {
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Result<Self, StartError> {
+        let is_new = !Store::exists(&config.data_dir);
         let store = Store::open(&config.data_dir).await?;
+        if is_new {
+            refuse_orphans(&node, &config.data_dir).await?;
+        }
         let tokens = TokenSigner::open(&config.data_dir).map_err(|source| StartError::TokenKey {
             path: config.data_dir.join(token::FILE_NAME).display().to_string(),
             source,
@@ -94,4 +104,14 @@ impl Control {
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.app))
     }
+}
+
+/// The reconciler removes what no row knows. Over a lost database that would be everything.
+async fn refuse_orphans(node: &NodeClient, data_dir: &Path) -> Result<(), StartError> {
+    let sandboxes = node.list_sandboxes().await.map_err(StartError::Node)?.len();
+    if sandboxes == 0 {
+        return Ok(());
+    }
+    Store::remove_new(data_dir);
+    Err(StartError::Orphans { data_dir: data_dir.display().to_string(), sandboxes })
 }

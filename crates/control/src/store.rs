@@ -48,6 +48,17 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    pub(crate) fn exists(data_dir: &Path) -> bool {
+        data_dir.join(FILE_NAME).exists()
+    }
+
+    /// Takes a database that was made a moment ago away again, so that the next start finds it missing too.
+    pub(crate) fn remove_new(data_dir: &Path) {
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(data_dir.join(format!("{FILE_NAME}{suffix}")));
+        }
+    }
+
     /// Opens the store in `data_dir`, makes it if it is not there, and brings its tables up to date.
     pub(crate) async fn open(data_dir: &Path) -> Result<Self, StoreError> {
         let path = data_dir.join(FILE_NAME);

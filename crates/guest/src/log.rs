@@ -144,6 +144,11 @@ impl Log {
         self.readers.remove(&reader);
     }
 
+    /// How far the reader who is furthest is behind; nothing without readers.
+    pub(crate) fn lag(&self) -> u64 {
+        self.readers.values().max().map_or(0, |furthest| self.end() - furthest)
+    }
+
     /// What is there from `from`, up to `to` and perhaps less.
     pub(crate) fn read(&self, from: u64, to: u64) -> Read {
         if from >= to.min(self.end()) || from < self.start() {

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -26,6 +27,10 @@ use crate::workers::Workers;
 
 /// Finished logs up to this size may stay in memory.
 const SMALL_LOG: usize = 64 * 1024;
+
+/// A reader this close behind is served from memory; one further behind is waited for this long after each large read.
+const CLOSE: u64 = 768 * 1024;
+const PACE: Duration = Duration::from_millis(5);
 
 pub(crate) struct Output {
     log: RefCell<Log>,
@@ -87,6 +92,15 @@ impl Output {
     /// Waits until at least one byte may be taken in.
     pub(crate) async fn until_room(&self) {
         self.room.until(|| (self.room() > 0).then_some(())).await;
+    }
+
+    /// Gives readers a moment to catch up, so that they are served from memory and not from the file. One that has
+    /// stopped reading delays the command a little until the log is full.
+    pub(crate) async fn pace(&self) {
+        let is_close = || (self.log.borrow().lag() <= CLOSE).then_some(());
+        if is_close().is_none() {
+            let _ = tokio::time::timeout(PACE, self.room.until(is_close)).await;
+        }
     }
 
     /// Waits until `look` has an answer, asking again whenever output came or the end was reached.

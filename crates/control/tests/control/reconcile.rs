@@ -6,6 +6,10 @@ use serde_json::json;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use warren_control::{Config, Control, StartError};
+
 use crate::harness::{Server, eventually};
 
 /// Changes a stopped server's store, as a crash at a certain point would have left it.
@@ -128,4 +132,20 @@ async fn a_server_does_not_start_without_its_node() {
     let started =
         warren_control::Control::start(config, node.client(), Default::default(), Default::default()).await;
     assert!(matches!(started, Err(warren_control::StartError::Node(_))));
+}
+
+#[tokio::test]
+async fn a_lost_database_does_not_cost_the_sandboxes() {
+    let server = Server::start().await;
+    let kept = server.acme.sandbox().await;
+    let (node, dir) = server.stop().await;
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(dir.path().join(format!("control.sqlite{suffix}")));
+    }
+    for _ in 0..2 {
+        let config = Config::new(dir.path().to_owned());
+        let started = Control::start(config, node.client(), CancellationToken::new(), TaskTracker::new()).await;
+        assert!(matches!(started.map(drop), Err(StartError::Orphans { sandboxes: 1, .. })));
+        assert!(node.has(&kept));
+    }
 }

@@ -141,6 +141,7 @@ async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken:
             }
             // Lets what was read be sent before more is read.
             tokio::task::yield_now().await;
+            output.pace().await;
         }
     }
 }

@@ -68,25 +68,29 @@ pub(crate) struct Outcome {
 impl Agent {
     /// Starts an agent; `None`, with the reason printed, where that cannot be tried.
     pub(crate) async fn start() -> Option<Self> {
-        Self::start_with(&[("MARK", "from-boot")]).await
+        Self::launch(r#"exec "$0" serve --cgroup "$1" --output "$2" 3<&0 4<"$3" 0</dev/null"#).await
     }
 
-    pub(crate) async fn start_with(envs: &[(&str, &str)]) -> Option<Self> {
+    /// Starts it as PID 1 of a namespace of its own.
+    pub(crate) async fn start_as_init() -> Option<Self> {
+        Self::launch(r#"exec unshare --pid --fork --mount --mount-proc "$0" init 3<&0 4<"$3" 0</dev/null"#)
+            .await
+    }
+
+    async fn launch(script: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: starting commands as another user needs root");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
-        let mut envs: BTreeMap<&str, &str> = envs.iter().copied().collect();
-        let home = folder.path().display().to_string();
-        envs.insert("HOME", &home);
+        let envs = BTreeMap::from([("MARK", Path::new("from-boot")), ("HOME", folder.path())]);
         let boot = json!({"sandbox_id": "sb-00000001", "envs": envs});
         std::fs::write(folder.path().join("boot"), boot.to_string()).unwrap();
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let cgroup = make_cgroup(folder.path());
         let process = Command::new("/bin/sh")
-            .args(["-c", r#"exec "$0" serve --cgroup "$1" --output "$2" 3<&0 4<"$3" 0</dev/null"#])
+            .args(["-c", script])
             .arg(env!("CARGO_BIN_EXE_warren-agent"))
             .arg(cgroup.as_deref().unwrap_or(Path::new("/nowhere")))
             .arg(folder.path().join("output"))
@@ -96,6 +100,18 @@ impl Agent {
             .unwrap();
         let connection = connect(folder.path()).await;
         Some(Self { process, folder, cgroup, connection })
+    }
+
+    /// Waits until the program that was started has ended; its exit code.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "it does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) fn has_cgroups(&self) -> bool {
@@ -167,6 +183,7 @@ impl Agent {
         answer.json()
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better where it is called")]
     pub(crate) fn request(&self, cmd: &str, args: &[&str], more: Value) -> String {
         let mut request = json!({"cmd": cmd, "args": args, "cwd": self.folder.path()});
         request.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
@@ -220,6 +237,11 @@ impl Drop for Agent {
             for group in self.cgroups() {
                 let _ = std::fs::write(cgroup.join(group).join("cgroup.kill"), "1");
             }
+        }
+        // The innermost first: what is in a namespace ends with its PID 1.
+        for pid in descendants(self.process.id()).into_iter().rev().filter_map(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -421,6 +443,17 @@ pub(crate) fn sent(frame: &Frame) -> Result<Bytes, Broken> {
 
 pub(crate) fn stdin(text: &str) -> Result<Bytes, Broken> {
     sent(&Frame::Stdin(Bytes::copy_from_slice(text.as_bytes())))
+}
+
+/// Children of a process, and theirs.
+pub(crate) fn descendants(pid: u32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let mut all = Vec::new();
+    for child in children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()) {
+        all.push(i32::try_from(child).unwrap());
+        all.extend(descendants(child));
+    }
+    all
 }
 
 pub(crate) fn is_alive(pid: &str) -> bool {

@@ -7,5 +7,6 @@
 mod client;
 mod exec;
 mod files;
+mod init;
 mod limits;
 mod pty;
