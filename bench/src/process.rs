@@ -6,13 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-/// A set of processes, what they hold and what they have used.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Usage {
-    pub(crate) processes: usize,
-    /// Memory in bytes, shared pages counted by their share.
-    pub(crate) memory: u64,
-    pub(crate) cpu: Duration,
+/// CPU time of each thread of some processes, from the scheduler's own count: clock ticks are too coarse for what idles.
+pub(crate) struct Threads {
+    nanoseconds: BTreeMap<u32, u64>,
 }
 
 /// All processes, each with its parent.
@@ -67,16 +63,30 @@ impl Table {
     }
 }
 
-/// Adds up what these processes use now; one that has ended meanwhile counts as nothing.
-pub(crate) fn usage(pids: &BTreeSet<u32>) -> Usage {
-    let mut sum = Usage::default();
-    for pid in pids {
-        let Some(memory) = proportional(*pid) else { continue };
-        sum.processes += 1;
-        sum.memory += memory;
-        sum.cpu += cpu(*pid);
+// === impl Threads ===
+
+impl Threads {
+    pub(crate) fn read(pids: &BTreeSet<u32>) -> Self {
+        let folders = pids.iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+        let time = |thread: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            Some((thread.file_name().to_str()?.parse().ok()?, text.split(' ').next()?.parse().ok()?))
+        };
+        Self { nanoseconds: folders.flatten().flatten().filter_map(time).collect() }
     }
-    sum
+
+    /// Time spent since `before`. A thread that has ended takes its last bit with it, and never what others spent.
+    pub(crate) fn since(&self, before: &Self) -> Duration {
+        let spent = |(thread, time): (&u32, &u64)| {
+            time.saturating_sub(before.nanoseconds.get(thread).copied().unwrap_or(0))
+        };
+        Duration::from_nanos(self.nanoseconds.iter().map(spent).sum())
+    }
+}
+
+/// Memory of these processes in bytes, shared pages counted by their share. One that has ended meanwhile has none.
+pub(crate) fn memory(pids: &BTreeSet<u32>) -> u64 {
+    pids.iter().filter_map(|pid| proportional(*pid)).sum()
 }
 
 /// A field of `/proc/meminfo`, in bytes.
@@ -111,18 +121,6 @@ fn proportional(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     // A kernel thread has an empty one.
     kilobytes(&text, "Pss")
-}
-
-/// CPU time of all threads, from the scheduler's own count: clock ticks are too coarse for processes that idle.
-fn cpu(pid: u32) -> Duration {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let nanoseconds = threads
-        .filter_map(|thread| {
-            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<u64>().ok()
-        })
-        .sum();
-    Duration::from_nanos(nanoseconds)
 }
 
 fn parent(pid: u32) -> Option<u32> {
@@ -162,12 +160,40 @@ mod tests {
         let family = table.family(&[std::process::id()], None);
         assert!(family.contains(&child.id()) && family.contains(&named.id()));
         assert_eq!(table.family(&[], Some(folder.path())), BTreeSet::from([named.id()]));
-        let used = usage(&BTreeSet::from([child.id()]));
-        assert!(used.processes == 1 && used.memory > 10_000, "{used:?}");
+        assert!(memory(&BTreeSet::from([child.id()])) > 10_000);
         for child in [&mut child, &mut named] {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        assert!(usage(&BTreeSet::from([child.id()])).processes == 0);
+        assert_eq!(memory(&BTreeSet::from([child.id()])), 0);
+    }
+
+    #[test]
+    fn a_thread_that_ends_does_not_hide_what_the_others_spend() {
+        fn work(at_least: Duration) {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < at_least {
+                std::hint::black_box(0);
+            }
+        }
+        let ours = BTreeSet::from([std::process::id()]);
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (ready, is_ready) = std::sync::mpsc::channel::<()>();
+        let busy = std::thread::spawn(move || {
+            work(Duration::from_millis(300));
+            ready.send(()).unwrap();
+            let _ = stopped.recv();
+        });
+        is_ready.recv().unwrap();
+        let before = Threads::read(&ours);
+        drop(stop);
+        busy.join().unwrap();
+        // Wall time: other work may take the core away, but not for all of it.
+        let begun = std::time::Instant::now();
+        while Threads::read(&ours).since(&before) < Duration::from_millis(5) {
+            work(Duration::from_millis(5));
+            assert!(begun.elapsed() < Duration::from_secs(20), "what this thread spends is not counted");
+        }
+        assert!(Threads::read(&ours).since(&before) < Duration::from_secs(20));
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use futures_util::future::try_join_all;
 
 use super::{Bench, Home};
-use crate::process::{self, Table, Usage};
+use crate::process::{self, Table, Threads};
 use crate::report::{Line, Unit, WARREN};
 
 pub(super) const FIGURE: &str = "idle sandbox: its processes and its share of the server";
@@ -20,7 +20,8 @@ const REST: Duration = Duration::from_secs(3);
 
 /// A moment before anything was made.
 struct Before {
-    own: Usage,
+    /// Bytes of the server and its helpers.
+    own: u64,
     available: u64,
 }
 
@@ -114,7 +115,7 @@ impl Before {
         rustix::fs::sync();
         tokio::time::sleep(REST).await;
         let own = Table::read().family(&home.pids, home.folder.as_deref());
-        Self { own: process::usage(&own), available: process::meminfo("MemAvailable").unwrap_or_default() }
+        Self { own: process::memory(&own), available: process::meminfo("MemAvailable").unwrap_or_default() }
     }
 }
 
@@ -129,15 +130,14 @@ impl Cost {
         let own = table.family(&home.pids, home.folder.as_deref());
         let all: BTreeSet<u32> = inside.union(&own).copied().collect();
         let available = process::meminfo("MemAvailable").unwrap_or_default();
-        // Counting walks page tables, which costs the kernel time but not these processes.
-        let now = process::usage(&all);
-        let (begun, cpu) = (Instant::now(), process::usage(&all).cpu);
+        let memory = process::memory(&all);
+        let (begun, threads) = (Instant::now(), Threads::read(&all));
         tokio::time::sleep(idle).await;
-        let cpu = process::usage(&all).cpu.saturating_sub(cpu);
+        let cpu = Threads::read(&all).since(&threads);
         Self {
             number: ids.len(),
             processes: inside.len(),
-            memory: now.memory.saturating_sub(before.own.memory),
+            memory: memory.saturating_sub(before.own),
             machine: before.available as f64 - available as f64,
             cpu,
             time: begun.elapsed(),

@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.
     ("cli", &["types", "api", "node-api", "control", "node", "runtime-container"]),
     ("xtask", &[]),
+    ("bench", &["types", "api"]),
 ];
 
 pub(crate) fn check(root: &Path) -> anyhow::Result<()> {

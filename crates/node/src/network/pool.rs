@@ -17,6 +17,8 @@ use super::{Plan, SLOTS, Slot, firewall};
 const STOCK: usize = 32;
 /// Slots made at the same time.
 const MAKERS: usize = 4;
+/// How long a stock that is not low waits to be filled up.
+const REFILL_AFTER: Duration = Duration::from_millis(100);
 /// Longest wait for a slot.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -126,8 +128,13 @@ impl Pool {
             let Some(index) = self.reserve().await else {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = self.wanted.notified() => continue,
+                    () = self.wanted.notified() => {}
                 }
+                // Whoever took a slot is being started at this moment and needs the machine more.
+                if self.lock().ready.len() > STOCK / 2 {
+                    tokio::time::sleep(REFILL_AFTER).await;
+                }
+                continue;
             };
             if stop.is_cancelled() {
                 return;
@@ -160,29 +167,8 @@ impl Pool {
 
     /// The index of a slot to make, while the stock is short of one.
     async fn reserve(&self) -> Option<u16> {
-        let retired = std::mem::take(&mut self.lock().retired);
-        if !retired.is_empty() {
-            let plan = self.plan.clone();
-            let indexes = retired.clone();
-            // Links go with their namespace, a little later; removing them by name is sooner and certain.
-            let _ = tokio::task::spawn_blocking(move || {
-                indexes.iter().for_each(|index| remove_link(&plan.link(*index)));
-            })
-            .await;
-            for index in &retired {
-                if !self.lock().disconnected.remove(index) {
-                    continue;
-                }
-                if let Err(error) = firewall::reconnect(&self.plan, *index).await {
-                    warn!(%error, "could not reopen a network slot");
-                }
-            }
-        }
+        self.free_retired().await;
         let mut state = self.lock();
-        for index in retired {
-            state.used.remove(&index);
-        }
-        // `used` counts what is being made as well.
         if state.ready.len() >= STOCK {
             return None;
         }
@@ -191,9 +177,33 @@ impl Pool {
         Some(index)
     }
 
+    /// Frees the slots whose links are gone: they go with their namespace, a little after its last process.
+    async fn free_retired(&self) {
+        let retired = std::mem::take(&mut self.lock().retired);
+        let (waiting, gone): (Vec<u16>, Vec<u16>) =
+            retired.into_iter().partition(|index| link_exists(&self.plan.link(*index)));
+        for index in &gone {
+            if !self.lock().disconnected.remove(index) {
+                continue;
+            }
+            if let Err(error) = firewall::reconnect(&self.plan, *index).await {
+                warn!(%error, "could not reopen a network slot");
+            }
+        }
+        let mut state = self.lock();
+        state.retired.extend(waiting);
+        for index in gone {
+            state.used.remove(&index);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn link_exists(name: &str) -> bool {
+    std::path::Path::new("/sys/class/net").join(name).exists()
 }
 
 fn remove_link(name: &str) {
