@@ -123,9 +123,10 @@ async fn start(
 ) -> anyhow::Result<(Node, Control)> {
     let Runtime::Container = args.runtime;
     let options = BuildOptions { trust_host_cas: !args.no_host_cas };
-    let template = template::ensure_base(&template::cache_dir(), &options, show_progress)
-        .await
-        .context("the base template could not be made")?;
+    let template =
+        template::ensure_base(&template::cache_dir(), &options, |progress| show_progress(&progress))
+            .await
+            .context("the base template could not be made")?;
     let config = NodeConfig {
         data_dir: data_dir.to_owned(),
         program: std::env::current_exe().context("could not find this program's own file")?,
@@ -158,7 +159,7 @@ fn start_log() {
 }
 
 /// Says how far the template is, in the log: it is what a first start waits for.
-fn show_progress(progress: template::Progress) {
+fn show_progress(progress: &template::Progress) {
     info!(percent = (progress.fraction * 100.0).round(), step = %progress.step, "making the base template");
 }
 

@@ -44,8 +44,12 @@ const SMALL_OUTPUT: u64 = (MAX_FINISHED_MEMORY / MAX_FINISHED) as u64;
 const MAX_CLIENTS: u32 = 64;
 
 const SEGMENT: usize = 256 * 1024;
+const IN_MEMORY: usize = 4;
+const PENDING: usize = 4;
+/// Together with what is in memory these make up [`LOG_BYTES`].
+const SLOTS: usize = LOG_BYTES as usize / SEGMENT - IN_MEMORY - PENDING - 1;
 const LOG_LIMITS: Limits =
-    Limits { segment: SEGMENT, in_memory: 4, pending: 4, slots: (LOG_BYTES / SEGMENT as u64) as u32 };
+    Limits { segment: SEGMENT, in_memory: IN_MEMORY, pending: PENDING, slots: SLOTS as u32 };
 
 pub(crate) struct Commands {
     environment: Rc<Environment>,

@@ -185,7 +185,8 @@ impl Log {
         if self.spill.is_busy() || !self.spill.is_usable() || self.waiting() <= keep {
             return None;
         }
-        if !self.spill.has_free_slot() && !self.drop_oldest() {
+        // What is there at the end stays there: nothing more is coming that would need the room.
+        if !self.spill.has_free_slot() && (self.flushing || !self.drop_oldest()) {
             return None;
         }
         let next = self.segments.iter().find(|segment| segment.slot.is_none())?;

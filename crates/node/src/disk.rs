@@ -190,7 +190,11 @@ async fn import_template(volume: &Path, template: &Template) -> Result<(), Start
     run_command("cp", "coreutils", &[args, paths].concat())
         .await
         .map_err(|source| StartError::Command { what: "copy the template to the volume".into(), source })?;
-    std::fs::rename(&unfinished, &image).map_err(|source| StartError::Folder { what: "the template", path: image, source })
+    std::fs::rename(&unfinished, &image).map_err(|source| StartError::Folder {
+        what: "the template",
+        path: image,
+        source,
+    })
 }
 
 /// Mounts a template, once for all its sandboxes.

@@ -39,7 +39,11 @@ pub struct Node {
 
 impl Node {
     /// Makes or finds everything a node needs, adopts the sandboxes that are running, and removes what is half made.
-    pub async fn start(config: Config, stop: CancellationToken, tasks: TaskTracker) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+    ) -> Result<Self, StartError> {
         registry::Registry::start(config, stop, tasks).await.map(|registry| Self { registry })
     }
 

@@ -106,7 +106,10 @@ mod tests {
         assert_eq!(last.outside(SLOTS - 1), Ipv4Addr::new(198, 18, 95, 255));
         assert!(last.link(SLOTS - 1).len() < 16);
         let first = Plan::new("000000".into(), 0);
-        assert_eq!(first.id_base(0) + u32::from(SLOTS) * IDS_PER_SLOT, Plan::new("000000".into(), 1).id_base(0));
+        assert_eq!(
+            first.id_base(0) + u32::from(SLOTS) * IDS_PER_SLOT,
+            Plan::new("000000".into(), 1).id_base(0)
+        );
     }
 
     #[test]

@@ -307,7 +307,11 @@ async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
             () = tokio::time::sleep(SYNC_AFTER) => {}
         }
         let disks = host.clone();
-        match tokio::task::spawn_blocking(move || disks.disks.sync()).await.map_err(std::io::Error::other).flatten() {
+        match tokio::task::spawn_blocking(move || disks.disks.sync())
+            .await
+            .map_err(std::io::Error::other)
+            .flatten()
+        {
             Ok(()) => {}
             Err(error) => warn!(%error, "the volume could not be synced"),
         }

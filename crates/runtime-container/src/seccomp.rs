@@ -19,7 +19,8 @@ use program::{Action, Program};
 /// The kernel runs a new filter over every system call number when it is installed. A chain of comparisons, which is
 /// what general-purpose compilers make of a list, costs it a millisecond there; a search tree a tenth of that.
 pub(crate) fn filter() -> Vec<Instruction> {
-    let mut actions: Vec<(u32, Action)> = ALLOWED.iter().map(|number| (call(*number), Action::Allow)).collect();
+    let mut actions: Vec<(u32, Action)> =
+        ALLOWED.iter().map(|number| (call(*number), Action::Allow)).collect();
     actions.extend([
         (call(libc::SYS_clone), Action::AllowUnlessSet(NEW_NAMESPACES)),
         (call(libc::SYS_socket), Action::AllowOneOf(&FAMILIES)),
@@ -204,7 +205,8 @@ mod tests {
         // Numbers with the x32 bit are among those that are not listed.
         for number in (0..1000).chain(0x4000_0000..0x4000_0400) {
             let listed = ALLOWED.iter().any(|allowed| call(*allowed) == number);
-            let checked = [libc::SYS_clone, libc::SYS_socket, libc::SYS_personality].map(call).contains(&number);
+            let checked =
+                [libc::SYS_clone, libc::SYS_socket, libc::SYS_personality].map(call).contains(&number);
             if !checked {
                 let expected = if listed { program::ALLOW } else { program::NO_SUCH_CALL };
                 assert_eq!(verdict(number, 0), expected, "system call {number}");

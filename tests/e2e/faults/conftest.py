@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from harness import settings
+from harness import log, settings
 from harness.server import Server
 
 
@@ -16,7 +16,17 @@ def _own_servers():
         pytest.skip("WARREN_BIN does not say which program to start")
 
 
-@pytest.fixture
-def server():
+@pytest.fixture(scope="module")
+def one_server():
     with Server() as running:
         yield running
+        unexpected = log.unexpected(running.log())
+    assert not unexpected, "\n".join(unexpected[:20])
+
+
+@pytest.fixture
+def server(one_server):
+    """A server that the tests of a file share, running again whatever the test before did to it."""
+    if one_server.process.poll() is not None:
+        one_server.start()
+    return one_server

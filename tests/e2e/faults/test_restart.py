@@ -4,10 +4,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -44,9 +46,9 @@ def test_sandboxes_run_on_over_a_restart(server, how):
         with PtySocket(running, pty) as terminal:
             terminal.send("X=kept-in-shell\necho re''ady\n")
             terminal.until("ready")
-        with ExecSocket(running, session) as socket:
-            socket.until_text("s3\n")
-            seen = socket.output()
+        with ExecSocket(running, session) as attached:
+            attached.until_text("s3\n")
+            seen = attached.output()
         before = running.view()
         pids = host.find_process(mark)
         server.stop() if how == "SIGTERM" else server.kill()
@@ -60,10 +62,10 @@ def test_sandboxes_run_on_over_a_restart(server, how):
         result = poll(running, handle["execId"])
         assert (result["exitCode"], result["stdout"]) == (7, "".join(f"{n}\n" for n in range(1, 31)))
         whole = "".join(f"s{n}\n" for n in range(1, 31)).encode()
-        with ExecSocket(running, session) as socket:
-            assert (socket.finish(), socket.output()) == (8, whole)
-        with ExecSocket(running, session, offset=len(seen)) as socket:
-            assert (socket.finish(), seen + socket.output()) == (8, whole)
+        with ExecSocket(running, session) as attached:
+            assert (attached.finish(), attached.output()) == (8, whole)
+        with ExecSocket(running, session, offset=len(seen)) as attached:
+            assert (attached.finish(), seen + attached.output()) == (8, whole)
         with PtySocket(running, pty) as terminal:
             terminal.send("echo $X\n")
             terminal.until("kept-in-shell")
@@ -89,12 +91,12 @@ def test_a_client_that_is_attached_is_told_of_the_end_not_of_an_exit(server):
     with server.api() as api:
         box = api.create()
         session = box.start("sleep", "600")
-        with ExecSocket(box, session) as socket:
-            socket.until(REPLAY_END)
+        with ExecSocket(box, session) as attached:
+            attached.until(REPLAY_END)
             server.stop()
-            while socket.next(10):
+            while attached.next(10):
                 pass
-            assert socket.exit_code is None, "an invented exit"
+            assert attached.exit_code is None, "an invented exit"
         server.start()
         assert box.session(session)["running"] and box.session(session)["attachedClients"] == 0
 
@@ -153,7 +155,7 @@ def test_keys_are_made_listed_and_revoked_beside_a_running_server(server):
     assert call().status_code == 200 and call().json()["org_name"] == "beside"
     listing = run("list")
     assert key not in listing and key[:8] in listing
-    everything = b"".join(path.read_bytes() for path in map(__import__("pathlib").Path, all_files(server.data_dir)) if path.stat().st_size < 50_000_000)
+    everything = b"".join(path.read_bytes() for path in map(Path, all_files(server.data_dir)) if path.stat().st_size < 50_000_000)
     assert key.encode() not in everything, "the key is stored in clear"
     identifiers = re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", json.dumps(listing))
     line = next(line for line in listing.splitlines() if "beside" in line)
@@ -211,3 +213,84 @@ def test_a_request_cut_off_by_the_end_is_not_half_done(server):
         assert box.out("ls -A ~ | grep -v '^\\.' || true") == "f\n"
 
 
+
+
+# What a hostile agent may say to whoever connects, after it has read something and before it closes or falls silent.
+HANDSHAKE = b"WARRENGA\x00\x01\x00\x00"
+NONSENSE = {
+    "noise": lambda hello: os.urandom(100_000),
+    "silence": lambda hello: b"",
+    "http/1.1": lambda hello: b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{",
+    "another's nonce": lambda hello: HANDSHAKE + bytes(4),
+    "noise after a good handshake": lambda hello: HANDSHAKE + hello[12:16] + os.urandom(100_000),
+    "silence after a good handshake": lambda hello: HANDSHAKE + hello[12:16],
+    "endless frames": lambda hello: HANDSHAKE + hello[12:16] + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00" + b"\x00\x40\x00\x00\x00\x00\x00\x00\x01" * 5000,
+}
+
+
+def speak(path, answer):
+    """Listens in an agent's place; the socket to close in the end."""
+    os.rename(path, f"{path}.real")
+    listener = socket.socket(socket.AF_UNIX)
+    # A path may be longer than a socket's address can be.
+    folder = os.open(os.path.dirname(path), os.O_PATH)
+    listener.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    os.close(folder)
+    listener.listen(64)
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                connection.sendall(answer(connection.recv(16)))
+            except OSError:
+                pass
+            kept.append(connection)
+
+    kept = []
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+def test_agents_that_speak_nonsense_harm_only_their_own(server):
+    """Nothing an agent says stops the server, and the sandbox's state says why it cannot be used."""
+    with server.api() as api:
+        well = api.create()
+        boxes = {name: api.create() for name in NONSENSE}
+        server.kill()
+        sockets = {box.id: agent_socket(server.data_dir, box.id) for box in boxes.values()}
+        if not all(sockets.values()):
+            server.start()
+            pytest.skip("agents of this runtime are not reached through a socket file")
+        listeners = [speak(sockets[box.id], NONSENSE[name]) for name, box in boxes.items()]
+        took = server.start()
+        assert took < 30, f"hostile agents held up the start for {took:.1f} s"
+        assert well.out("echo well") == "well\n"
+        with ThreadPoolExecutor(len(boxes)) as pool:
+            answers = list(pool.map(lambda box: api.http.post(f"{box.path}/exec/run", json={"cmd": "true"}, timeout=60), boxes.values()))
+        for name, answer in zip(boxes, answers, strict=True):
+            late = answer.status_code == 200 and "error" in answer.json()  # The head was out before it was known.
+            assert late or answer.status_code in (410, 502, 503), (name, answer.status_code, answer.text)
+
+        def unsaid():
+            views = {name: box.view() for name, box in boxes.items()}
+            return {name: view["status"] for name, view in views.items() if view["status"] != "error" or not view["statusReason"]}
+
+        wait_for(lambda: not unsaid(), "all states say why", 20, 0.2, unsaid)
+        assert well.out("echo well") == "well\n"
+        for listener in listeners:
+            listener.close()
+        for box in [well, *boxes.values()]:
+            box.kill()
+        wait_for(lambda: not any(host.sandbox_processes().get(box.id) for box in boxes.values()), "nothing of them runs")
+
+
+def agent_socket(data_dir, sandbox_id):
+    for folder, _, names in os.walk(data_dir):
+        for name in names:
+            if name == "agent.sock" and sandbox_id in folder:
+                return os.path.join(folder, name)
+    return None

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 SANDBOX_ID = re.compile(r"\bsb-[0-9a-f]{8}\b")
-OURS = re.compile(r"warren|\bsb-[0-9a-f]{8}\b", re.IGNORECASE)
+OURS = re.compile(r"\bwarren[-_][0-9a-f]{6}\b|\bsb-[0-9a-f]{8}\b")
 
 
 def processes():
@@ -113,7 +113,7 @@ def program_processes():
     found = set()
     for pid in processes():
         words, group = arguments(pid), read(f"/proc/{pid}/cgroup").decode(errors="replace")
-        if SANDBOX_ID.search(group) or words[1:2] in ([b"serve"], [b"launcher"]) or b"lxcfs" in words[0]:
+        if SANDBOX_ID.search(group) or words[1:2] == [b"launcher"] or b"--data-dir" in words or b"lxcfs" in words[0]:
             found.add(f"{pid} {b' '.join(words).decode(errors='replace')} {' '.join(sorted(set(group.split())))}")
     return found
 

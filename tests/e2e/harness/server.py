@@ -48,9 +48,10 @@ class Server:
     def start(self, *more, within=60.0):
         """Starts it and waits until it is ready; the seconds that took."""
         begun = time.monotonic()
+        flags = dict.fromkeys([*self.arguments, *more])
         log = self.log_path.open("ab")
         self.process = subprocess.Popen(
-            [settings.PROGRAM, "serve", "--listen", f"127.0.0.1:{self.port}", "--data-dir", self.data_dir, *self.arguments, *more],
+            [settings.PROGRAM, "serve", "--listen", f"127.0.0.1:{self.port}", "--data-dir", self.data_dir, *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -3,15 +3,15 @@
 import time
 
 
-def wait_for(condition, what, within=10.0, every=0.02):
-    """Returns the first true value of `condition()`; fails with `what` and the last value after `within` seconds."""
+def wait_for(condition, what, within=10.0, every=0.02, instead=None):
+    """Returns the first true value of `condition()`; fails with `what` and what is so `instead` after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"still not so after {within} s: {what} (last value: {value!r})")
+            raise AssertionError(f"still not so after {within} s: {what} (instead: {instead() if instead else value!r})")
         time.sleep(every)
 
 

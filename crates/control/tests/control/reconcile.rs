@@ -144,7 +144,8 @@ async fn a_lost_database_does_not_cost_the_sandboxes() {
     }
     for _ in 0..2 {
         let config = Config::new(dir.path().to_owned());
-        let started = Control::start(config, node.client(), CancellationToken::new(), TaskTracker::new()).await;
+        let started =
+            Control::start(config, node.client(), CancellationToken::new(), TaskTracker::new()).await;
         assert!(matches!(started.map(drop), Err(StartError::Orphans { sandboxes: 1, .. })));
         assert!(node.has(&kept));
     }

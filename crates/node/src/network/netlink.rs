@@ -36,7 +36,8 @@ pub(super) struct Netlink {
 
 impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
-        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Self { socket })
     }
 
@@ -96,7 +97,12 @@ impl Netlink {
         self.call(message, "add an address")
     }
 
-    pub(super) fn add_neighbour(&self, index: u32, address: Ipv4Addr, hardware: HardwareAddress) -> io::Result<()> {
+    pub(super) fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        hardware: HardwareAddress,
+    ) -> io::Result<()> {
         const PERMANENT: u16 = 0x80;
         let mut message = Message::new(NEW_NEIGHBOUR, CREATE | REPLACE);
         message.bytes(&[IPV4, 0, 0, 0]);
@@ -132,7 +138,8 @@ impl Netlink {
             Some(libc::ENODEV) => error,
             _ => io::Error::new(error.kind(), format!("could not {what}: {error}")),
         };
-        rustix::net::send(&self.socket, &message.finish(), SendFlags::empty()).map_err(|error| told(error.into()))?;
+        rustix::net::send(&self.socket, &message.finish(), SendFlags::empty())
+            .map_err(|error| told(error.into()))?;
         let mut answer = [0; 4096];
         let (length, _) = rustix::net::recv(&self.socket, &mut answer, RecvFlags::empty())?;
         parse_acknowledgement(&answer[..length]).map_err(told)
