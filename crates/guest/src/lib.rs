@@ -28,6 +28,7 @@ mod routes;
 mod server;
 mod spawn;
 mod sys;
+mod text;
 mod workers;
 
 pub use agent::Places;

@@ -10,7 +10,6 @@
 
 mod stream;
 mod terminal;
-mod text;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -29,6 +29,7 @@ pub(crate) use volume::run_command;
 
 /// Longest wait for the kernel to write a disk out and let go of it.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(120);
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where this node keeps images.
 pub(crate) struct Disks {
@@ -116,20 +117,27 @@ impl Disks {
     }
 
     /// Unmounts what was mounted. No sandbox may be running.
-    pub(crate) fn stop(&self) {
-        let unmount = |path: &Path| {
-            if let Err(error) = rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()) {
-                tracing::warn!(%error, path = %path.display(), "could not unmount");
-            }
-        };
+    pub(crate) async fn stop(&self) {
         for entry in std::fs::read_dir(&self.template_roots).into_iter().flatten().flatten() {
             if volume::is_mount_point(&entry.path()) {
-                unmount(&entry.path());
+                unmount(&entry.path()).await;
             }
         }
         if let Some(volume) = &self.mounted {
-            unmount(volume);
+            unmount(volume).await;
         }
+    }
+}
+
+/// Unmounts a file system. The last processes and loop devices that used it may still be going.
+async fn unmount(path: &Path) {
+    let started = tokio::time::Instant::now();
+    while let Err(error) = rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()) {
+        if error != rustix::io::Errno::BUSY || started.elapsed() > UNMOUNT_DEADLINE {
+            tracing::warn!(%error, path = %path.display(), "could not unmount");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

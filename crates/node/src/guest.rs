@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tracing::debug;
-use warren_guest_api::handshake;
+use warren_guest_api::{MAX_JSON_BYTES, Status, handshake};
 use warren_types::{Error, ErrorKind};
 
 /// Longest wait for a connection and its handshake.
@@ -81,6 +82,22 @@ impl Guest {
     /// Whether calls can no longer be made over this connection.
     pub(crate) fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Asks the agent how it is, to see whether it speaks the protocol.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        let nonsense = |what: String| Error::new(ErrorKind::SandboxFailed, what);
+        let asked = async {
+            let response = self.call(Request::new(Body::empty()), "/v1/status").await?;
+            let body = Limited::new(response.into_body(), MAX_JSON_BYTES).collect().await;
+            let body = body.map_err(|error| nonsense(format!("its answer broke off: {error}")))?.to_bytes();
+            serde_json::from_slice::<Status>(&body)
+                .map(drop)
+                .map_err(|error| nonsense(format!("its answer cannot be read: {error}")))
+        };
+        tokio::time::timeout(CONNECT_DEADLINE, asked)
+            .await
+            .unwrap_or_else(|_| Err(nonsense("it took too long to answer".into())))
     }
 
     /// Makes a call of the guest API; `path_and_query` starts with `/v1/`.

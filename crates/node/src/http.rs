@@ -139,7 +139,14 @@ async fn guest(
     if is_stream {
         request = watch_traffic(request, &handle);
     }
-    let response = connection.call(request, &path).await?;
+    let response = match connection.call(request, &path).await {
+        Ok(response) => response,
+        Err(error) => {
+            // A broken connection is looked into at once, so that the sandbox's state says what became of its agent.
+            tokio::spawn(async move { handle.use_guest().await.map(drop) });
+            return Err(error.into());
+        }
+    };
     Ok(match held {
         Some(call) => response.map(|body| activity::hold(body, call)),
         None => response.map(|body| activity::count(body, handle.activity.clone())),

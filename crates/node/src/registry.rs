@@ -167,7 +167,12 @@ impl Registry {
     async fn adopt(self: &Arc<Self>, mut record: Record) {
         let folder = self.host.disks.sandbox_dir(&record.id);
         let mut machine: Option<Machine> = None;
-        if record.state == SandboxState::Running {
+        if record.state == SandboxState::Running && record.hibernating {
+            machine::end_processes(&self.host.cgroup(&record.id)).await;
+            let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
+            record.machine = None;
+            record.become_state(SandboxState::Hibernated, None);
+        } else if record.state == SandboxState::Running {
             match machine::adopt(&self.host, &record, &folder).await {
                 Ok(adopted) => machine = Some(adopted),
                 Err(reason) => {
@@ -283,7 +288,7 @@ impl Registry {
         if let Some(lxcfs) = &self.host.lxcfs {
             lxcfs::stop(lxcfs);
         }
-        self.host.disks.stop();
+        self.host.disks.stop().await;
         if let Err(error) = self.host.hierarchies.remove_parent(&self.host.cgroup_parent) {
             warn!(%error, "could not remove the cgroup of all sandboxes");
         }
@@ -334,7 +339,7 @@ fn read_records(disks: &Disks) -> (Vec<Record>, Vec<PathBuf>) {
 fn slots_in_use(records: &[Record]) -> BTreeSet<u16> {
     records
         .iter()
-        .filter(|record| record.state == SandboxState::Running)
+        .filter(|record| record.state == SandboxState::Running && !record.hibernating)
         .filter_map(|record| record.machine.as_ref().map(|machine| machine.slot))
         .collect()
 }

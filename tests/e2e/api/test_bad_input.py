@@ -352,5 +352,20 @@ def test_keep_alive_survives_a_refusal(shared):
         assert answer is None or answer.json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize("key", ["", None], ids=["no-credential", "unknown-sandbox"])
+def test_a_refusal_before_the_body_came_says_whether_the_connection_goes_on(key):
+    """Clients keep connections. One that is closed without having been announced breaks their next request."""
+    with open_socket(timeout=5) as connection:
+        target = "/api/sandboxes/sb-00000000/files?path=/tmp/x"
+        connection.sendall(head("PUT", target, {"Content-Length": "2"}, settings.KEY if key is None else key))
+        answer = read_answer(connection)
+        assert answer.status in (401, 404)
+        if answer.headers.get("connection", "").lower() == "close":
+            return
+        connection.sendall(b"{}" + head("GET", "/health", {"Connection": "close"}))
+        answer = read_answer(connection)
+        assert answer is not None and answer.json() == {"status": "ok"}
+
+
 def test_after_all_this_the_sandbox_is_well(shared):
     assert shared.out("echo well") == "well\n" and shared.status() == "running"

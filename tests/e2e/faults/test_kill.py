@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from harness import host
+from harness import host, log
 from harness.client import SMALL, Box
 from harness.server import Server, ids_in
 from harness.sockets import ExecSocket
@@ -221,6 +221,8 @@ def test_nothing_is_lost_doubled_or_leaked_by_sigkill(record_property):
         server.stop()
         left = server.left_behind()
         assert not left, left
+        unexpected = log.unexpected(server.log())
+        assert not unexpected, "\n".join(unexpected[:20])
     record_property("rounds", played)
     record_property("slowest restart", max(restarts))
     print(f"{played} rounds; restarts {min(restarts):.2f} to {max(restarts):.2f} s")

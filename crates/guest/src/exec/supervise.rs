@@ -19,6 +19,7 @@ use crate::buffer::{self, Buffer};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::Ending;
+use crate::text::whole_characters;
 
 /// How long children that hold the pipes may still add to the output.
 const GRACE: Duration = Duration::from_millis(20);
@@ -110,30 +111,40 @@ async fn abandoned(output: &Output, time: Option<Duration>) {
     }
 }
 
-/// Takes in one stream until its end, as fast as the log has room.
+/// Takes in one stream until its end, as fast as the log has room. A character that a read has cut in two goes whole
+/// with the next read, when there is more to read already; nothing waits for a rest that may never come.
 async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken: &Cell<u64>) {
     let mut widened = false;
+    let mut held: Vec<u8> = Vec::new();
     loop {
         output.until_room().await;
         if pipe.readable().await.is_err() {
-            return;
+            break;
         }
         let most = output.room().min(buffer::SIZE);
-        if most == 0 {
+        if most <= held.len() {
             continue;
         }
         let mut buffer = Buffer::take();
-        let count = match pipe.try_read(&mut buffer[..most]) {
-            Ok(0) => return,
+        let start = held.len();
+        buffer[..start].copy_from_slice(&held);
+        let count = match pipe.try_read(&mut buffer[start..most]) {
+            Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(_) => return,
+            Err(_) => break,
         };
-        let bytes =
-            if count >= LARGE_READ { buffer.freeze(count) } else { Bytes::copy_from_slice(&buffer[..count]) };
         taken.set(taken.get() + count as u64);
-        output.take_in(stream, bytes);
-        if count >= LARGE_READ {
+        let end = start + count;
+        let whole = if in_pipe(pipe) > 0 { whole_characters(&buffer[..end]) } else { end };
+        held.clear();
+        held.extend_from_slice(&buffer[whole..end]);
+        let bytes =
+            if whole >= LARGE_READ { buffer.freeze(whole) } else { Bytes::copy_from_slice(&buffer[..whole]) };
+        if !bytes.is_empty() {
+            output.take_in(stream, bytes);
+        }
+        if end >= LARGE_READ {
             if !widened {
                 widened = true;
                 // Refused once the user has many wide pipes; then it stays narrow.
@@ -143,6 +154,9 @@ async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken:
             tokio::task::yield_now().await;
             output.pace().await;
         }
+    }
+    if !held.is_empty() {
+        output.take_in(stream, held.into());
     }
 }
 

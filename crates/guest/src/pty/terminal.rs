@@ -21,13 +21,13 @@ use warren_guest_api::pty::{Pty, Resize};
 use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, PtyId};
 
-use super::text::whole_characters;
 use crate::cgroup::Cgroups;
 use crate::environment::{Environment, Variables};
 use crate::exec::each_frame;
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::{self, Ending, Process, Program, describe};
+use crate::text::whole_characters;
 
 /// How long processes that hold the terminal may still add to its output once the shell has ended.
 const GRACE: Duration = Duration::from_millis(20);

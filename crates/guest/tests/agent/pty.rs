@@ -36,13 +36,15 @@ async fn a_shell_on_a_terminal_talks_with_all_who_are_attached() {
         agent.call(Method::POST, &format!("/v1/pty/{}/resize", pty.id), r#"{"cols": 40, "rows": 10}"#).await;
     assert_eq!(resize.status, 204);
     keys.send(stdin("stty size; echo $((40+2))\n")).await.unwrap();
-    assert!(see(&mut screen, "42\r\n").await.contains("10 40"));
+    assert!(see(&mut screen, "42\r\n$ ").await.contains("10 40"));
     let (_other_keys, mut other_screen) = agent.attach(&path).await;
     assert!(see(&mut other_screen, "42\r\n").await.contains("from-boot"), "the scrollback comes first");
     // Control characters do what they do on a terminal.
     keys.send(stdin("cat\nmeow\n")).await.unwrap();
     see(&mut screen, "meow\r\nmeow\r\n").await;
-    keys.send(stdin("\u{3}echo inter''rupted\n")).await.unwrap();
+    keys.send(stdin("\u{3}")).await.unwrap();
+    see(&mut screen, "^C\r\n$ ").await;
+    keys.send(stdin("echo inter''rupted\n")).await.unwrap();
     see(&mut screen, "interrupted\r\n").await;
     see(&mut other_screen, "interrupted\r\n").await;
     keys.send(stdin("exit 7\n")).await.unwrap();

@@ -47,8 +47,10 @@ impl Netlink {
     }
 
     /// Makes a pair of links: `name`, with that index, here, and `peer` in the network namespace of process `peer_in`.
+    /// Packets on it are at most `mtu` bytes.
     pub(super) fn add_pair(
         &self,
+        mtu: u32,
         (name, index, address): (&str, u32, HardwareAddress),
         (peer, peer_address, peer_in): (&str, HardwareAddress, u32),
     ) -> io::Result<()> {
@@ -56,6 +58,7 @@ impl Netlink {
         message.link(index, 0);
         message.attribute(1, &address);
         message.text(3, name);
+        message.attribute(4, &mtu.to_ne_bytes());
         message.nested(18, |info| {
             info.text(1, "veth");
             info.nested(2, |data| {
@@ -63,6 +66,7 @@ impl Netlink {
                     end.link(0, 0);
                     end.attribute(1, &peer_address);
                     end.text(3, peer);
+                    end.attribute(4, &mtu.to_ne_bytes());
                     end.attribute(19, &peer_in.to_ne_bytes());
                 });
             });

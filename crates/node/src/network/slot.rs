@@ -17,6 +17,7 @@ const SANDBOX_END: HardwareAddress = [0x02, 0x77, 0x61, 0x72, 0, 2];
 /// Links inside a slot: the kernel's first, and ours.
 const LOOPBACK: u32 = 1;
 const ETHERNET: u32 = 2;
+const DEFAULT_MTU: u32 = 1500;
 
 /// A network namespace that is ready for a sandbox, or has one.
 pub(crate) struct Slot {
@@ -45,6 +46,7 @@ impl Slot {
     /// Makes a new slot; blocks for some milliseconds.
     pub(super) fn make(plan: &Plan, index: u16) -> io::Result<Self> {
         let link = plan.link(index);
+        let mtu = uplink_mtu();
         let slot = on_its_own_thread(move || {
             network_namespace::make()?;
             let namespace = OwnedFd::from(fs::File::open("/proc/thread-self/ns/net")?);
@@ -60,7 +62,7 @@ impl Slot {
             let netlink = Netlink::open()?;
             netlink.set_up(LOOPBACK)?;
             netlink.add_address(LOOPBACK, RESOLVER)?;
-            netlink.add_pair(("eth0", ETHERNET, SANDBOX_END), (&link, HOST_END, std::process::id()))?;
+            netlink.add_pair(mtu, ("eth0", ETHERNET, SANDBOX_END), (&link, HOST_END, std::process::id()))?;
             netlink.add_address(ETHERNET, INSIDE)?;
             netlink.set_up(ETHERNET)?;
             netlink.add_neighbour(ETHERNET, GATEWAY, HOST_END)?;
@@ -94,6 +96,22 @@ fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
     netlink.set_up(index)?;
     netlink.add_route(index, address)?;
     netlink.add_neighbour(index, address, SANDBOX_END)
+}
+
+/// Largest packet that leaves this host in one piece. Larger ones from a sandbox would be dropped with a message that
+/// does not always reach its sender.
+fn uplink_mtu() -> u32 {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    routes
+        .lines()
+        .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>())
+        .filter(|fields| fields.get(1) == Some(&"00000000"))
+        .filter_map(|fields| fs::read_to_string(format!("/sys/class/net/{}/mtu", fields.first()?)).ok())
+        .filter_map(|mtu| mtu.trim().parse().ok())
+        .min()
+        .unwrap_or(DEFAULT_MTU)
+        // Below this the standards do not allow, above it nothing is gained.
+        .clamp(576, DEFAULT_MTU)
 }
 
 fn listen() -> io::Result<(UdpSocket, TcpListener)> {

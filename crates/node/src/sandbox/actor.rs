@@ -245,7 +245,7 @@ impl Actor {
         if machine.guest.is_closed()
             && let Err(error) = machine.reconnect(&self.folder).await
         {
-            self.fail(format!("its agent stopped answering: {}", error.message)).await;
+            self.fail(format!("its agent stopped answering, or answers nonsense: {}", error.message)).await;
             return Err(self.gone());
         }
         match &self.machine {
@@ -259,6 +259,12 @@ impl Actor {
             SandboxState::Hibernated => return Ok(()),
             SandboxState::Running => {}
             SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+        }
+        // Written down first: from here on there is no way back to running but through a wake.
+        self.record.hibernating = true;
+        if let Err(error) = self.save() {
+            self.record.hibernating = false;
+            return Err(error);
         }
         if let Some(machine) = self.machine.take() {
             machine.ask_to_end().await;

@@ -188,7 +188,10 @@ impl Machine {
 
     /// Connects to the agent again, after its connection broke.
     pub(crate) async fn reconnect(&mut self, folder: &Path) -> Result<(), Error> {
-        self.guest = Guest::connect(folder).await?;
+        let guest = Guest::connect(folder).await?;
+        // A connection broke for a reason; the next one is believed when it has carried a call.
+        guest.check().await?;
+        self.guest = guest;
         Ok(())
     }
 

@@ -21,6 +21,9 @@ pub(crate) struct Record {
     pub(crate) state: SandboxState,
     pub(crate) generation: u64,
     pub(crate) reason: Option<String>,
+    /// Its processes are being ended to hibernate it: whatever of them a restart finds is to be ended too.
+    #[serde(default)]
+    pub(crate) hibernating: bool,
     /// Present from before its processes start until after they have ended.
     pub(crate) machine: Option<MachineRecord>,
 }
@@ -48,6 +51,7 @@ impl Record {
             state: SandboxState::Creating,
             generation: 1,
             reason: None,
+            hibernating: false,
             machine: None,
         }
     }
@@ -66,6 +70,7 @@ impl Record {
         debug_assert!(self.state.can_become(state), "{} cannot become {state}", self.state);
         self.state = state;
         self.reason = reason;
+        self.hibernating = false;
         self.generation += 1;
     }
 

@@ -1,8 +1,8 @@
-//! Cutting a terminal's output between characters.
+//! Cutting output between characters: clients decode what they get piece by piece.
 
 /// Longest beginning of `bytes` that does not end inside a UTF-8 sequence. Bytes that are not UTF-8 at all are nothing
 /// to wait for.
-pub(super) fn whole_characters(bytes: &[u8]) -> usize {
+pub(crate) fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;
         let needed = match bytes[at] {
