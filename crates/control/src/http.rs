@@ -23,6 +23,7 @@ mod relay;
 mod request_id;
 mod sandboxes;
 mod tags;
+mod unread;
 
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(cors())
         .layer(from_fn(request_id::name_request))
+        .layer(from_fn(unread::announce_close))
         .with_state(app)
 }
 

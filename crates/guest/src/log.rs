@@ -168,13 +168,14 @@ impl Log {
         }
     }
 
-    /// Nothing more will be appended. Unless there is little of it, what is in memory moves to the file.
+    /// Nothing more will be appended: what is in memory moves to the file too, which grows by as much.
     pub(crate) fn flush(&mut self) {
         if !self.flushing && self.spill.is_usable() {
             self.flushing = true;
             if self.open().encoded > 0 {
                 self.seal();
             }
+            self.spill.extend(self.waiting());
         }
     }
 
@@ -185,7 +186,7 @@ impl Log {
         if self.spill.is_busy() || !self.spill.is_usable() || self.waiting() <= keep {
             return None;
         }
-        // What is there at the end stays there: nothing more is coming that would need the room.
+        // What is there at the end stays there, in memory if the disk is full.
         if !self.spill.has_free_slot() && (self.flushing || !self.drop_oldest()) {
             return None;
         }

@@ -20,7 +20,7 @@ use warren_types::{Error, ErrorKind};
 /// Longest wait for a connection and its handshake.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection with a call under way is asked for a sign of life this often, and given up after as long again.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// Bytes one stream may have under way before its reader has taken them. A connection may have as many as its streams
 /// together, so that a reader who stalls holds up nobody else.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -134,22 +134,22 @@ async fn guest(
     let path = format!("/v1{rest}");
     // An attached stream counts by its traffic, any other call from beginning to end.
     let is_stream = request.uri().path().ends_with("/attach");
-    let held = (!is_stream).then(|| handle.activity.begin_call());
-    let connection = handle.use_guest().await?;
+    let (connection, call) = handle.use_guest().await?;
     if is_stream {
         request = watch_traffic(request, &handle);
     }
     let response = match connection.call(request, &path).await {
         Ok(response) => response,
         Err(error) => {
-            // A broken connection is looked into at once, so that the sandbox's state says what became of its agent.
-            tokio::spawn(async move { handle.use_guest().await.map(drop) });
+            // Looked into at once, so that the sandbox's state says what became of its agent.
+            handle.doubt().await;
             return Err(error.into());
         }
     };
-    Ok(match held {
-        Some(call) => response.map(|body| activity::hold(body, call)),
-        None => response.map(|body| activity::count(body, handle.activity.clone())),
+    Ok(if is_stream {
+        response.map(|body| activity::count(body, handle.activity.clone()))
+    } else {
+        response.map(|body| activity::hold(body, call))
     })
 }
 

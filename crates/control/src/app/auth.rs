@@ -2,7 +2,8 @@
 //! sandbox. Neither can be made but here, from a credential that was checked.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 use warren_types::{Error, ErrorKind, OrgId, SandboxId, SandboxState};
@@ -26,6 +27,8 @@ pub(crate) struct Caller {
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     id: SandboxId,
+    /// Stored as hibernated, and not woken since by whoever holds this.
+    asleep: Arc<AtomicBool>,
 }
 
 /// What a credential turned out to be.
@@ -76,6 +79,14 @@ impl Live {
     pub(crate) fn id(&self) -> &SandboxId {
         &self.id
     }
+
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has_woken(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
 }
 
 // === impl UsedKeys ===
@@ -123,7 +134,10 @@ impl App {
         let found = self.store.find_standing(id).await?.filter(|found| found.org == *org);
         let found = found.ok_or_else(sandbox_not_found)?;
         match found.observed {
-            SandboxState::Running | SandboxState::Hibernated => Ok(Live { id: found.id }),
+            SandboxState::Running | SandboxState::Hibernated => {
+                let asleep = AtomicBool::new(found.observed == SandboxState::Hibernated);
+                Ok(Live { id: found.id, asleep: Arc::new(asleep) })
+            }
             SandboxState::Creating => {
                 Err(Error::unavailable(format!("sandbox {id} is still being made; try again in a moment")))
             }

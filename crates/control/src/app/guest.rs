@@ -25,6 +25,7 @@ impl App {
         headers: HeaderMap,
         body: Body,
     ) -> Result<Response, Error> {
+        self.wake_for(live).await?;
         self.node.guest(live.id(), method, path, headers, body).await.map_err(from_node)
     }
 
@@ -35,7 +36,18 @@ impl App {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, Error> {
+        self.wake_for(live).await?;
         self.node.guest_json(live.id(), method, path, body).await.map_err(from_node)
+    }
+
+    /// Wakes what is stored as hibernated and writes it down before the call. The call alone would wake it too, but
+    /// who asks right after it could still read the old state.
+    async fn wake_for(&self, live: &Live) -> Result<(), Error> {
+        if live.is_asleep() {
+            self.on_node(self.node.ensure_awake(live.id())).await?;
+            live.has_woken();
+        }
+        Ok(())
     }
 }
 

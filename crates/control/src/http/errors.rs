@@ -26,6 +26,11 @@ impl ApiError {
         Self { status, body }
     }
 
+    /// For what has a status of its own besides that of its kind.
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
     pub(super) fn into_body(self) -> ErrorBody {
         self.body
     }

@@ -4,16 +4,19 @@
 //! not be able to make a browser run what it serves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use warren_api::ErrorBody;
 use warren_api::files::{FileChmod, FileEntry, FileMove, FileStat};
+use warren_types::{Error, ErrorKind};
 
 use super::body::{Body as JsonBody, JsonObject};
 use super::errors::ApiError;
@@ -22,6 +25,10 @@ use crate::app::App;
 use crate::app::auth::Live;
 use crate::app::files::FilePath;
 
+/// Largest file that can be written in one call.
+const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// The code of a guest's error about a range outside the file.
+const RANGE_NOT_SATISFIABLE: &str = "range_not_satisfiable";
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const TAR: HeaderValue = HeaderValue::from_static("application/x-tar");
 const PASSED_ON: [HeaderName; 1] = [header::RANGE];
@@ -45,7 +52,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     params(("id" = String, Path), ("path" = String, Query), ("Range" = Option<String>, Header)),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
         (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody),
+        (status = 416, body = ErrorBody))
 )]
 async fn file_read(
     State(app): State<Arc<App>>,
@@ -56,8 +64,13 @@ async fn file_read(
 ) -> Result<Response, ApiError> {
     let path = FilePath::from_query(query.take("path"))?;
     let headers = only(&headers, &PASSED_ON);
-    let answer = app.guest_file(&live, method, "files", &path, headers, Body::empty()).await?;
-    Ok(content(answer, BYTES))
+    match app.guest_file(&live, method, "files", &path, headers, Body::empty()).await {
+        Ok(answer) => Ok(content(answer, BYTES)),
+        Err(error) if error.code.as_deref() == Some(RANGE_NOT_SATISFIABLE) => {
+            unsatisfiable(&app, &live, &path, error).await
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes a file whole, and the folders above it. Nothing changes unless all of it arrives.
@@ -76,9 +89,17 @@ async fn file_write(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let path = FilePath::from_query(query.take("path"))?;
+    if declared(&headers).is_some_and(|length| length > MAX_FILE_BYTES) {
+        return Err(too_large().into());
+    }
     let headers = only(&headers, &[header::CONTENT_LENGTH]);
-    app.guest_file(&live, Method::PUT, "files", &path, headers, body).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let (body, exceeded) = limited(body, MAX_FILE_BYTES);
+    match app.guest_file(&live, Method::PUT, "files", &path, headers, body).await {
+        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        // Whatever the node made of a body that was cut off.
+        Err(_) if exceeded.load(Ordering::Relaxed) => Err(too_large().into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a file or a whole folder; what is not there is fine.
@@ -201,6 +222,39 @@ async fn archive_write(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The answer to a range outside the file. A `HEAD` tells the size of what a read would open, symlinks followed.
+async fn unsatisfiable(app: &App, live: &Live, path: &FilePath, error: Error) -> Result<Response, ApiError> {
+    let head = app.guest_file(live, Method::HEAD, "files", path, HeaderMap::new(), Body::empty()).await?;
+    let mut response = ApiError::from(error).with_status(StatusCode::RANGE_NOT_SATISFIABLE).into_response();
+    let size =
+        declared(head.headers()).and_then(|size| HeaderValue::try_from(format!("bytes */{size}")).ok());
+    if let Some(size) = size {
+        response.headers_mut().insert(header::CONTENT_RANGE, size);
+    }
+    Ok(response)
+}
+
+fn declared(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn too_large() -> Error {
+    Error::new(ErrorKind::TooLarge, "a file that is written may have at most 2 GiB; write it in parts")
+}
+
+/// A body that breaks off once it is longer than `max`, and whether it has.
+fn limited(body: Body, max: u64) -> (Body, Arc<AtomicBool>) {
+    let exceeded = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&exceeded);
+    let body = Limited::new(body, usize::try_from(max).unwrap_or(usize::MAX)).map_err(move |error| {
+        if error.is::<LengthLimitError>() {
+            told.store(true, Ordering::Relaxed);
+        }
+        error
+    });
+    (Body::new(body), exceeded)
+}
+
 fn only(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     names.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
 }
@@ -216,4 +270,19 @@ fn content(answer: Response, content_type: HeaderValue) -> Response {
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     (status, headers, body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_without_a_length_is_cut_off_at_the_limit() {
+        for (length, cut) in [(10, false), (11, true)] {
+            let pieces = (0..length).map(|_| Ok::<_, std::convert::Infallible>("x"));
+            let (body, exceeded) = limited(Body::from_stream(futures_util::stream::iter(pieces)), 10);
+            assert_eq!(body.collect().await.is_err(), cut, "{length}");
+            assert_eq!(exceeded.load(Ordering::Relaxed), cut, "{length}");
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Between a WebSocket and an attached command or terminal.
 //!
-//! Two halves run side by side so that input which nobody reads never holds output up. Each half takes the next
-//! piece only when the one before is handed on: a slow client slows the command, not this server's memory.
+//! Two halves run side by side so that input which nobody reads never holds output up. Output is taken only when
+//! the piece before is handed on: a slow client slows the command, not this server's memory. Input is read ahead of
+//! the command, up to a limit: only who reads the socket sees that its client pings or leaves.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
@@ -22,6 +24,12 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 const MAX_OUTPUT_BYTES: usize = 256 * 1024;
 /// How long a connection may be silent before a sign of life is sent.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Input that may wait for a command to read it; the message that goes beyond it is kept as well.
+const MAX_PENDING_BYTES: usize = 4 * 1024 * 1024;
+/// What keeping a message costs besides its bytes, so that small ones count.
+const PENDING_OVERHEAD: usize = 64;
+/// How long a command may take over a piece of what a client that has left had still sent.
+const LEFT_GRACE: Duration = Duration::from_secs(2);
 /// How long a client may take to answer a close.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -139,11 +147,15 @@ pub(super) async fn relay(
 ) {
     let (mut sink, mut stream) = socket.split();
     let Attached { mut output, input } = attached;
+    let mut pending = VecDeque::new();
     let end = tokio::select! {
         end = pump_out(&mut sink, &mut output, protocol) => end,
-        end = pump_in(&mut stream, &input, protocol) => end,
+        end = pump_in(&mut stream, &input, &mut pending, protocol) => end,
         () = shutdown.cancelled() => End::Stopping,
     };
+    if matches!(end, End::ClientLeft | End::ClientBroke | End::MessageTooLarge) {
+        flush(pending, &input).await;
+    }
     // Lets go of the command first: whether somebody is attached to it must be true at once.
     drop((output, input));
     tracing::debug!(?end, "a WebSocket ends");
@@ -195,16 +207,49 @@ async fn pump_out(
     }
 }
 
-async fn pump_in(stream: &mut SplitStream<WebSocket>, input: &Input, protocol: Protocol) -> End {
+/// `pending` is what was read and not handed on yet.
+async fn pump_in(
+    stream: &mut SplitStream<WebSocket>,
+    input: &Input,
+    pending: &mut VecDeque<Bytes>,
+    protocol: Protocol,
+) -> End {
+    let mut held = 0;
     loop {
-        let message = match stream.next().await {
-            None | Some(Ok(Message::Close(_))) => return End::ClientLeft,
-            Some(Err(error)) => return end_of(error),
-            Some(Ok(message)) => message,
-        };
-        if let Some(frame) = protocol.input(message) {
-            // A command that has closed its input does not mind what else comes.
-            let _taken = input.send(&frame).await;
+        tokio::select! {
+            message = stream.next(), if held < MAX_PENDING_BYTES => {
+                let message = match message {
+                    None | Some(Ok(Message::Close(_))) => return End::ClientLeft,
+                    Some(Err(error)) => return end_of(error),
+                    Some(Ok(message)) => message,
+                };
+                if let Some(frame) = protocol.input(message) {
+                    let bytes = frame.to_bytes();
+                    held += bytes.len() + PENDING_OVERHEAD;
+                    pending.push_back(bytes);
+                }
+            }
+            room = input.room(), if !pending.is_empty() => match (room, pending.pop_front()) {
+                (Some(room), Some(bytes)) => {
+                    held -= bytes.len() + PENDING_OVERHEAD;
+                    room.send(bytes);
+                }
+                // A command that has closed its input does not mind what else comes.
+                _ => {
+                    pending.clear();
+                    held = 0;
+                }
+            },
+        }
+    }
+}
+
+/// Who sends and leaves at once means what was sent; a command that does not read cannot keep the client attached.
+async fn flush(pending: VecDeque<Bytes>, input: &Input) {
+    for bytes in pending {
+        match tokio::time::timeout(LEFT_GRACE, input.room()).await {
+            Ok(Some(room)) => room.send(bytes),
+            Ok(None) | Err(_) => break,
         }
     }
 }

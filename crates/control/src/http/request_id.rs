@@ -1,4 +1,4 @@
-//! The outermost layer: names every request, opens its span, and answers for handlers that panic.
+//! An outer layer: names every request, opens its span, and answers for handlers that panic.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, header};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Server, send};
 
@@ -39,6 +40,10 @@ async fn contents_stream_through_unchanged() {
         (206, "bytes 10-12/5000000")
     );
     assert_eq!(part.bytes().await.unwrap(), &content[10..13]);
+    let beyond =
+        send(server.acme.request(Method::GET, &file).header("range", "bytes=5000000-5000001")).await.is(416);
+    assert_eq!(beyond.headers[header::CONTENT_RANGE], "bytes */5000000");
+    assert_eq!(beyond.error(), "outside");
     let missing = server.acme.get(&format!("{path}?path=/none")).await.is(404);
     assert_eq!(missing.error(), "/none: No such file or directory");
 
@@ -89,4 +94,24 @@ async fn files_are_listed_described_moved_and_changed() {
         server.acme.post(&format!("{path}/chmod"), bad).await.is(400).error();
     }
     server.acme.post(&format!("{path}/move"), json!({"from": "/x"})).await.is(400).error();
+}
+
+#[tokio::test]
+async fn a_file_that_says_it_is_too_large_is_refused_unread_and_the_close_is_announced() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let mut connection = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+    let head = format!(
+        "PUT /api/sandboxes/{id}/files?path=/f HTTP/1.1\r\nHost: x\r\nX-API-Key: {}\r\nContent-Length: 2147483649\r\n\r\n",
+        server.acme.key.as_deref().unwrap()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("2 GiB"), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+
+    let read =
+        server.acme.post(&format!("/api/sandboxes/{id}/files/chmod"), json!({"path": ""})).await.is(400);
+    assert!(!read.headers.contains_key(header::CONNECTION), "a body that was read ends nothing");
 }

@@ -124,3 +124,14 @@ async fn tags_are_replaced_as_a_whole() {
     server.acme.put(&path, json!({})).await.is(200);
     assert_eq!(server.acme.get(&path).await.json()["tags"], json!({}));
 }
+
+#[tokio::test]
+async fn a_call_that_woke_it_is_seen_to_have_woken_it() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    for _ in 0..20 {
+        server.acme.post(&format!("/api/sandboxes/{id}/hibernate"), json!({})).await.is(200);
+        server.acme.get(&format!("/api/sandboxes/{id}/exec")).await.is(200);
+        assert_eq!(server.acme.status(&id).await, "running");
+    }
+}

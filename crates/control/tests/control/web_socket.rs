@@ -221,3 +221,41 @@ async fn a_stopping_server_says_so_and_the_command_goes_on() {
     let exec = state.sandboxes[&id.parse().unwrap()].execs.values().next().unwrap();
     assert!(exec.log.lock().unwrap().exit.is_none());
 }
+
+#[tokio::test]
+async fn a_client_is_heard_while_its_input_waits() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let path = session(&server, &id, "hold").await;
+    let (mut socket, _) = open(&server, &path, server.acme.key.as_deref()).await.unwrap();
+    assert_eq!(bytes(&mut socket).await, b"\x04");
+    for _ in 0..20 {
+        socket.send(Message::binary(vec![0; 100_000])).await.unwrap();
+    }
+    socket.send(Message::Ping("there?".into())).await.unwrap();
+    assert_eq!(next(&mut socket).await, Message::Pong("there?".into()));
+    drop(socket);
+    eventually("it is detached", async || {
+        let listed = server.acme.get(&format!("/api/sandboxes/{id}/exec")).await.json();
+        (listed[0]["attachedClients"] == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn input_of_a_client_that_leaves_at_once_arrives() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let path = session(&server, &id, "cat;exit 0").await;
+    let (mut socket, _) = open(&server, &path, server.acme.key.as_deref()).await.unwrap();
+    for _ in 0..30 {
+        socket.send(Message::binary(&b"\x00line\n"[..])).await.unwrap();
+    }
+    socket.send(Message::binary(&b"\x05"[..])).await.unwrap();
+    socket.close(None).await.unwrap();
+    eventually("it has read its input to the end", async || {
+        let listed = server.acme.get(&format!("/api/sandboxes/{id}/exec")).await.json();
+        (listed[0]["exitCode"] == 0).then_some(())
+    })
+    .await;
+}

@@ -68,6 +68,11 @@ impl Spill {
         !self.free.is_empty() || self.allocated < self.capacity
     }
 
+    /// Allows for more slots.
+    pub(super) fn extend(&mut self, slots: usize) {
+        self.capacity = self.capacity.saturating_add(u32::try_from(slots).unwrap_or(u32::MAX));
+    }
+
     pub(super) fn free(&mut self, slot: u32) {
         if slot < self.allocated {
             self.free.push(slot);

@@ -130,8 +130,11 @@ fn run(steps: Vec<Step>, limits: Limits, folder: &Path) {
         log.readers,
         log.segments[0].end()
     );
+    let kept = log.start();
     log.flush();
     while spill_once(&mut log, false) {}
+    assert_eq!(log.start(), kept, "the end costs no output");
+    assert!(limits.slots == 0 || log.memory() == 0 || !log.spill.is_usable(), "and no memory");
     let (id, at) = log.attach(0);
     assert_eq!(at, log.start());
     let mut last = Reader { id, at, first: at, seen: Vec::new() };

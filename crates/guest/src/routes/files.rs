@@ -114,7 +114,8 @@ async fn get(agent: &Agent, call: &Call) -> Answer {
 }
 
 fn unsatisfiable(size: u64) -> Reply {
-    let error = Error::invalid(format!("the range lies outside the file, which has {size} bytes"));
+    let error = Error::invalid(format!("the range lies outside the file, which has {size} bytes"))
+        .with_code("range_not_satisfiable");
     let mut reply = reply::failure(Failure { status: Some(StatusCode::RANGE_NOT_SATISFIABLE), error });
     set_content_range(&mut reply, &format!("bytes */{size}"));
     reply

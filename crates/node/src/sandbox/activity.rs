@@ -40,6 +40,10 @@ impl Activity {
         Some(self.started + Duration::from_millis(self.last.load(Ordering::Relaxed)) + timeout)
     }
 
+    pub(crate) fn has_calls(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn begin_call(self: &Arc<Self>) -> Call {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.touch();

@@ -15,7 +15,7 @@ use tracing::{Instrument, info, info_span, warn};
 use warren_node_api::{Report, SandboxSpec};
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
-use super::activity::Activity;
+use super::activity::{Activity, Call};
 use super::machine::{self, Machine};
 use super::record::Record;
 use crate::disk;
@@ -26,6 +26,8 @@ use crate::registry::Host;
 const MAILBOX: usize = 64;
 /// An idle time-out is looked at again this much later when a call was under way.
 const RECHECK: Duration = Duration::from_secs(1);
+/// How long a hibernation waits for calls under way.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 /// Bytes that must be free on the volume for a sandbox to be made or woken.
 const MIN_FREE_BYTES: u64 = 1 << 30;
 
@@ -33,7 +35,9 @@ type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Request {
     /// The gate: makes it run, and hands out the connection to its agent.
-    Use(Answer<Guest>),
+    Use(Answer<(Guest, Call)>),
+    /// A call has failed: finds out whether the agent still speaks the protocol.
+    Doubt,
     Report(Answer<Report>),
     Hibernate(Answer<Report>),
     SetTimeout(u32, Answer<Report>),
@@ -48,9 +52,15 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Makes the sandbox run and returns the connection to its agent.
-    pub(crate) async fn use_guest(&self) -> Result<Guest, Error> {
+    /// Makes the sandbox run and returns the connection to its agent. A hibernation waits a while for the end of the call.
+    pub(crate) async fn use_guest(&self) -> Result<(Guest, Call), Error> {
         self.ask(Request::Use).await
+    }
+
+    /// Has the agent looked at after a call has failed.
+    pub(crate) async fn doubt(&self) {
+        // A sandbox that is gone is past doubting.
+        let _ = self.mailbox.send(Request::Doubt).await;
     }
 
     pub(crate) async fn report(&self) -> Result<Report, Error> {
@@ -177,8 +187,9 @@ impl Actor {
         match request {
             Request::Use(answer) => {
                 let guest = self.ensure_running().await;
-                let _ = answer.send(guest);
+                let _ = answer.send(guest.map(|guest| (guest, self.activity.begin_call())));
             }
+            Request::Doubt => self.check_agent().await,
             Request::Report(answer) => {
                 let _ = answer.send(Ok(self.record.report()));
             }
@@ -242,15 +253,30 @@ impl Actor {
         let Some(machine) = &mut self.machine else {
             return Err(Error::internal("a running sandbox has no processes"));
         };
-        if machine.guest.is_closed()
-            && let Err(error) = machine.reconnect(&self.folder).await
-        {
-            self.fail(format!("its agent stopped answering, or answers nonsense: {}", error.message)).await;
-            return Err(self.gone());
+        if !machine.guest.is_closed() {
+            return Ok(machine.guest.clone());
         }
+        self.reconnect().await;
         match &self.machine {
             Some(machine) => Ok(machine.guest.clone()),
             None => Err(self.gone()),
+        }
+    }
+
+    async fn check_agent(&mut self) {
+        if let Some(machine) = &self.machine
+            && machine.guest.check().await.is_err()
+        {
+            self.reconnect().await;
+        }
+    }
+
+    /// Connects to the agent anew; one that cannot be talked to ends the sandbox.
+    async fn reconnect(&mut self) {
+        if let Some(machine) = &mut self.machine
+            && let Err(error) = machine.reconnect(&self.folder).await
+        {
+            self.fail(format!("its agent stopped answering, or answers nonsense: {}", error.message)).await;
         }
     }
 
@@ -259,6 +285,11 @@ impl Actor {
             SandboxState::Hibernated => return Ok(()),
             SandboxState::Running => {}
             SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+        }
+        // Calls that were let in get to end; those that come now wait for the wake.
+        let deadline = Instant::now() + LAST_CALLS;
+        while self.activity.has_calls() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         // Written down first: from here on there is no way back to running but through a wake.
         self.record.hibernating = true;
@@ -381,6 +412,7 @@ fn refuse(request: Request, error: &Error) {
         }
         // There is nothing of it; that is what was asked for.
         Request::Delete(answer) => drop(answer.send(Ok(()))),
+        Request::Doubt => {}
     }
 }
 

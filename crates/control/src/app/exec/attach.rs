@@ -5,7 +5,6 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Method};
 use tokio::sync::mpsc;
-use warren_guest_api::frame::Frame;
 use warren_types::{Error, ExecId, PtyId};
 
 use super::output::OutputStream;
@@ -27,9 +26,10 @@ pub(crate) struct Attached {
 pub(crate) struct Input(mpsc::Sender<Bytes>);
 
 impl Input {
-    /// False once nobody takes input any more.
-    pub(crate) async fn send(&self, frame: &Frame) -> bool {
-        self.0.send(frame.to_bytes()).await.is_ok()
+    /// Waits for room for one frame, encoded; `None` once nobody takes input any more. Losing interest half-way
+    /// loses nothing.
+    pub(crate) async fn room(&self) -> Option<mpsc::Permit<'_, Bytes>> {
+        self.0.reserve().await.ok()
     }
 }
 

@@ -92,7 +92,10 @@ impl App {
     }
 
     /// Waits for a node's answer about a sandbox and writes it down.
-    async fn on_node(&self, call: impl Future<Output = Result<Report, Error>>) -> Result<Report, Error> {
+    pub(in crate::app) async fn on_node(
+        &self,
+        call: impl Future<Output = Result<Report, Error>>,
+    ) -> Result<Report, Error> {
         let report = tokio::time::timeout(NODE_DEADLINE, call)
             .await
             .unwrap_or_else(|_| {

@@ -6,7 +6,7 @@
 //! | `raw HEX` | those bytes on stdout |
 //! | `big N` | N times `x` on stdout |
 //! | `cat` | input comes back on stdout, until it ends |
-//! | `hold` | goes on for ever |
+//! | `hold` | goes on for ever; as the whole script, input is not even taken off the wire |
 //! | `sleep MS` | waits |
 //! | `timeout` | ends as if its time limit had struck |
 //! | `lose` | every stream of it breaks off |
@@ -116,7 +116,15 @@ async fn one(exec: &Arc<Exec>, path: &[&str], request: Request) -> Answer<Respon
                 None => end.saturating_sub(REPLAY_BYTES),
             };
             let input = exec.input.lock().unwrap().clone();
-            tokio::spawn(feed(request.into_body(), input));
+            if exec.start.cmd == "hold" {
+                let unread = request.into_body();
+                tokio::spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(unread);
+                });
+            } else {
+                tokio::spawn(feed(request.into_body(), input));
+            }
             Ok(exec.frames(offset, true).into_response())
         }
         _ => Err(Error::not_found("no such route").into()),

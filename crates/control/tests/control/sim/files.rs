@@ -35,6 +35,9 @@ pub(crate) async fn call(
             };
             let (from, to) = range.to_str().unwrap().strip_prefix("bytes=").unwrap().split_once('-').unwrap();
             let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+            if from >= content.len() {
+                return Err(Error::invalid("outside").with_code("range_not_satisfiable").into());
+            }
             let told = format!("bytes {from}-{to}/{}", content.len());
             let range = [(header::CONTENT_RANGE, told)];
             Ok((StatusCode::PARTIAL_CONTENT, hostile, range, content.slice(from..=to)).into_response())
