@@ -5,12 +5,14 @@
 //! the command, up to a limit: only who reads the socket sees that its client pings or leaves.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warren_api::exec_frame;
 use warren_guest_api::frame::Frame;
@@ -24,6 +26,9 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 const MAX_OUTPUT_BYTES: usize = 256 * 1024;
 /// How long a connection may be silent before a sign of life is sent.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// The same while so much input is pending that the socket is not read: writing is then the only way to learn that the
+/// client has gone.
+const KEEP_ALIVE_UNREAD: Duration = Duration::from_secs(2);
 /// Input that may wait for a command to read it; the message that goes beyond it is kept as well.
 const MAX_PENDING_BYTES: usize = 4 * 1024 * 1024;
 /// What keeping a message costs besides its bytes, so that small ones count.
@@ -72,7 +77,7 @@ impl Protocol {
             (Self::Pty, Frame::Stdout(mut bytes)) => {
                 let mut messages = Vec::with_capacity(bytes.len().div_ceil(MAX_OUTPUT_BYTES));
                 while !bytes.is_empty() {
-                    messages.push(Message::Binary(bytes.split_to(bytes.len().min(MAX_OUTPUT_BYTES))));
+                    messages.push(Message::Binary(bytes.split_to(piece_length(&bytes))));
                 }
                 messages
             }
@@ -112,14 +117,26 @@ impl Protocol {
     }
 }
 
-fn pieces(kind: u8, bytes: &Bytes) -> Vec<Message> {
-    let message = |piece: &[u8]| {
+fn pieces(kind: u8, mut bytes: &[u8]) -> Vec<Message> {
+    let mut messages = Vec::with_capacity(bytes.len().div_ceil(MAX_OUTPUT_BYTES));
+    while !bytes.is_empty() {
+        let (piece, rest) = bytes.split_at(piece_length(bytes));
         let mut message = BytesMut::with_capacity(1 + piece.len());
         message.put_u8(kind);
         message.put_slice(piece);
-        Message::Binary(message.freeze())
-    };
-    bytes.chunks(MAX_OUTPUT_BYTES).map(message).collect()
+        messages.push(Message::Binary(message.freeze()));
+        bytes = rest;
+    }
+    messages
+}
+
+/// How much of `bytes` goes into one message: not so much that a UTF-8 character is cut in two.
+fn piece_length(bytes: &[u8]) -> usize {
+    if bytes.len() <= MAX_OUTPUT_BYTES {
+        return bytes.len();
+    }
+    let continues = |at: usize| bytes[at] & 0xc0 == 0x80;
+    (MAX_OUTPUT_BYTES - 3..=MAX_OUTPUT_BYTES).rev().find(|at| !continues(*at)).unwrap_or(MAX_OUTPUT_BYTES)
 }
 
 // === impl End ===
@@ -148,9 +165,10 @@ pub(super) async fn relay(
     let (mut sink, mut stream) = socket.split();
     let Attached { mut output, input } = attached;
     let mut pending = VecDeque::new();
+    let unread = AtomicBool::new(false);
     let end = tokio::select! {
-        end = pump_out(&mut sink, &mut output, protocol) => end,
-        end = pump_in(&mut stream, &input, &mut pending, protocol) => end,
+        end = pump_out(&mut sink, &mut output, protocol, &unread) => end,
+        end = pump_in(&mut stream, &input, &mut pending, protocol, &unread) => end,
         () = shutdown.cancelled() => End::Stopping,
     };
     if matches!(end, End::ClientLeft | End::ClientBroke | End::MessageTooLarge) {
@@ -180,21 +198,28 @@ async fn pump_out(
     sink: &mut SplitSink<WebSocket, Message>,
     output: &mut OutputStream,
     protocol: Protocol,
+    unread: &AtomicBool,
 ) -> End {
+    let mut silent_since = Instant::now();
     loop {
-        let frame = match tokio::time::timeout(KEEP_ALIVE, output.next()).await {
+        let frame = match tokio::time::timeout(KEEP_ALIVE_UNREAD, output.next()).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => {
                 tracing::info!(%error, "a command is cut off from its client");
                 return End::Lost;
             }
             Err(_) => {
+                if !unread.load(Ordering::Relaxed) && silent_since.elapsed() < KEEP_ALIVE {
+                    continue;
+                }
                 if sink.send(protocol.keep_alive()).await.is_err() {
                     return End::ClientLeft;
                 }
+                silent_since = Instant::now();
                 continue;
             }
         };
+        silent_since = Instant::now();
         let exited = matches!(frame, Frame::Exit(_));
         for message in protocol.messages(frame) {
             if sink.send(message).await.is_err() {
@@ -213,9 +238,11 @@ async fn pump_in(
     input: &Input,
     pending: &mut VecDeque<Bytes>,
     protocol: Protocol,
+    unread: &AtomicBool,
 ) -> End {
     let mut held = 0;
     loop {
+        unread.store(held >= MAX_PENDING_BYTES, Ordering::Relaxed);
         tokio::select! {
             message = stream.next(), if held < MAX_PENDING_BYTES => {
                 let message = match message {

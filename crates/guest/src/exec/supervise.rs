@@ -23,6 +23,8 @@ use crate::text::whole_characters;
 
 /// How long children that hold the pipes may still add to the output.
 const GRACE: Duration = Duration::from_millis(20);
+/// How long the beginning of a character waits for its rest; less than [`GRACE`].
+const HOLD: Duration = Duration::from_millis(10);
 /// Reads from this size on keep their buffer instead of being copied out of it.
 const LARGE_READ: usize = 64 * 1024;
 /// What a pipe is widened to once it was found full; it holds 64 KiB at first.
@@ -112,12 +114,15 @@ async fn abandoned(output: &Output, time: Option<Duration>) {
 }
 
 /// Takes in one stream until its end, as fast as the log has room. A character that a read has cut in two goes whole
-/// with the next read, when there is more to read already; nothing waits for a rest that may never come.
+/// with the next read, unless that is long in coming.
 async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken: &Cell<u64>) {
     let mut widened = false;
     let mut held: Vec<u8> = Vec::new();
     loop {
         output.until_room().await;
+        if !held.is_empty() && tokio::time::timeout(HOLD, pipe.readable()).await.is_err() {
+            output.take_in(stream, std::mem::take(&mut held).into());
+        }
         if pipe.readable().await.is_err() {
             break;
         }
@@ -136,7 +141,7 @@ async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken:
         };
         taken.set(taken.get() + count as u64);
         let end = start + count;
-        let whole = if in_pipe(pipe) > 0 { whole_characters(&buffer[..end]) } else { end };
+        let whole = whole_characters(&buffer[..end]);
         held.clear();
         held.extend_from_slice(&buffer[whole..end]);
         let bytes =
