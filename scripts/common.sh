@@ -132,7 +132,7 @@ server_packages=(
     mmdebstrap mmdebstrap "builds the base template from Debian's packages"
     /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring "checks those packages' signatures"
     nft nftables "keeps sandboxes away from the host and each other"
-    ip iproute2 "connects sandboxes to the network"
+    ip iproute2 "lets warren doctor and the tests try and see network links"
     unshare util-linux "runs the template's build apart from the host"
     lxcfs lxcfs "shows a sandbox its own memory in free and /proc"
 )

@@ -41,6 +41,7 @@ pub mod files;
 pub mod frame;
 pub mod handshake;
 pub mod pty;
+pub mod text;
 
 use serde::{Deserialize, Serialize};
 use warren_types::ErrorKind;

@@ -28,7 +28,6 @@ mod routes;
 mod server;
 mod spawn;
 mod sys;
-mod text;
 mod workers;
 
 pub use agent::Places;

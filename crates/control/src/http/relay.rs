@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warren_api::exec_frame;
 use warren_guest_api::frame::Frame;
+use warren_guest_api::text::whole_characters;
 
 use crate::app::exec::attach::{Attached, Input};
 use crate::app::exec::output::OutputStream;
@@ -183,21 +184,6 @@ fn join(held: &mut BytesMut, bytes: Bytes) -> Bytes {
     };
     *held = BytesMut::from(&bytes.split_off(whole_characters(&bytes))[..]);
     bytes
-}
-
-/// Longest beginning of `bytes` that does not end inside a UTF-8 sequence; of what is not UTF-8, all.
-fn whole_characters(bytes: &[u8]) -> usize {
-    for back in 1..=bytes.len().min(3) {
-        let needed = match bytes[bytes.len() - back] {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => 1,
-        };
-        return if needed > back { bytes.len() - back } else { bytes.len() };
-    }
-    bytes.len()
 }
 
 // === impl End ===

@@ -19,7 +19,7 @@ use crate::buffer::{self, Buffer};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::Ending;
-use crate::text::whole_characters;
+use warren_guest_api::text::whole_characters;
 
 /// How long children that hold the pipes may still add to the output.
 const GRACE: Duration = Duration::from_millis(20);

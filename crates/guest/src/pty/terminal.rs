@@ -27,7 +27,7 @@ use crate::exec::each_frame;
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::{self, Ending, Process, Program, describe};
-use crate::text::whole_characters;
+use warren_guest_api::text::whole_characters;
 
 /// How long processes that hold the terminal may still add to its output once the shell has ended.
 const GRACE: Duration = Duration::from_millis(20);

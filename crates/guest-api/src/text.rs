@@ -2,7 +2,8 @@
 
 /// Longest beginning of `bytes` that does not end inside a UTF-8 sequence. Bytes that are not UTF-8 at all are nothing
 /// to wait for.
-pub(crate) fn whole_characters(bytes: &[u8]) -> usize {
+#[must_use]
+pub fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;
         let needed = match bytes[at] {
