@@ -7,6 +7,18 @@
 //!
 //! A checkpoint holds an old agent, so a node keeps speaking old versions. The nonce lets a node find the
 //! beginning of its own conversation on a port that may still hold bytes of an earlier one.
+//!
+//! A socket makes a new stream for each connection. A serial port has one for all of them, and a machine that was
+//! restored from a snapshot may be in the middle of somebody else's conversation, so there both ends look for the
+//! beginning ([`connect_port`], [`accept_port`]): the node says hello, with another nonce each time, until the answer to
+//! its latest one comes, and then says go. The agent answers every hello and starts at a go. Everything else is skipped.
+//!
+//! ```text
+//! node  -> agent   hello, hello …, "WARRENGA" chosen u16  0xFFFF u16  nonce u32
+//! agent -> node    an answer to each hello
+//! ```
+
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -18,6 +30,10 @@ pub const NEWEST: u16 = 1;
 const LENGTH: usize = 16;
 const STATUS_OK: u16 = 0;
 const STATUS_NO_COMMON_VERSION: u16 = 1;
+/// In the second field of a go. As the newest version of a hello it would mean nothing, so the two are not confused.
+const GO: u16 = u16::MAX;
+/// How long an answer on a port may take before hello is said again.
+const HELLO_AGAIN: Duration = Duration::from_millis(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -113,6 +129,101 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result
     common.ok_or(HandshakeError::NoCommonVersion { theirs_oldest: hello.oldest, theirs_newest: hello.newest })
 }
 
+/// The last sixteen bytes that came, for finding a message among others.
+struct Window {
+    bytes: [u8; LENGTH],
+    filled: usize,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self { bytes: [0; LENGTH], filled: 0 }
+    }
+
+    /// The next message; drops what is none. Nothing is lost when this is cancelled.
+    async fn next<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+    ) -> Result<(u16, u16, u32), HandshakeError> {
+        loop {
+            while self.filled < LENGTH {
+                let read = stream.read(&mut self.bytes[self.filled..]).await?;
+                if read == 0 {
+                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+                }
+                self.filled += read;
+            }
+            if let Ok(message) = decode(&self.bytes) {
+                self.filled = 0;
+                return Ok(message);
+            }
+            // On to the next byte that may begin one.
+            let skip = (1..LENGTH).find(|&from| {
+                let rest = &self.bytes[from..];
+                rest.iter().zip(MAGIC).all(|(have, want)| *have == want)
+            });
+            let skip = skip.unwrap_or(LENGTH);
+            self.bytes.copy_within(skip.., 0);
+            self.filled = LENGTH - skip;
+        }
+    }
+}
+
+/// The node's side on a serial port; returns the version agreed on. Goes on until it is cancelled.
+pub async fn connect_port<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    first_nonce: u32,
+) -> Result<u16, HandshakeError> {
+    let mut window = Window::new();
+    for attempt in 0.. {
+        let nonce = first_nonce.wrapping_add(attempt);
+        stream.write_all(&Hello { oldest: OLDEST, newest: NEWEST, nonce }.encode()).await?;
+        stream.flush().await?;
+        let answered = async {
+            loop {
+                let (version, status, echoed) = window.next(stream).await?;
+                if echoed == nonce {
+                    return Ok::<_, HandshakeError>((version, status));
+                }
+            }
+        };
+        let Ok(answer) = tokio::time::timeout(HELLO_AGAIN, answered).await else { continue };
+        let (version, status) = answer?;
+        if status != STATUS_OK || !(OLDEST..=NEWEST).contains(&version) {
+            return Err(HandshakeError::NoCommonVersion { theirs_oldest: version, theirs_newest: version });
+        }
+        stream.write_all(&encode(version, GO, nonce)).await?;
+        stream.flush().await?;
+        return Ok(version);
+    }
+    unreachable!("it is tried until it works or is cancelled")
+}
+
+/// The agent's side on a serial port; returns when a node is there and a version agreed on.
+pub async fn accept_port<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<u16, HandshakeError> {
+    let mut window = Window::new();
+    let mut answered = None;
+    loop {
+        let (first, second, nonce) = window.next(stream).await?;
+        if second == GO {
+            if answered == Some((first, nonce)) {
+                return Ok(first);
+            }
+            continue;
+        }
+        let hello = Hello { oldest: first, newest: second, nonce };
+        let (version, status) = match hello.common_version() {
+            Some(version) => {
+                answered = Some((version, nonce));
+                (version, STATUS_OK)
+            }
+            None => (NEWEST, STATUS_NO_COMMON_VERSION),
+        };
+        stream.write_all(&encode(version, status, nonce)).await?;
+        stream.flush().await?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,5 +252,36 @@ mod tests {
         let (mut node, mut agent) = tokio::io::duplex(64);
         agent.write_all(&encode(1, STATUS_OK, 8)).await.unwrap();
         assert!(matches!(connect(&mut node, 7).await, Err(HandshakeError::WrongNonce)));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_port_full_of_old_bytes_is_read_up_to_the_right_conversation() {
+        let (mut node, mut agent) = tokio::io::duplex(4096);
+        // What an earlier node has left, a hello of its own included, and half a message.
+        node.write_all(b"PRI * HTTP/2.0\r\nWARRWARRENGA").await.unwrap();
+        node.write_all(&Hello { oldest: 1, newest: 1, nonce: 3 }.encode()).await.unwrap();
+        node.write_all(&encode(1, GO, 99)).await.unwrap();
+        node.write_all(b"WARREN").await.unwrap();
+        agent.write_all(b"\0\0\x12an old answer").await.unwrap();
+        let (ours, theirs) = tokio::join!(connect_port(&mut node, 7), accept_port(&mut agent));
+        assert_eq!((ours.unwrap(), theirs.unwrap()), (1, 1));
+        // Both ends are at the same place.
+        node.write_all(b"x").await.unwrap();
+        agent.write_all(b"y").await.unwrap();
+        assert_eq!((agent.read_u8().await.unwrap(), node.read_u8().await.unwrap()), (b'x', b'y'));
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn an_agent_that_comes_late_finds_the_node_still_there() {
+        let (mut node, mut agent) = tokio::io::duplex(4096);
+        let late = async {
+            tokio::time::sleep(HELLO_AGAIN * 5).await;
+            accept_port(&mut agent).await
+        };
+        let (ours, theirs) = tokio::join!(connect_port(&mut node, 7), late);
+        assert_eq!((ours.unwrap(), theirs.unwrap()), (1, 1));
+        node.write_all(b"x").await.unwrap();
+        agent.write_all(b"y").await.unwrap();
+        assert_eq!((agent.read_u8().await.unwrap(), node.read_u8().await.unwrap()), (b'x', b'y'));
     }
 }

@@ -9,6 +9,7 @@
 //! | method and path | request | answer |
 //! | --- | --- | --- |
 //! | `GET /v1/status` | | [`Status`] |
+//! | `POST /v1/renew` | [`machine::Renew`]; virtual machines only | [`machine::Renewed`] |
 //! | `POST /v1/exec` | [`exec::ExecStart`] | 201 [`exec::Exec`] |
 //! | `POST /v1/exec/run` | [`exec::ExecStart`] | frames: `Started`, output, `Exit` |
 //! | `GET /v1/exec` | | array of [`exec::Exec`], finished ones for a while |
@@ -40,6 +41,8 @@ pub mod exec;
 pub mod files;
 pub mod frame;
 pub mod handshake;
+pub mod machine;
+pub mod network;
 pub mod pty;
 pub mod text;
 

@@ -1,5 +1,6 @@
 //! The agent as a whole: what its requests share.
 
+use std::cell::Cell;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -7,11 +8,14 @@ use std::time::Instant;
 
 use warren_guest_api::Status;
 use warren_guest_api::boot::{Boot, CGROUP_DIR};
+use warren_guest_api::machine::{Renew, Renewed};
+use warren_types::{Error, ErrorKind};
 
 use crate::archive::Transfers;
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
 use crate::exec::Commands;
+use crate::machine::renew;
 use crate::pty::Terminals;
 use crate::rest::Rest;
 use crate::workers::Workers;
@@ -40,12 +44,27 @@ pub(crate) struct Agent {
     pub(crate) files: Workers,
     pub(crate) transfers: Transfers,
     pub(crate) rest: Rc<Rest>,
+    environment: Rc<Environment>,
+    owner: Cell<Owner>,
     started: Instant,
 }
 
+/// Whose the agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// A container's, for all its life.
+    Container,
+    /// A virtual machine's that belongs to no sandbox yet.
+    Nobody,
+    /// A virtual machine's that has been renewed for a sandbox.
+    Machine,
+}
+
 impl Agent {
-    pub(crate) fn new(boot: Boot, places: &Places) -> io::Result<Rc<Self>> {
-        let environment = Rc::new(Environment::new(boot));
+    /// The agent of a container, or with no `boot` that of a virtual machine.
+    pub(crate) fn new(boot: Option<Boot>, places: &Places) -> io::Result<Rc<Self>> {
+        let owner = if boot.is_some() { Owner::Container } else { Owner::Nobody };
+        let environment = Rc::new(Environment::new(boot.map(|boot| boot.envs).unwrap_or_default()));
         let cgroups = Cgroups::new(&places.cgroup);
         let rest = Rc::<Rest>::default();
         // Its own thread, so that no file can keep the output of commands waiting.
@@ -59,12 +78,38 @@ impl Agent {
         );
         Ok(Rc::new(Self {
             commands,
-            terminals: Terminals::new(environment, cgroups, keeper, Rc::clone(&rest)),
+            terminals: Terminals::new(Rc::clone(&environment), cgroups, keeper, Rc::clone(&rest)),
             files: Workers::start("files", FILE_THREADS)?,
             transfers: Transfers::default(),
             rest,
+            environment,
+            owner: Cell::new(owner),
             started: Instant::now(),
         }))
+    }
+
+    /// Whether commands and files can be asked for: a machine that has not been renewed has no right to its randomness.
+    pub(crate) fn check_owned(&self) -> Result<(), Error> {
+        match self.owner.get() {
+            Owner::Container | Owner::Machine => Ok(()),
+            Owner::Nobody => {
+                let message = "this machine belongs to no sandbox yet; renew it first";
+                Err(Error::new(ErrorKind::Unavailable, message))
+            }
+        }
+    }
+
+    /// Makes this machine a sandbox's own.
+    pub(crate) async fn renew(&self, wanted: Renew) -> Result<Renewed, Error> {
+        if self.owner.get() == Owner::Container {
+            return Err(Error::not_found("a container is not renewed; its host's kernel is"));
+        }
+        let boot = wanted.boot.clone();
+        let done = self.files.run(move || renew::renew(&wanted));
+        let renewed = done.await.map_err(|_| Error::internal("the renewal was cut off"))??;
+        self.environment.renew(boot);
+        self.owner.set(Owner::Machine);
+        Ok(renewed)
     }
 
     pub(crate) fn status(&self) -> Status {

@@ -3,6 +3,7 @@
 //! Variables come from four places, the later ones winning: what every command has, `/etc/environment` of the
 //! template, the sandbox's own, the command's own.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
@@ -16,7 +17,7 @@ use crate::sys::Identity;
 pub(crate) type Variables = BTreeMap<String, String>;
 
 pub(crate) struct Environment {
-    sandbox: Variables,
+    sandbox: RefCell<Variables>,
     template: Parsed<Vec<(String, String)>>,
     groups: Parsed<Vec<u32>>,
     shell: Parsed<Option<String>>,
@@ -25,14 +26,19 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    pub(crate) fn new(boot: Boot) -> Self {
+    pub(crate) fn new(variables: Variables) -> Self {
         Self {
-            sandbox: boot.envs,
+            sandbox: RefCell::new(variables),
             template: Parsed::new("/etc/environment", accounts::environment),
             groups: Parsed::new("/etc/group", |text| accounts::groups_of(USER, text)),
             shell: Parsed::new("/etc/passwd", |text| accounts::shell_of(UID, text)),
             is_root: rustix::process::geteuid().is_root(),
         }
+    }
+
+    /// Takes the settings of the sandbox that this machine has become; for what is started from here on.
+    pub(crate) fn renew(&self, boot: Boot) {
+        self.sandbox.replace(boot.envs);
     }
 
     /// Everything a command with these variables of its own sees.
@@ -42,7 +48,7 @@ impl Environment {
         let mut variables: Variables = base.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         variables.insert("SHELL".to_owned(), self.shell.get().unwrap_or_else(|| "/bin/bash".to_owned()));
         variables.extend(self.template.get());
-        variables.extend(self.sandbox.clone());
+        variables.extend(self.sandbox.borrow().clone());
         variables.extend(own.clone());
         variables
     }

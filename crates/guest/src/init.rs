@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use warren_guest_api::MAX_JSON_BYTES;
@@ -25,7 +26,7 @@ pub fn init() -> io::Result<()> {
     }
 }
 
-fn collect_until(agent: i32) -> io::Result<()> {
+pub(crate) fn collect_until(agent: i32) -> io::Result<()> {
     loop {
         match sys::wait_any() {
             Ok(pid) if pid == agent => return Err(io::Error::other("the agent has ended")),
@@ -43,12 +44,25 @@ pub fn serve(places: &Places) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let listener = UnixListener::from(sys::inherited(LISTENER_FD)?);
     let boot = read_boot(File::from(sys::inherited(BOOT_FD)?))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
-        let agent = Agent::new(boot, places)?;
+    block_on(async {
+        let agent = Agent::new(Some(boot), places)?;
         server::serve(listener, agent).await
     })
+}
+
+/// Runs the agent of a virtual machine in this process.
+pub(crate) fn serve_port(port: OwnedFd, places: &Places) -> io::Result<()> {
+    sys::use_one_heap();
+    block_on(async {
+        let agent = Agent::new(None, places)?;
+        server::serve_port(port, agent).await
+    })
+}
+
+fn block_on(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, work)
 }
 
 fn read_boot(file: File) -> io::Result<Boot> {

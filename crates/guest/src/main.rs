@@ -1,5 +1,5 @@
-//! `warren-agent init`: PID 1 of a sandbox. `warren-agent serve [--cgroup DIR] [--output DIR]`: the agent alone, for
-//! tests. Both find their listener and their settings on descriptors 3 and 4.
+//! `warren-agent init`: PID 1 of a container. `warren-agent machine`: the first process of a virtual machine. `warren-agent serve [--cgroup DIR] [--output DIR]`: the agent alone, for
+//! tests. The first and the last find their listener and their settings on descriptors 3 and 4.
 
 use std::process::ExitCode;
 
@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let result = match arguments.next() {
         Some(command) if command == "init" => warren_guest::init(),
+        Some(command) if command == "machine" => warren_guest::machine(),
         Some(command) if command == "serve" => {
             let mut places = Places::default();
             while let (Some(option), Some(value)) = (arguments.next(), arguments.next()) {
@@ -32,6 +33,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: warren-agent init | serve [--cgroup DIR] [--output DIR]");
+    eprintln!("usage: warren-agent init | machine | serve [--cgroup DIR] [--output DIR]");
     ExitCode::from(2)
 }

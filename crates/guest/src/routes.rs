@@ -13,7 +13,7 @@ use warren_types::Error;
 use crate::agent::Agent;
 use crate::query::Query;
 use crate::reply::{self, Failure, Reply};
-use crate::request::wrong_method;
+use crate::request::{self, wrong_method};
 
 type Answer = Result<Reply, Failure>;
 
@@ -44,9 +44,21 @@ async fn route(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
             Method::GET => reply::json(StatusCode::OK, &agent.status()),
             _ => Err(wrong_method()),
         },
-        ["v1", "exec", rest @ ..] => exec::route(agent, rest, call).await,
-        ["v1", "pty", rest @ ..] => pty::route(agent, rest, call).await,
-        ["v1", "files", rest @ ..] => files::route(agent, rest, call).await,
+        ["v1", "renew"] => match call.method {
+            Method::POST => {
+                let wanted = request::json(call.body).await?;
+                reply::json(StatusCode::OK, &agent.renew(wanted).await?)
+            }
+            _ => Err(wrong_method()),
+        },
+        ["v1", what @ ("exec" | "pty" | "files"), rest @ ..] => {
+            agent.check_owned()?;
+            match *what {
+                "exec" => exec::route(agent, rest, call).await,
+                "pty" => pty::route(agent, rest, call).await,
+                _ => files::route(agent, rest, call).await,
+            }
+        }
         _ => Err(no_such_path()),
     }
 }

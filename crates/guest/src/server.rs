@@ -9,6 +9,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use warren_guest_api::handshake;
 
 use crate::agent::Agent;
+use crate::machine::port;
 use crate::routes;
 
 const MAX_CONNECTIONS: usize = 16;
@@ -58,11 +61,29 @@ pub(crate) async fn serve(listener: StdListener, agent: Rc<Agent>) -> io::Result
     }
 }
 
-async fn connection(mut stream: UnixStream, agent: Rc<Agent>) {
+/// The same over a machine's serial port, which has one connection at a time.
+pub(crate) async fn serve_port(device: OwnedFd, agent: Rc<Agent>) -> io::Result<()> {
+    port::each_connection(device, |mut stream| {
+        let agent = Rc::clone(&agent);
+        async move {
+            // No deadline: whoever is connected and says nothing keeps only himself waiting.
+            if handshake::accept_port(&mut stream).await.is_ok() {
+                requests(stream, agent).await;
+            }
+        }
+    })
+    .await
+}
+
+async fn connection(mut stream: impl AsyncRead + AsyncWrite + Unpin + 'static, agent: Rc<Agent>) {
     match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake::accept(&mut stream)).await {
         Ok(Ok(_version)) => {}
         Ok(Err(_)) | Err(_) => return,
     }
+    requests(stream, agent).await;
+}
+
+async fn requests(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, agent: Rc<Agent>) {
     let service = service_fn(move |request| {
         let agent = Rc::clone(&agent);
         async move { Ok::<_, Infallible>(routes::answer(&agent, request).await) }

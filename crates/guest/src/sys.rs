@@ -83,6 +83,38 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes descriptors 0 to 2 `/dev/null`.
+pub(crate) fn null_stdio() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for target in 0..=2 {
+        // SAFETY: replaces a descriptor this program was started with, which no object owns.
+        if unsafe { libc::dup2(null.as_raw_fd(), target) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Gives the kernel's random number generator new entropy and has it begin a new sequence.
+pub(crate) fn reseed(entropy: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
+    let length = c_int::try_from(entropy.len()).map_err(io::Error::other)?;
+    // `struct rand_pool_info`: bits that may be counted on, bytes, the bytes.
+    let mut pool = Vec::with_capacity(8 + entropy.len());
+    pool.extend_from_slice(&(length * 8).to_ne_bytes());
+    pool.extend_from_slice(&length.to_ne_bytes());
+    pool.extend_from_slice(entropy);
+    let device = std::fs::OpenOptions::new().write(true).open("/dev/urandom")?;
+    // SAFETY: the kernel reads the eight bytes of the head and as many more as it says, all of which are there; the
+    // second request has no argument.
+    let failed = unsafe {
+        libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) == -1
+            || libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG, 0) == -1
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Makes a non-blocking descriptor known to the runtime.
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its descriptor open, and the same, for as long as it lives.

@@ -16,7 +16,6 @@
 
 mod dns;
 mod firewall;
-mod netlink;
 mod pool;
 mod slot;
 
@@ -24,6 +23,8 @@ pub(crate) use pool::Pool;
 pub(crate) use slot::Slot;
 
 use std::net::Ipv4Addr;
+
+use warren_guest_api::network::{GATEWAY, INSIDE, RESOLVER};
 
 /// Slots of one node.
 pub(crate) const SLOTS: u16 = 1024;
@@ -33,11 +34,6 @@ const BLOCKS: u16 = 24;
 /// First host id of all; above what distributions give to users and services.
 const FIRST_ID: u32 = 0x1000_0000;
 const IDS_PER_SLOT: u32 = 65536;
-
-/// Inside every slot.
-const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 
 /// The names, addresses and ids of a node's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]

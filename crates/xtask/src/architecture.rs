@@ -16,10 +16,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("api", &["types"]),
     ("guest-api", &["types"]),
+    ("netlink", &[]),
     ("node-api", &["types", "guest-api"]),
     ("runtime-container", &["types", "guest-api"]),
-    ("guest", &["types", "guest-api"]),
-    ("node", &["types", "guest-api", "node-api", "runtime-container"]),
+    ("guest", &["types", "guest-api", "netlink"]),
+    ("node", &["types", "guest-api", "netlink", "node-api", "runtime-container"]),
     ("control", &["types", "api", "guest-api", "node-api"]),
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.
     ("cli", &["types", "api", "node-api", "control", "node", "runtime-container"]),

@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
+use warren_netlink::Netlink;
 
-use super::netlink::Netlink;
 use super::{Plan, SLOTS, Slot, firewall};
 
 /// Slots kept ready.

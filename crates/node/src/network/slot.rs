@@ -6,14 +6,12 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
+use warren_guest_api::network::{GATEWAY_HARDWARE, INSIDE_HARDWARE, LINK, SETTINGS};
+use warren_netlink::Netlink;
 use warren_runtime_container::network_namespace;
 
-use super::netlink::{HardwareAddress, Netlink};
 use super::{GATEWAY, INSIDE, Plan, RESOLVER, dns};
 
-/// Hardware addresses of the two ends; the same in every slot, so that nobody has to ask for them.
-const HOST_END: HardwareAddress = [0x02, 0x77, 0x61, 0x72, 0, 1];
-const SANDBOX_END: HardwareAddress = [0x02, 0x77, 0x61, 0x72, 0, 2];
 /// Links inside a slot: the kernel's first, and ours.
 const LOOPBACK: u32 = 1;
 const ETHERNET: u32 = 2;
@@ -50,22 +48,20 @@ impl Slot {
         let slot = on_its_own_thread(move || {
             network_namespace::make()?;
             let namespace = OwnedFd::from(fs::File::open("/proc/thread-self/ns/net")?);
-            for (name, value) in [
-                ("ipv6/conf/all/disable_ipv6", "1"),
-                ("ipv6/conf/default/disable_ipv6", "1"),
-                // Root inside has no rights over this namespace; ports and ping must not need any.
-                ("ipv4/ip_unprivileged_port_start", "0"),
-                ("ipv4/ping_group_range", "0 2147483647"),
-            ] {
+            for (name, value) in SETTINGS {
                 write_setting(name, value)?;
             }
             let netlink = Netlink::open()?;
             netlink.set_up(LOOPBACK)?;
             netlink.add_address(LOOPBACK, RESOLVER)?;
-            netlink.add_pair(mtu, ("eth0", ETHERNET, SANDBOX_END), (&link, HOST_END, std::process::id()))?;
+            netlink.add_pair(
+                mtu,
+                (LINK, ETHERNET, INSIDE_HARDWARE),
+                (&link, GATEWAY_HARDWARE, std::process::id()),
+            )?;
             netlink.add_address(ETHERNET, INSIDE)?;
             netlink.set_up(ETHERNET)?;
-            netlink.add_neighbour(ETHERNET, GATEWAY, HOST_END)?;
+            netlink.add_neighbour(ETHERNET, GATEWAY, GATEWAY_HARDWARE)?;
             netlink.add_route(ETHERNET, GATEWAY)?;
             netlink.add_default_route(ETHERNET, GATEWAY)?;
             let resolver = listen()?;
@@ -95,7 +91,7 @@ fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
     let index = netlink.index(&link)?;
     netlink.set_up(index)?;
     netlink.add_route(index, address)?;
-    netlink.add_neighbour(index, address, SANDBOX_END)
+    netlink.add_neighbour(index, address, INSIDE_HARDWARE)
 }
 
 /// Largest packet that leaves this host in one piece. Larger ones from a sandbox would be dropped with a message that

@@ -1,8 +1,8 @@
 //! Links, addresses, neighbours and routes, said to the kernel directly.
 //!
-//! A create takes a slot and another is made in its place, so this runs as often as creates do. Starting the `ip` program
-//! for it costs more than the whole rest of a slot: a process start is a millisecond on a virtual machine. The messages
-//! are those of rtnetlink(7).
+//! A node prepares a network for each sandbox it makes, and a virtual machine's agent sets up its own. Starting the `ip`
+//! program for that costs more than all the rest: a process start is a millisecond on a virtual machine, and the
+//! machine's template may not have the program. The messages are those of rtnetlink(7).
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -14,6 +14,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
 const NEW_ADDRESS: u16 = 20;
+const DELETE_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
 const NEW_NEIGHBOUR: u16 = 28;
 
@@ -27,28 +28,28 @@ const HEADER: usize = 16;
 const IPV4: u8 = 2;
 const UP: u32 = 1;
 
-pub(super) type HardwareAddress = [u8; 6];
+pub type HardwareAddress = [u8; 6];
 
 /// A socket to the network namespace of the thread that opened it.
-pub(super) struct Netlink {
+pub struct Netlink {
     socket: OwnedFd,
 }
 
 impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Self { socket })
     }
 
     /// Index of a link by its name.
-    pub(super) fn index(&self, name: &str) -> io::Result<u32> {
+    pub fn index(&self, name: &str) -> io::Result<u32> {
         rustix::net::netdevice::name_to_index(&self.socket, name).map_err(Into::into)
     }
 
     /// Makes a pair of links: `name`, with that index, here, and `peer` in the network namespace of process `peer_in`.
     /// Packets on it are at most `mtu` bytes.
-    pub(super) fn add_pair(
+    pub fn add_pair(
         &self,
         mtu: u32,
         (name, index, address): (&str, u32, HardwareAddress),
@@ -74,14 +75,22 @@ impl Netlink {
         self.call(message, "make a pair of links")
     }
 
-    pub(super) fn set_up(&self, index: u32) -> io::Result<()> {
+    pub fn set_up(&self, index: u32) -> io::Result<()> {
         let mut message = Message::new(NEW_LINK, 0);
         message.link(index, UP);
         self.call(message, "bring a link up")
     }
 
+    /// Packets on it are at most `mtu` bytes from here on.
+    pub fn set_mtu(&self, index: u32, mtu: u32) -> io::Result<()> {
+        let mut message = Message::new(NEW_LINK, 0);
+        message.link(index, 0);
+        message.attribute(4, &mtu.to_ne_bytes());
+        self.call(message, "set the packet size of a link")
+    }
+
     /// Removes a link; it may be gone already.
-    pub(super) fn delete(&self, name: &str) -> io::Result<()> {
+    pub fn delete(&self, name: &str) -> io::Result<()> {
         let mut message = Message::new(DELETE_LINK, 0);
         message.link(0, 0);
         message.text(3, name);
@@ -91,7 +100,7 @@ impl Netlink {
         }
     }
 
-    pub(super) fn add_address(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+    pub fn add_address(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
         let mut message = Message::new(NEW_ADDRESS, CREATE | REPLACE);
         // Family, prefix length, flags, scope, link.
         message.bytes(&[IPV4, 32, 0, 0]);
@@ -101,12 +110,16 @@ impl Netlink {
         self.call(message, "add an address")
     }
 
-    pub(super) fn add_neighbour(
-        &self,
-        index: u32,
-        address: Ipv4Addr,
-        hardware: HardwareAddress,
-    ) -> io::Result<()> {
+    /// Removes an address. With the last address of a link its routes go too.
+    pub fn delete_address(&self, index: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut message = Message::new(DELETE_ADDRESS, 0);
+        message.bytes(&[IPV4, 32, 0, 0]);
+        message.bytes(&index.to_ne_bytes());
+        message.attribute(2, &address.octets());
+        self.call(message, "remove an address")
+    }
+
+    pub fn add_neighbour(&self, index: u32, address: Ipv4Addr, hardware: HardwareAddress) -> io::Result<()> {
         const PERMANENT: u16 = 0x80;
         let mut message = Message::new(NEW_NEIGHBOUR, CREATE | REPLACE);
         message.bytes(&[IPV4, 0, 0, 0]);
@@ -119,7 +132,7 @@ impl Netlink {
     }
 
     /// A route to one address over a link.
-    pub(super) fn add_route(&self, index: u32, to: Ipv4Addr) -> io::Result<()> {
+    pub fn add_route(&self, index: u32, to: Ipv4Addr) -> io::Result<()> {
         const LINK_SCOPE: u8 = 253;
         let mut message = route(32, LINK_SCOPE);
         message.attribute(1, &to.octets());
@@ -128,7 +141,7 @@ impl Netlink {
     }
 
     /// The route to everywhere else.
-    pub(super) fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> io::Result<()> {
+    pub fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> io::Result<()> {
         let mut message = route(0, 0);
         message.attribute(5, &gateway.octets());
         message.attribute(4, &index.to_ne_bytes());

@@ -1,0 +1,103 @@
+//! How the agent program starts as the first process of a virtual machine.
+//!
+//! ```text
+//!   modules ──▶ disks ──▶ root: overlay, /dev, /proc, /sys ──▶ network ──▶ fork ──▶ PID 1 collects
+//!                                                                             └──▶ the agent, on its serial port
+//! ```
+//!
+//! The root is what a container of the same template has; what a container hides of its host is simply not there. When
+//! PID 1 or the agent fails the machine stops, and its runtime reads why on the console.
+
+mod modules;
+mod network;
+pub(crate) mod port;
+pub(crate) mod renew;
+mod root;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit};
+use rustix::system::RebootCommand;
+use warren_guest_api::machine::{MODULES_DIR, PORT};
+
+use crate::agent::Places;
+use crate::{init, sys};
+
+/// Longest wait for a device to appear once its driver is there.
+const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs as the first process. Does not return: when it fails, the machine stops.
+pub fn machine() -> ! {
+    let error = match start() {
+        Ok(port) => run(port),
+        Err(error) => error,
+    };
+    // The console is the kernel's log, which its runtime keeps the end of.
+    eprintln!("warren-agent: {error}");
+    let _ = rustix::system::reboot(RebootCommand::Restart);
+    // Ending the first process makes the kernel panic, which stops the machine as well.
+    std::process::exit(1)
+}
+
+/// Brings the machine up to where a container starts.
+fn start() -> io::Result<OwnedFd> {
+    sys::reset_signals();
+    root::mount_devices()?;
+    modules::load_all(Path::new(MODULES_DIR))?;
+    let port = port::open(PORT, DEVICE_DEADLINE)?;
+    root::assemble(DEVICE_DEADLINE)?;
+    root::enter()?;
+    network::set_up()?;
+    limit_resources();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    Ok(port)
+}
+
+fn run(port: OwnedFd) -> io::Error {
+    match sys::fork() {
+        Err(error) => error,
+        Ok(None) => {
+            // A terminal that a command opens must not become the agent's.
+            let _ = rustix::process::setsid();
+            let failed = match sys::null_stdio() {
+                Ok(()) => init::serve_port(port, &Places::default()),
+                Err(error) => Err(error),
+            };
+            std::process::exit(i32::from(failed.is_err()))
+        }
+        Ok(Some(agent)) => match init::collect_until(agent) {
+            Ok(()) => io::Error::other("the agent has ended"),
+            Err(error) => error,
+        },
+    }
+}
+
+fn limit_resources() {
+    let files = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
+    let _ = rustix::process::setrlimit(Resource::Nofile, files);
+    let _ = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}
+
+/// Waits for a device node.
+fn wait_for(path: &Path, deadline: Duration) -> io::Result<()> {
+    let started = Instant::now();
+    while !path.exists() {
+        if started.elapsed() > deadline {
+            let message = format!("{} did not appear within {} s", path.display(), deadline.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Says what was being done when something failed.
+fn doing<T, E: Into<io::Error>>(what: &str, result: Result<T, E>) -> io::Result<T> {
+    result.map_err(|error| {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("could not {what}: {error}"))
+    })
+}
