@@ -33,7 +33,8 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == "launcher") {
-        return warren_runtime_container::launcher::main();
+        let container = warren_runtime_container::Container::new();
+        return warren_runtime::launcher::main(&[&container, &warren_runtime_vm::Vm]);
     }
 
     let cli = match args::Cli::try_parse() {

@@ -81,6 +81,14 @@ impl Netlink {
         self.call(message, "bring a link up")
     }
 
+    /// Gives a link that is down another hardware address.
+    pub fn set_hardware(&self, index: u32, address: HardwareAddress) -> io::Result<()> {
+        let mut message = Message::new(NEW_LINK, 0);
+        message.link(index, 0);
+        message.attribute(1, &address);
+        self.call(message, "set the hardware address of a link")
+    }
+
     /// Packets on it are at most `mtu` bytes from here on.
     pub fn set_mtu(&self, index: u32, mtu: u32) -> io::Result<()> {
         let mut message = Message::new(NEW_LINK, 0);

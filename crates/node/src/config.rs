@@ -43,7 +43,7 @@ pub enum StartError {
     #[error("could not start the launcher")]
     Launcher(#[source] std::io::Error),
     #[error("cgroups cannot be used")]
-    Cgroup(#[from] warren_runtime_container::cgroup::CgroupError),
+    Cgroup(#[from] warren_runtime::cgroup::CgroupError),
     #[error("could not prepare the network")]
     Network(#[source] std::io::Error),
 }

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warren_node_api::{NodeInfo, Report, SandboxSpec};
-use warren_runtime_container::Launcher;
-use warren_runtime_container::cgroup::{Cgroup, Hierarchies};
+use warren_runtime::Launcher;
+use warren_runtime::cgroup::{Cgroup, Hierarchies};
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use crate::config::{Config, StartError};

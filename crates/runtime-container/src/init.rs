@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Resource, Rlimit};
 use warren_guest_api::boot::{BOOT_FD, LISTENER_FD};
 
-use crate::plan::{LaunchError, Result, Step};
+use warren_runtime::{LaunchError, Result, Step, sys};
+
 use crate::rootfs;
 use crate::seccomp::Instruction;
-use crate::sys;
 
 /// Reports a failure to the set-up process; closed by the exec.
 const FAILURE_FD: i32 = 5;

@@ -4,7 +4,7 @@
 //! namespaces, cgroup limits, a seccomp filter and a root of its own. Its user namespace owns none of the other
 //! namespaces: root inside has no right over the mounts, the network or the clock it lives with.
 //!
-//! The node's daemon never forks. A small single-threaded program, the [`launcher`], does:
+//! The launcher (`warren_runtime::launcher`) forks a set-up process for each [`Launch`]:
 //!
 //! ```text
 //!   node ──Launch + descriptors──▶ launcher ──fork──▶ set-up process        (host root, new mount namespace)
@@ -16,34 +16,14 @@
 //! ```
 //!
 //! Everything a sandbox holds (mounts, loop device, network namespace) hangs on its processes, so the kernel takes it
-//! back when they end, whatever became of us. Only its cgroup directories are left to remove: [`cgroup::Cgroup`].
+//! back when they end, whatever became of us. Only its cgroup directories are left to remove.
 
-pub mod cgroup;
-pub mod client;
-pub mod launcher;
 pub mod plan;
-pub mod process;
 
 mod init;
 mod rootfs;
 mod seccomp;
 mod setup;
-mod sys;
 
-pub use client::Launcher;
-pub use plan::{Launch, LaunchError, Launched};
-
-/// Network namespaces, for threads made for nothing else.
-pub mod network_namespace {
-    use std::os::fd::BorrowedFd;
-
-    /// Moves this thread into a new network namespace. The thread must end afterwards, not serve others.
-    pub fn make() -> std::io::Result<()> {
-        crate::sys::unshare(libc::CLONE_NEWNET)
-    }
-
-    /// Moves this thread into the network namespace `namespace`. The thread must end afterwards.
-    pub fn join(namespace: BorrowedFd<'_>) -> std::io::Result<()> {
-        crate::sys::join_namespace(namespace, libc::CLONE_NEWNET)
-    }
-}
+pub use plan::{Launch, Launched, launch};
+pub use setup::Container;

@@ -1,17 +1,19 @@
 //! What the node asks of the launcher, and what comes back.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use warren_guest_api::boot::Boot;
+use warren_runtime::client::memory_file;
+use warren_runtime::{CgroupPlan, Launcher, Result, Step};
 
-/// Largest request, in bytes; environments are the large part.
-pub const MAX_REQUEST_BYTES: usize = 2 * 1024 * 1024;
+/// What its launches are sent under.
+pub(crate) const NAME: &str = "container";
 
 /// A sandbox to start.
 ///
-/// Three descriptors travel with it: the network namespace, the file that holds [`Boot`], and the write end of a pipe
-/// for the answer.
+/// Two descriptors travel with it: the network namespace, and the file that holds [`Boot`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Launch {
     pub hostname: String,
@@ -32,23 +34,6 @@ pub struct Launch {
     pub lxcfs: Option<PathBuf>,
 }
 
-/// The cgroup of a sandbox and its limits.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CgroupPlan {
-    /// Name of the group of all sandboxes of this node.
-    pub parent: String,
-    pub name: String,
-    pub cpu_count: u32,
-    /// CPUs it may run on; empty = all.
-    pub cpus: Vec<u32>,
-    pub memory_bytes: u64,
-    pub pids: u32,
-    /// Bytes per second it may read and write on its disk, each.
-    pub io_bytes_per_second: u64,
-    /// Operations per second it may read and write on its disk, each.
-    pub io_operations_per_second: u64,
-}
-
 /// A sandbox whose agent program is running; the agent answers on `run_dir/agent.sock`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Launched {
@@ -60,35 +45,14 @@ pub struct Launched {
     pub steps: Vec<(String, u32)>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
-#[error("could not {step}: {message}")]
-pub struct LaunchError {
-    /// What was being done.
-    pub step: String,
-    pub message: String,
-}
-
-impl LaunchError {
-    pub(crate) fn new(step: impl Into<String>, cause: impl std::fmt::Display) -> Self {
-        Self { step: step.into(), message: cause.to_string() }
-    }
-}
-
-pub(crate) type Result<T> = std::result::Result<T, LaunchError>;
-
-/// Says what was being done when something failed.
-pub(crate) trait Step<T> {
-    fn step(self, what: &str) -> Result<T>;
-}
-
-impl<T, E: std::fmt::Display> Step<T> for std::result::Result<T, E> {
-    fn step(self, what: &str) -> Result<T> {
-        self.map_err(|error| LaunchError::new(what, error))
-    }
-}
-
-/// Encodes what the agent reads at its start.
-#[must_use]
-pub fn encode_boot(boot: &Boot) -> Vec<u8> {
-    serde_json::to_vec(boot).expect("a map of strings is always valid JSON")
+/// Starts a sandbox; returns when its agent program runs. `boot` is what the agent reads at its start.
+pub async fn launch(
+    launcher: &Launcher,
+    launch: &Launch,
+    network_namespace: BorrowedFd<'_>,
+    boot: &Boot,
+) -> Result<Launched> {
+    let boot = serde_json::to_vec(boot).expect("a map of strings is always valid JSON");
+    let boot = memory_file(&boot).step("write the agent's settings")?;
+    launcher.launch(NAME, launch, &[network_namespace, boot.as_fd()]).await
 }

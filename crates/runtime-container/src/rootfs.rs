@@ -15,8 +15,9 @@ use rustix::mount::{
     MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use crate::plan::{Launch, LaunchError, Result, Step};
-use crate::sys;
+use warren_runtime::{LaunchError, Result, Step, sys};
+
+use crate::plan::Launch;
 
 /// Host group that `tty` (5) of the sandbox maps to: terminals belong to it.
 const TTY_GROUP: u32 = 5;

@@ -12,48 +12,75 @@ use std::time::Instant;
 
 use rustix::process::Pid;
 
-use crate::cgroup::{Cgroup, Hierarchies};
+use warren_runtime::cgroup::{Cgroup, Hierarchies};
+use warren_runtime::launcher::{Answer, Runtime};
+use warren_runtime::sys::{self, Fork};
+use warren_runtime::{LaunchError, Result, Step};
+
 use crate::init;
-use crate::plan::{Launch, LaunchError, Launched, Result, Step};
+use crate::plan::{self, Launch, Launched};
 use crate::rootfs::{self, Disk};
-use crate::seccomp::Instruction;
-use crate::sys::{self, Fork};
+use crate::seccomp::{self, Instruction};
 
 /// Ids a sandbox has, mapped to as many of the host's.
 pub(crate) const IDS: u32 = 65536;
 
-/// Descriptors that come with a [`Launch`].
-pub(crate) struct Descriptors {
-    pub(crate) network_namespace: OwnedFd,
-    pub(crate) boot: OwnedFd,
-    pub(crate) reply: OwnedFd,
+/// The container runtime's part of the launcher.
+pub struct Container {
+    filter: Vec<Instruction>,
 }
 
-/// Starts the sandbox and answers on the reply pipe. The life of the set-up process.
-pub(crate) fn run(launch: &Launch, descriptors: Descriptors, filter: &[Instruction]) {
-    let Descriptors { network_namespace, boot, reply } = descriptors;
-    // The node reads until the pipe closes, which is when this closure has run.
-    let answer = move |answer: &Result<Launched>| {
-        let json = serde_json::to_vec(answer).expect("an answer is plain data");
-        // A node that has gone has nobody to tell; it will find the sandbox, or nothing, when it is back.
-        let _ = File::from(reply).write_all(&json);
-    };
+impl Container {
+    /// Made once, before the first launch: the filter is the same for all.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { filter: seccomp::filter() }
+    }
+}
+
+impl Default for Container {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Runtime for Container {
+    fn name(&self) -> &'static str {
+        plan::NAME
+    }
+
+    fn set_up(&self, launch: &[u8], descriptors: Vec<OwnedFd>, answer: Answer) {
+        let read = serde_json::from_slice::<Launch>(launch).step("read the request");
+        let taken = <[OwnedFd; 2]>::try_from(descriptors).map_err(|got| {
+            LaunchError::new("receive a request", format!("{} descriptors came with it", got.len()))
+        });
+        match read.and_then(|launch| Ok((launch, taken?))) {
+            Ok((launch, [network_namespace, boot])) => {
+                run(&launch, network_namespace, &boot, answer, &self.filter);
+            }
+            Err(error) => answer.send::<Launched>(&Err(error)),
+        }
+    }
+}
+
+/// Starts the sandbox and answers. The life of the set-up process.
+fn run(launch: &Launch, network_namespace: OwnedFd, boot: &OwnedFd, answer: Answer, filter: &[Instruction]) {
     let hierarchies = match Hierarchies::detect().step("find the cgroup hierarchies") {
         Ok(hierarchies) => hierarchies,
-        Err(error) => return answer(&Err(error)),
+        Err(error) => return answer.send::<Launched>(&Err(error)),
     };
     let cgroup = hierarchies.group(&launch.cgroup.parent, &launch.cgroup.name);
-    match start(launch, &cgroup, network_namespace, &boot, filter) {
+    match start(launch, &cgroup, network_namespace, boot, filter) {
         Ok((launched, disk)) => {
-            answer(&Ok(launched));
+            answer.send(&Ok(launched));
             // A disk that cannot be trusted is not to be used: the node sees the sandbox end.
             if disk.keep_order().is_err() {
-                undo(&cgroup);
+                cgroup.undo();
             }
         }
         Err(error) => {
-            undo(&cgroup);
-            answer(&Err(error));
+            cgroup.undo();
+            answer.send::<Launched>(&Err(error));
         }
     }
 }
@@ -136,20 +163,6 @@ fn start(
     }
     clock.lap("agent program");
     Ok((Launched { pid, disk_device: disk.device.clone(), steps: clock.steps }, disk))
-}
-
-/// Ends what was started and removes the cgroup, as far as possible: the node sweeps what is left.
-fn undo(cgroup: &Cgroup) {
-    // We are in that group ourselves; leave it before it is killed.
-    if let Ok(root) = Hierarchies::detect() {
-        let _ = fs::write(root.unified.join("cgroup.procs"), "0");
-        for root in root.legacy.values() {
-            let _ = fs::write(root.join("cgroup.procs"), "0");
-        }
-    }
-    let _ = cgroup.kill();
-    while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::empty()) {}
-    let _ = cgroup.remove();
 }
 
 /// The socket on which the agent hears its node, in a folder that only the host can reach.

@@ -18,12 +18,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("guest-api", &["types"]),
     ("netlink", &[]),
     ("node-api", &["types", "guest-api"]),
-    ("runtime-container", &["types", "guest-api"]),
+    ("runtime", &[]),
+    ("runtime-container", &["types", "guest-api", "runtime"]),
+    ("runtime-vm", &["types", "guest-api", "netlink", "runtime"]),
     ("guest", &["types", "guest-api", "netlink"]),
-    ("node", &["types", "guest-api", "netlink", "node-api", "runtime-container"]),
+    ("node", &["types", "guest-api", "netlink", "node-api", "runtime", "runtime-container"]),
     ("control", &["types", "api", "guest-api", "node-api"]),
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.
-    ("cli", &["types", "api", "node-api", "control", "node", "runtime-container"]),
+    ("cli", &["types", "api", "node-api", "control", "node", "runtime", "runtime-container", "runtime-vm"]),
     ("xtask", &[]),
     ("bench", &["types", "api"]),
 ];

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use warren_runtime_container::cgroup::{CONTROLLERS, Cgroup, Hierarchies};
-use warren_runtime_container::plan::CgroupPlan;
+use warren_runtime::CgroupPlan;
+use warren_runtime::cgroup::{CONTROLLERS, Cgroup, Hierarchies};
 
 use super::Check;
 

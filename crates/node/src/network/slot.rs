@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use warren_guest_api::network::{GATEWAY_HARDWARE, INSIDE_HARDWARE, LINK, SETTINGS};
 use warren_netlink::Netlink;
-use warren_runtime_container::network_namespace;
+use warren_runtime::network_namespace;
 
 use super::{GATEWAY, INSIDE, Plan, RESOLVER, dns};
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use tracing::{debug, warn};
 use warren_guest_api::boot::Boot;
-use warren_runtime_container::cgroup::Cgroup;
-use warren_runtime_container::plan::{CgroupPlan, encode_boot};
-use warren_runtime_container::process::Watched;
+use warren_runtime::CgroupPlan;
+use warren_runtime::cgroup::Cgroup;
+use warren_runtime::process::Watched;
 use warren_runtime_container::{Launch, Launched};
 use warren_types::{Error, ErrorKind};
 
@@ -119,11 +119,9 @@ async fn launch(
         agent: host.agent.clone(),
         lxcfs: host.lxcfs.clone(),
     };
-    let boot = encode_boot(&Boot { sandbox_id: record.id.clone(), envs: record.spec.envs.clone() });
-    let launched = host
-        .launcher()
-        .map_err(|error| trouble("the launcher does not run", &error))?
-        .launch(&launch, slot.namespace(), &boot)
+    let boot = Boot { sandbox_id: record.id.clone(), envs: record.spec.envs.clone() };
+    let launcher = host.launcher().map_err(|error| trouble("the launcher does not run", &error))?;
+    let launched = warren_runtime_container::launch(&launcher, &launch, slot.namespace(), &boot)
         .await
         .map_err(|error| trouble("launch", &error))?;
     debug!(id = %record.id, steps = ?launched.steps, "launched");

@@ -3,15 +3,7 @@
 //! Classic BPF jumps forward only, and conditional jumps at most 255 instructions; a node is therefore a comparison that
 //! either goes on to its left half or takes the unconditional jump behind it to its right half.
 
-/// One instruction, as the kernel's `struct sock_filter`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Instruction {
-    code: u16,
-    if_true: u8,
-    if_false: u8,
-    value: u32,
-}
+pub(crate) use warren_runtime::sys::Instruction;
 
 /// `SECCOMP_RET_…` values.
 pub(crate) const ALLOW: u32 = 0x7fff_0000;

@@ -1,18 +1,18 @@
-//! The system calls rustix has no safe form for. Nothing else in this crate is unsafe.
+//! The system calls rustix has no safe form for: what the launcher and the set-up processes of both runtimes need.
+//!
+//! Most are only right in a single-threaded process; each says so.
 #![expect(unsafe_code, reason = "raw system calls; each block says why it is sound")]
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::seccomp::Instruction;
-
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Which side of a fork this is.
-pub(crate) enum Fork {
+pub enum Fork {
     Parent(libc::pid_t),
     Child,
 }
@@ -20,7 +20,7 @@ pub(crate) enum Fork {
 /// Forks, with new namespaces for the child (`CLONE_NEW…` flags or 0).
 ///
 /// Only for the single-threaded launcher and its children: the child may then do anything its parent could.
-pub(crate) fn fork(namespaces: libc::c_int) -> io::Result<Fork> {
+pub fn fork(namespaces: libc::c_int) -> io::Result<Fork> {
     #[repr(C)]
     #[derive(Default)]
     struct CloneArgs {
@@ -51,13 +51,13 @@ pub(crate) fn fork(namespaces: libc::c_int) -> io::Result<Fork> {
 }
 
 /// Ends this process at once, without running destructors or exit handlers.
-pub(crate) fn exit_now(code: i32) -> ! {
+pub fn exit_now(code: i32) -> ! {
     // SAFETY: takes no pointers and does not return.
     unsafe { libc::_exit(code) }
 }
 
 /// Gives a mount the id mapping of a user namespace.
-pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+pub fn idmap_mount(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct MountAttr {
         attr_set: u64,
@@ -87,7 +87,7 @@ pub(crate) fn idmap_mount(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>)
 }
 
 /// Runs the program behind `program` in this process. Returns only on failure.
-pub(crate) fn exec(program: BorrowedFd<'_>, args: &[&CStr]) -> io::Error {
+pub fn exec(program: BorrowedFd<'_>, args: &[&CStr]) -> io::Error {
     let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
@@ -106,19 +106,19 @@ pub(crate) fn exec(program: BorrowedFd<'_>, args: &[&CStr]) -> io::Error {
 }
 
 /// Joins the namespace behind `namespace`, which must be of kind `kind` (`CLONE_NEW…`).
-pub(crate) fn join_namespace(namespace: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+pub fn join_namespace(namespace: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_setns, namespace.as_raw_fd(), kind) }).map(drop)
 }
 
 /// Moves this process into new namespaces (`CLONE_NEW…` flags).
-pub(crate) fn unshare(namespaces: libc::c_int) -> io::Result<()> {
+pub fn unshare(namespaces: libc::c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_unshare, namespaces) }).map(drop)
 }
 
 /// Does `work` with files made as host id `id`, and with all capabilities all the same.
-pub(crate) fn as_file_owner<T>(id: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+pub fn as_file_owner<T>(id: u32, work: impl FnOnce() -> T) -> io::Result<T> {
     const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 4;
     let set_bits = |bits: libc::c_ulong| {
         // SAFETY: takes no pointers.
@@ -138,7 +138,7 @@ pub(crate) fn as_file_owner<T>(id: u32, work: impl FnOnce() -> T) -> io::Result<
 }
 
 /// Becomes id 0 of the user namespace, with no further groups. For a single-threaded process.
-pub(crate) fn become_root() -> io::Result<()> {
+pub fn become_root() -> io::Result<()> {
     // SAFETY: an empty group list needs no memory; the other calls take no pointers. The raw calls change this one
     // thread, which is all there is.
     unsafe {
@@ -149,8 +149,41 @@ pub(crate) fn become_root() -> io::Result<()> {
     Ok(())
 }
 
+/// Becomes an unprivileged user for good: no further groups, no capabilities, and no program that gives new ones. For a
+/// single-threaded process.
+pub fn become_user(id: u32) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    // SAFETY: as in `become_root`.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check(libc::syscall(libc::SYS_setresgid, id, id, id))?;
+        check(libc::syscall(libc::SYS_setresuid, id, id, id))?;
+    }
+    Ok(())
+}
+
+/// Makes the network device `name` whose frames go through the descriptor `device`, an open `/dev/net/tun`; it goes with
+/// its last descriptor.
+pub fn make_tap(device: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    const TAP: u16 = 0x0002;
+    const NO_PACKET_INFORMATION: u16 = 0x1000;
+    const OFFLOAD_HEADER: u16 = 0x4000;
+    const ONLY_NEW: u16 = 0x8000;
+    let mut request = [0u8; 40];
+    if name.len() >= 16 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    let flags = TAP | NO_PACKET_INFORMATION | OFFLOAD_HEADER | ONLY_NEW;
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: the kernel reads and writes a `struct ifreq`, which is 40 bytes: a name of 16, then the flags.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF as _, request.as_mut_ptr()) };
+    check(libc::c_long::from(result)).map(drop)
+}
+
 /// Takes a capability out of the set that any later program can have.
-pub(crate) fn drop_from_bounding_set(capability: u32) -> io::Result<()> {
+pub fn drop_from_bounding_set(capability: u32) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe {
         libc::c_long::from(libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0))
@@ -159,21 +192,21 @@ pub(crate) fn drop_from_bounding_set(capability: u32) -> io::Result<()> {
 }
 
 /// Makes orphans among our descendants our children.
-pub(crate) fn become_subreaper() -> io::Result<()> {
+pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::c_long::from(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) }).map(drop)
 }
 
 /// What the kernel does with children that end.
 #[derive(Clone, Copy)]
-pub(crate) enum EndedChildren {
+pub enum EndedChildren {
     /// They are gone at once; nobody waits for them.
     Forget,
     /// They stay until they are waited for, as usual.
     Keep,
 }
 
-pub(crate) fn ended_children(what: EndedChildren) -> io::Result<()> {
+pub fn ended_children(what: EndedChildren) -> io::Result<()> {
     let handler = match what {
         EndedChildren::Forget => libc::SIG_IGN,
         EndedChildren::Keep => libc::SIG_DFL,
@@ -187,7 +220,7 @@ pub(crate) fn ended_children(what: EndedChildren) -> io::Result<()> {
 }
 
 /// Leaves the keyrings of the host behind.
-pub(crate) fn new_session_keyring() -> io::Result<()> {
+pub fn new_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: a null name asks for an anonymous keyring.
     check(unsafe {
@@ -197,20 +230,20 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 }
 
 /// Closes every descriptor from `first` on.
-pub(crate) fn close_from(first: RawFd) -> io::Result<()> {
+pub fn close_from(first: RawFd) -> io::Result<()> {
     let first = u32::try_from(first).expect("descriptors are not negative");
     // SAFETY: for a process about to exec or exit; nothing that owns these descriptors runs again.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
 /// Puts a copy of `fd` at exactly `target`, open across exec.
-pub(crate) fn place_descriptor(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
+pub fn place_descriptor(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     // SAFETY: takes no pointers; `target` is a number this program keeps for the purpose.
     check(unsafe { libc::c_long::from(libc::dup2(fd.as_raw_fd(), target)) }).map(drop)
 }
 
 /// Starts `command` with a copy of `fd` as its descriptor `target`.
-pub(crate) fn spawn_with_descriptor(
+pub fn spawn_with_descriptor(
     command: &mut std::process::Command,
     fd: BorrowedFd<'_>,
     target: RawFd,
@@ -231,9 +264,19 @@ pub(crate) fn spawn_with_descriptor(
     command.spawn()
 }
 
+/// One instruction of a seccomp filter, as the kernel's `struct sock_filter`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instruction {
+    pub code: u16,
+    pub if_true: u8,
+    pub if_false: u8,
+    pub value: u32,
+}
+
 /// Puts this process and all it will start under a seccomp filter, without forbidding new privileges: `sudo` must go
 /// on working. Takes the capability to administer the user namespace.
-pub(crate) fn apply_seccomp(filter: &[Instruction]) -> io::Result<()> {
+pub fn apply_seccomp(filter: &[Instruction]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: libc::c_ushort::try_from(filter.len()).map_err(io::Error::other)?,
         filter: filter.as_ptr().cast_mut().cast(),
@@ -245,7 +288,7 @@ pub(crate) fn apply_seccomp(filter: &[Instruction]) -> io::Result<()> {
 }
 
 /// Takes over the descriptor that whoever started this program left at `fd`.
-pub(crate) fn inherited_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
+pub fn inherited_descriptor(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: only asks whether it is open.
     check(unsafe { libc::c_long::from(libc::fcntl(fd, libc::F_GETFD)) })?;
     // SAFETY: it is open, and nothing else in this program owns it.
@@ -258,7 +301,7 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
 /// Number of a loop device that is free at the moment.
-pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
+pub fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: takes no argument.
     let number =
         check(unsafe { libc::c_long::from(libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _)) })?;
@@ -266,7 +309,7 @@ pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<u32> {
 }
 
 /// Binds a loop device to a file. The kernel lets go of it with the last mount and descriptor.
-pub(crate) fn configure_loop_device(device: impl AsFd, file: impl AsFd) -> io::Result<()> {
+pub fn configure_loop_device(device: impl AsFd, file: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct LoopInfo64 {
         device: u64,

@@ -282,6 +282,18 @@ impl Cgroup {
         write_if_there(&self.hierarchies.unified.join(&self.path).join("cgroup.kill"), "1")
     }
 
+    /// Ends what a failed set-up process has started and removes the group, as far as possible: the node sweeps what is
+    /// left.
+    pub fn undo(&self) {
+        // The set-up process is in that group itself; it leaves before the group is killed.
+        for root in self.hierarchies.roots() {
+            let _ = fs::write(root.join("cgroup.procs"), "0");
+        }
+        let _ = self.kill();
+        while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::empty()) {}
+        let _ = self.remove();
+    }
+
     /// Whether a process is left in the group or below it.
     pub fn is_populated(&self) -> Result<bool> {
         let path = self.hierarchies.unified.join(&self.path).join("cgroup.events");

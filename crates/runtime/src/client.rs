@@ -15,11 +15,13 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::pipe::PipeFlags;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::launcher::SOCKET_FD;
-use crate::plan::{Launch, LaunchError, Launched, MAX_REQUEST_BYTES, Result, Step};
+use crate::launcher::{MAX_DESCRIPTORS, SOCKET_FD};
+use crate::plan::{LaunchError, MAX_REQUEST_BYTES, Result, Step};
 
 /// A launch that takes longer than this is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -52,24 +54,26 @@ impl Launcher {
         matches!(child.try_wait(), Ok(None))
     }
 
-    /// Starts a sandbox; returns when its agent program runs. `boot` is what the agent reads at its start.
-    pub async fn launch(
+    /// Has the runtime of that name start a sandbox, and waits for its answer. The descriptors arrive in this order.
+    pub async fn launch<L: Serialize, A: DeserializeOwned>(
         &self,
-        launch: &Launch,
-        network_namespace: BorrowedFd<'_>,
-        boot: &[u8],
-    ) -> Result<Launched> {
+        runtime: &str,
+        launch: &L,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<A> {
         let step = "send the launch request";
-        let boot = memory_file(boot).step("write the agent's settings")?;
         let (reply, reply_end) =
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(step)?;
-        let request = serde_json::to_vec(launch).step(step)?;
+        let mut request = format!("{runtime}\n").into_bytes();
+        serde_json::to_writer(&mut request, launch).step(step)?;
         if request.len() > MAX_REQUEST_BYTES {
             return Err(LaunchError::new(step, "it is too large"));
         }
         // The launcher's end of the pipe must block: the set-up process writes its answer in one go.
         rustix::fs::fcntl_setfl(&reply_end, rustix::fs::OFlags::empty()).step(step)?;
-        self.send(&request, [network_namespace, boot.as_fd(), reply_end.as_fd()]).step(step)?;
+        let descriptors: Vec<BorrowedFd<'_>> =
+            descriptors.iter().copied().chain([reply_end.as_fd()]).collect();
+        self.send(&request, &descriptors).step(step)?;
         drop(reply_end);
 
         let step = "hear from the launcher";
@@ -82,14 +86,14 @@ impl Launcher {
         if answer.is_empty() {
             return Err(LaunchError::new(step, "the set-up process ended without an answer"));
         }
-        serde_json::from_slice::<Result<Launched>>(&answer).step(step)?
+        serde_json::from_slice::<Result<A>>(&answer).step(step)?
     }
 
-    fn send(&self, request: &[u8], descriptors: [BorrowedFd<'_>; 3]) -> rustix::io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    fn send(&self, request: &[u8], descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        debug_assert!(pushed, "the buffer is made for three descriptors");
+        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        debug_assert!(pushed, "the buffer is made for as many descriptors");
         rustix::net::sendmsg(&self.socket, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL)
             .map(drop)
     }
@@ -103,7 +107,8 @@ impl Drop for Launcher {
     }
 }
 
-fn memory_file(content: &[u8]) -> std::io::Result<File> {
+/// A file of memory to hand over, at its beginning.
+pub fn memory_file(content: &[u8]) -> std::io::Result<File> {
     let fd = rustix::fs::memfd_create("warren-boot", MemfdFlags::CLOEXEC)?;
     let mut file = File::from(fd);
     file.write_all(content)?;
