@@ -8,15 +8,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::pipe::PipeFlags;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe;
 use tracing::debug;
 
 use crate::plan::CONTROL_SOCKET;
@@ -186,24 +183,19 @@ impl Machine {
     /// stream, so it is loaded as an incoming one.
     async fn device_state(&mut self) -> Result<Vec<u8>> {
         const SET: u32 = 9;
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|error| trouble("make a pipe")(error.into()))?;
+        let failed = |error| trouble("make a file for the device state")(error);
+        let mut kept = state_file(&[]).map_err(failed)?;
+        // One that can only be written to: QEMU refuses a descriptor that can do more than it asked for.
+        let path = format!("/proc/self/fd/{}", kept.as_raw_fd());
+        let writer = OpenOptions::new().write(true).open(path).map_err(failed)?;
         self.qmp.execute_with_descriptor("add-fd", json!({ "fdset-id": SET }), writer.as_fd()).await?;
         drop(writer);
-        let reading = tokio::spawn(read_all(reader));
         let file = format!("/dev/fdset/{SET}");
         let arguments = json!({ "filename": file, "live": false });
         let saved = self.qmp.execute("xen-save-devices-state", arguments).await;
-        // The pipe ends when the last copy of its other end is closed.
-        let removed = self.qmp.execute("remove-fd", json!({ "fdset-id": SET })).await;
-        let state = reading.await.map_err(|error| trouble("read the device state")(io::Error::other(error)));
+        self.qmp.execute("remove-fd", json!({ "fdset-id": SET })).await?;
         saved?;
-        removed?;
-        let state = state?.map_err(trouble("read the device state"))?;
-        match u64::try_from(state.len()) {
-            Ok(1..=MAX_STATE_BYTES) => Ok(state),
-            bytes => Err(MachineError::AbsurdState { bytes: bytes.unwrap_or(u64::MAX) }),
-        }
+        read_bounded(&mut kept)
     }
 
     /// Takes memory from the guest, or gives it back, until it has `memory_mb`; at most what its hardware has. Returns
@@ -228,11 +220,16 @@ impl Machine {
     }
 }
 
-async fn read_all(reader: OwnedFd) -> io::Result<Vec<u8>> {
-    rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK)?;
-    let mut bytes = Vec::new();
-    pipe::Receiver::from_owned_fd(reader)?.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes).await?;
-    Ok(bytes)
+fn read_bounded(file: &mut File) -> Result<Vec<u8>> {
+    let failed = |error| trouble("read the device state")(error);
+    let bytes = file.metadata().map_err(failed)?.len();
+    if !(1..=MAX_STATE_BYTES).contains(&bytes) {
+        return Err(MachineError::AbsurdState { bytes });
+    }
+    let mut state = Vec::new();
+    file.rewind().map_err(failed)?;
+    file.take(bytes).read_to_end(&mut state).map_err(failed)?;
+    Ok(state)
 }
 
 /// A file of that many bytes of nothing, for the memory of a machine that is about to boot.
@@ -246,8 +243,6 @@ pub fn state_file(state: &[u8]) -> io::Result<File> {
 }
 
 /// Reads a device state that was kept.
-pub fn read_state(path: &Path) -> io::Result<Vec<u8>> {
-    let mut state = Vec::new();
-    File::open(path)?.take(MAX_STATE_BYTES + 1).read_to_end(&mut state)?;
-    Ok(state)
+pub fn read_state(path: &Path) -> Result<Vec<u8>> {
+    read_bounded(&mut File::open(path).map_err(trouble("open the device state"))?)
 }

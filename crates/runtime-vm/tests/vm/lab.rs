@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use warren_guest_api::network::{
@@ -178,7 +179,8 @@ impl Lab {
         .unwrap();
         let mut timing = Timing { launch: clock.elapsed().as_millis(), ..Timing::default() };
         println!("{name}: {:?}", launched.steps);
-        let ended = Watched::new(launched.pid).unwrap_or_else(|error| panic!("{error}: {}", complaints.read()));
+        let ended =
+            Watched::new(launched.pid).unwrap_or_else(|error| panic!("{error}: {}", complaints.read()));
         let connected = Machine::connect(&folder).await;
         let mut machine = connected.unwrap_or_else(|error| panic!("{error}: {}", complaints.read()));
         timing.control = clock.elapsed().as_millis();
@@ -269,13 +271,17 @@ fn blank(folder: &Path) {
 
 /// A reflink where the file system has them, else a copy that keeps holes.
 pub(crate) fn clone(from: &Path, to: &Path) {
-    let copied = Command::new("cp").args(["--reflink=auto", "--sparse=always"]).args([from, to]).status();
-    assert!(copied.unwrap().success());
+    let (source, target) = (File::open(from).unwrap(), File::create(to).unwrap());
+    if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
+        let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status();
+        assert!(copied.unwrap().success());
+    }
 }
 
 /// A network namespace as the node prepares it, with a resolver that knows one name.
 fn slot(mtu: u32) -> OwnedFd {
-    let name = format!("vmt{}", std::process::id());
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let name = format!("v{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
     std::thread::spawn(move || {
         warren_runtime::network_namespace::make().unwrap();
         let namespace = OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap());
