@@ -22,8 +22,10 @@ pub mod initramfs;
 pub mod kernel;
 pub mod machine;
 pub mod plan;
+pub mod proof;
 pub mod qmp;
 pub mod setup;
+pub mod snapshot;
 
 mod modules;
 mod tap;

@@ -150,9 +150,13 @@ impl Machine {
         if was_running {
             self.stop().await?;
         }
+        let stopped = paused.elapsed();
         let taken: Result<(Vec<u8>, T)> = async {
             let state = self.device_state().await?;
+            let saved = paused.elapsed();
             let copied = copy().await.map_err(trouble("clone memory and disk"))?;
+            let copying = paused.elapsed();
+            debug!(?stopped, ?saved, ?copying, "snapshot taken");
             Ok((state, copied))
         }
         .await;

@@ -70,7 +70,7 @@ impl Agent {
             identity,
             hostname: "sandbox".into(),
             unix_time_us: u64::try_from(now.as_micros()).unwrap(),
-            entropy: (0..ENTROPY_BYTES).map(|_| rand() as u8).collect(),
+            entropy: (0..ENTROPY_BYTES / 4).flat_map(|_| rand().to_ne_bytes()).collect(),
             mtu: lab.mtu,
         };
         let (status, body) = self.call(Method::POST, "/v1/renew", json!(renew)).await;

@@ -18,7 +18,7 @@ use warren_runtime::{CgroupPlan, Launcher};
 use warren_runtime_vm::emulator::{self, Emulator};
 use warren_runtime_vm::kernel::{self, Kernel};
 use warren_runtime_vm::machine::{Complaints, Machine, make_memory, read_state, state_file};
-use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs};
+use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs, proof};
 
 use crate::agent::Agent;
 
@@ -50,7 +50,9 @@ pub(crate) struct Sandbox {
     _namespace: OwnedFd,
 }
 
+/// Milliseconds since the launch.
 #[derive(Debug, Default, Clone)]
+#[expect(dead_code, reason = "printed")]
 pub(crate) struct Timing {
     pub(crate) launch: u128,
     pub(crate) control: u128,
@@ -62,6 +64,18 @@ pub(crate) struct Snapshot {
     pub(crate) folder: PathBuf,
     pub(crate) pause: Duration,
     pub(crate) state_bytes: usize,
+}
+
+impl Sandbox {
+    /// Time its QEMU has spent on a CPU: a figure that a busy host does not spoil.
+    pub(crate) fn busy(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap().flatten();
+        let spent = tasks.filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(spent.sum())
+    }
 }
 
 impl Lab {
@@ -120,11 +134,7 @@ impl Lab {
         fs::create_dir(&folder).unwrap();
         clone(&self.folder.path().join("blank.img"), &folder.join("disk.img"));
         make_memory(&folder.join("memory"), u64::from(self.memory_mb) << 20).unwrap();
-        let start = Start::Boot {
-            kernel: self.kernel.image.clone(),
-            initramfs: self.folder.path().join("initramfs"),
-        };
-        self.start(name, folder, start).await
+        self.start(name, folder, self.fresh_start()).await
     }
 
     pub(crate) async fn restore(&self, snapshot: &Snapshot, name: &str) -> Sandbox {
@@ -141,32 +151,7 @@ impl Lab {
         let state = (start == Start::Restore)
             .then(|| state_file(&read_state(&folder.join("state")).unwrap()).unwrap());
         let complaints = Complaints::new().unwrap();
-        let launch = Launch {
-            user: 0x1fff_0000 + std::process::id() % 0xffff,
-            cgroup: CgroupPlan {
-                parent: self.parent.clone(),
-                name: name.to_owned(),
-                cpu_count: 1,
-                cpus: Vec::new(),
-                memory_bytes: (u64::from(self.memory_mb) + 256) << 20,
-                pids: 256,
-                io_bytes_per_second: 2 << 30,
-                io_operations_per_second: 100_000,
-            },
-            emulator_tree: self.emulator.tree.clone(),
-            hardware: Hardware {
-                accelerator: Accelerator::Emulation,
-                cpu_count: 1,
-                memory_mb: self.memory_mb,
-            },
-            template_image: self.template.clone(),
-            disk_image: folder.join("disk.img"),
-            memory_file: folder.join("memory"),
-            run_dir: folder.clone(),
-            stage_dir: self.folder.path().join("stage"),
-            mtu: self.mtu,
-            start,
-        };
+        let launch = self.plan(name, &folder, start, Accelerator::Emulation);
         let clock = Instant::now();
         let launched = warren_runtime_vm::launch(
             &self.launcher,
@@ -192,13 +177,67 @@ impl Lab {
         Sandbox { folder, machine, agent, pid, complaints, timing, ended, name, _namespace: namespace }
     }
 
+    fn plan(&self, name: &str, folder: &Path, start: Start, accelerator: Accelerator) -> Launch {
+        Launch {
+            user: 0x1fff_0000 + std::process::id() % 0xffff,
+            cgroup: CgroupPlan {
+                parent: self.parent.clone(),
+                name: name.to_owned(),
+                cpu_count: 1,
+                cpus: Vec::new(),
+                memory_bytes: (u64::from(self.memory_mb) + 256) << 20,
+                pids: 256,
+                io_bytes_per_second: 2 << 30,
+                io_operations_per_second: 100_000,
+            },
+            emulator_tree: self.emulator.tree.clone(),
+            hardware: Hardware { accelerator, cpu_count: 1, memory_mb: self.memory_mb },
+            template_image: self.template.clone(),
+            disk_image: folder.join("disk.img"),
+            memory_file: folder.join("memory"),
+            run_dir: folder.to_owned(),
+            stage_dir: self.folder.path().join("stage"),
+            mtu: self.mtu,
+            start,
+        }
+    }
+
+    /// Boots a machine and ends it: how long that took, or why it did not.
+    pub(crate) async fn try_boot(
+        &self,
+        name: &str,
+        accelerator: Accelerator,
+        deadline: Duration,
+    ) -> Result<Duration, String> {
+        let folder = self.folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        clone(&self.folder.path().join("blank.img"), &folder.join("disk.img"));
+        make_memory(&folder.join("memory"), u64::from(self.memory_mb) << 20).unwrap();
+        let launch = self.plan(name, &folder, self.fresh_start(), accelerator);
+        let namespace = slot(self.mtu);
+        let outcome = proof::boot(&self.launcher, &launch, namespace.as_fd(), deadline).await;
+        let group = self.hierarchies.group(&self.parent, name);
+        while group.is_populated().unwrap() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        group.remove().unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        outcome
+    }
+
+    fn fresh_start(&self) -> Start {
+        Start::Boot { kernel: self.kernel.image.clone(), initramfs: self.folder.path().join("initramfs") }
+    }
+
     /// Clones a running sandbox; it runs on.
     pub(crate) async fn snapshot(&self, sandbox: &mut Sandbox, name: &str) -> Snapshot {
         let folder = self.folder.path().join("snapshots").join(name);
         fs::create_dir(&folder).unwrap();
         let (from, to) = (sandbox.folder.clone(), folder.clone());
-        // What is dirty is written before the pause, not in it.
-        File::open(from.join("memory")).unwrap().sync_data().unwrap();
+        // What is dirty is written before the pause, not in it; and once more what that took the time for.
+        for file in ["memory", "disk.img", "memory"] {
+            File::open(from.join(file)).unwrap().sync_data().unwrap();
+        }
         let copy = async move || {
             for file in ["memory", "disk.img"] {
                 clone(&from.join(file), &to.join(file));
@@ -272,7 +311,8 @@ fn blank(folder: &Path) {
 /// A reflink where the file system has them, else a copy that keeps holes.
 pub(crate) fn clone(from: &Path, to: &Path) {
     let (source, target) = (File::open(from).unwrap(), File::create(to).unwrap());
-    if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
+    let cloned = rustix::fs::ioctl_ficlone(&target, &source);
+    if cloned.is_err() {
         let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status();
         assert!(copied.unwrap().success());
     }
