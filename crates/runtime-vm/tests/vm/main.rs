@@ -236,7 +236,10 @@ async fn boots_without_number() {
     let (mut took, mut failed) = (Vec::new(), Vec::new());
     for boot in 0..boots {
         match lab.try_boot(&format!("boot-{boot}"), Accelerator::Emulation, Duration::from_secs(60)).await {
-            Ok(time) => took.push(time),
+            Ok(time) => {
+                println!("boot {boot}: {time:.1?}");
+                took.push(time);
+            }
             Err(reason) => {
                 println!("boot {boot} failed: {reason}");
                 failed.push(boot);
