@@ -109,6 +109,10 @@ fn host_keys(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use warren_guest_api::boot::Boot;
+
     use super::*;
 
     #[test]
@@ -126,8 +130,7 @@ mod tests {
     #[test]
     fn short_entropy_and_absurd_names_are_refused_before_anything_changes() {
         let whole = Renew {
-            boot: serde_json::from_str(r#"{"sandbox_id":"sb-0123456789","envs":{}}"#)
-                .unwrap_or_else(|error| panic!("{error}")),
+            boot: Boot { sandbox_id: warren_types::SandboxId::generate(), envs: BTreeMap::new() },
             identity: Identity::Same,
             hostname: "sandbox".into(),
             unix_time_us: 1,
