@@ -3,7 +3,8 @@
 //! ```text
 //!   <volume>/templates/<digest>.img      read-only ext4, mounted once, shared by all its sandboxes
 //!   <volume>/blanks/<MiB>.img            an empty writable image of each size that was asked for
-//!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one; attached and mounted by the sandbox's launch
+//!   <volume>/stock/<n>.img               reflinks of the usual blank one, mounted ahead of their use
+//!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one; mounted while the sandbox runs
 //! ```
 //!
 //! The volume is a file system with reflinks: the data directory itself, or an XFS in a file of it. An image is never
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use warren_runtime_container::Disk;
 use warren_types::SandboxId;
 
 use crate::config::{Config, StartError};
@@ -52,6 +54,10 @@ impl Disks {
         for name in ["templates", "blanks", "sandboxes"] {
             create_folder("a folder of the volume", &volume.join(name))?;
         }
+        let stock = volume.join("stock");
+        // Of an earlier run: whatever was mounted went with it.
+        let _ = std::fs::remove_dir_all(&stock);
+        create_folder("a folder of the volume", &stock)?;
         import_template(&volume, &config.template).await?;
         let blanks = blank::Blanks::new(volume.join("blanks"));
         let disks = Self {
@@ -99,9 +105,24 @@ impl Disks {
         &self.volume
     }
 
-    /// An empty image of that size, to be reflinked.
-    pub(crate) async fn blank(&self, disk_mb: u32) -> io::Result<PathBuf> {
-        self.blanks.ensure(disk_mb).await.map_err(io::Error::other)
+    /// Where images are kept that no sandbox has yet.
+    pub(crate) fn stock_dir(&self) -> PathBuf {
+        self.volume.join("stock")
+    }
+
+    /// An empty disk of that size in the file `to`, mounted.
+    pub(crate) async fn make(&self, disk_mb: u32, to: PathBuf) -> io::Result<Disk> {
+        let blank = self.blanks.ensure(disk_mb).await.map_err(io::Error::other)?;
+        on_a_thread(move || {
+            reflink(&blank, &to)?;
+            Disk::attach(&to).map_err(io::Error::other)
+        })
+        .await
+    }
+
+    /// Mounts the disk of a sandbox that is not running.
+    pub(crate) async fn attach(&self, image: PathBuf) -> io::Result<Disk> {
+        on_a_thread(move || Disk::attach(&image).map_err(io::Error::other)).await
     }
 
     /// Bytes free on the volume.
@@ -139,6 +160,13 @@ async fn unmount(path: &Path) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Work that waits for the drive.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Makes `to` share all blocks of `from`.

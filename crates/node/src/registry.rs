@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -21,6 +21,7 @@ use crate::disk::{self, Disks};
 use crate::network::{Plan, Pool};
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, boot_id};
+use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{Handle, actor};
 use crate::{agent, lxcfs};
 
@@ -48,7 +49,8 @@ pub(crate) struct Host {
     pub(crate) disks: Disks,
     pub(crate) network: Arc<Pool>,
     pub(crate) cpus: Cpus,
-    pub(crate) starting: Semaphore,
+    starting: Semaphore,
+    pub(crate) stock: Stock,
     pub(crate) cgroup_parent: String,
     pub(crate) stage_dir: PathBuf,
     pub(crate) agent: PathBuf,
@@ -74,6 +76,11 @@ impl Host {
             *launcher = Arc::new(Launcher::spawn(&self.program)?);
         }
         Ok(launcher.clone())
+    }
+
+    /// One's turn to start a sandbox; over when dropped.
+    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))
     }
 
     /// Tells who watches of a change that has just been written down.
@@ -128,6 +135,7 @@ impl Registry {
             network,
             cpus: Cpus::detect(),
             starting: Semaphore::new(LAUNCHES),
+            stock: Stock::default(),
             cgroup_parent,
             stage_dir,
             agent,
@@ -139,6 +147,7 @@ impl Registry {
             unsynced: Notify::new(),
         });
         tasks.spawn(keep_synced(host.clone(), stop.clone()));
+        tasks.spawn(stock::fill(host.clone(), stop.clone()));
         let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
         registry.undo_strays(&strays, &records).await;
         futures_util::stream::iter(records)

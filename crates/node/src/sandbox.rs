@@ -2,6 +2,7 @@
 //!
 //! - [`record`]: the file that a restarted node reads.
 //! - [`machine`]: the running part: processes, network slot, CPUs, connection to the agent. Started, adopted, ended.
+//! - [`stock`]: roots prepared ahead, for the machines of the next sandboxes.
 //! - [`actor`]: the one owner; it decides what happens in which order.
 //! - [`activity`]: when the sandbox was last used, for its idle time-out.
 
@@ -9,5 +10,6 @@ pub(crate) mod activity;
 pub(crate) mod actor;
 pub(crate) mod machine;
 pub(crate) mod record;
+pub(crate) mod stock;
 
 pub(crate) use actor::Handle;

@@ -11,12 +11,26 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::plan::CgroupPlan;
-
 /// Controllers that limits need.
 pub const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 
 const CPU_PERIOD_US: u64 = 100_000;
+
+/// What a sandbox may use.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub cpu_count: u32,
+    /// CPUs it may run on; empty = all.
+    pub cpus: Vec<u32>,
+    pub memory_bytes: u64,
+    pub pids: u32,
+    /// The block device of its disk, as `major:minor`.
+    pub disk_device: Option<String>,
+    /// Bytes per second it may read and write on its disk, each.
+    pub io_bytes_per_second: u64,
+    /// Operations per second it may read and write on its disk, each.
+    pub io_operations_per_second: u64,
+}
 
 /// Where this host keeps its cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,21 +192,21 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the group and sets its limits, except those of the disk.
-    pub fn create(&self, plan: &CgroupPlan) -> Result<()> {
+    /// Makes the group and sets its limits.
+    pub fn create(&self, limits: &Limits) -> Result<()> {
         for root in self.hierarchies.roots() {
             create(&root.join(&self.path))?;
         }
-        self.limit_cpu(plan)?;
-        self.limit_memory(plan)?;
+        self.limit_cpu(limits)?;
+        self.limit_memory(limits)?;
         if let Some((_, folder)) = self.hierarchies.controller("pids", &self.path) {
-            write(&folder.join("pids.max"), &plan.pids.to_string())?;
+            write(&folder.join("pids.max"), &limits.pids.to_string())?;
         }
-        Ok(())
+        self.limit_io(limits)
     }
 
-    fn limit_cpu(&self, plan: &CgroupPlan) -> Result<()> {
-        let quota = u64::from(plan.cpu_count) * CPU_PERIOD_US;
+    fn limit_cpu(&self, limits: &Limits) -> Result<()> {
+        let quota = u64::from(limits.cpu_count) * CPU_PERIOD_US;
         match self.hierarchies.controller("cpu", &self.path) {
             Some((Version::Two, folder)) => {
                 write(&folder.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
@@ -206,7 +220,7 @@ impl Cgroup {
         let Some((version, folder)) = self.hierarchies.controller("cpuset", &self.path) else {
             return Ok(());
         };
-        let cpus: Vec<String> = plan.cpus.iter().map(u32::to_string).collect();
+        let cpus: Vec<String> = limits.cpus.iter().map(u32::to_string).collect();
         if version == Version::One {
             let parent = folder.parent().expect("a group is below the root");
             write(&folder.join("cpuset.mems"), read(&parent.join("cpuset.mems"))?.trim())?;
@@ -220,8 +234,8 @@ impl Cgroup {
         Ok(())
     }
 
-    fn limit_memory(&self, plan: &CgroupPlan) -> Result<()> {
-        let bytes = plan.memory_bytes.to_string();
+    fn limit_memory(&self, limits: &Limits) -> Result<()> {
+        let bytes = limits.memory_bytes.to_string();
         match self.hierarchies.controller("memory", &self.path) {
             Some((Version::Two, folder)) => {
                 write(&folder.join("memory.max"), &bytes)?;
@@ -235,9 +249,9 @@ impl Cgroup {
         }
     }
 
-    /// Limits what goes to and from the block device `major:minor`.
-    pub fn limit_io(&self, plan: &CgroupPlan, device: &str) -> Result<()> {
-        let (bytes, operations) = (plan.io_bytes_per_second, plan.io_operations_per_second);
+    fn limit_io(&self, limits: &Limits) -> Result<()> {
+        let Some(device) = &limits.disk_device else { return Ok(()) };
+        let (bytes, operations) = (limits.io_bytes_per_second, limits.io_operations_per_second);
         match self.hierarchies.controller("io", &self.path) {
             Some((Version::Two, folder)) => write(
                 &folder.join("io.max"),
@@ -258,9 +272,10 @@ impl Cgroup {
         }
     }
 
-    /// Moves this process into the group, in every hierarchy; children follow.
-    pub fn enter(&self) -> Result<()> {
-        self.hierarchies.roots().try_for_each(|root| write(&root.join(&self.path).join("cgroup.procs"), "0"))
+    /// Moves a process into the group, in every hierarchy; children that it has later follow.
+    pub fn admit(&self, pid: i32) -> Result<()> {
+        let pid = pid.to_string();
+        self.hierarchies.roots().try_for_each(|root| write(&root.join(&self.path).join("cgroup.procs"), &pid))
     }
 
     /// Lets host id `id` make groups below this one and move processes among them. The limits stay ours.

@@ -1,8 +1,7 @@
 //! The node's end of the launcher.
 
 use std::fs::File;
-use std::io::{IoSlice, Write};
-use std::mem::MaybeUninit;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,16 +9,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SeekFrom};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::pipe::PipeFlags;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use crate::disk::Disk;
 use crate::launcher::SOCKET_FD;
-use crate::plan::{Launch, LaunchError, Launched, MAX_REQUEST_BYTES, Result, Step};
+use crate::packet;
+use crate::plan::{Launch, LaunchError, Launched, Preparation, Prepared, Result, Step};
 
 /// A launch that takes longer than this is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -34,12 +33,7 @@ pub struct Launcher {
 impl Launcher {
     /// Starts `program launcher`.
     pub fn spawn(program: &Path) -> std::io::Result<Self> {
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // Packets are at most as large as the buffers allow.
-        for end in [&ours, &theirs] {
-            rustix::net::sockopt::set_socket_send_buffer_size(end, 2 * MAX_REQUEST_BYTES)?;
-        }
+        let (ours, theirs) = packet::pair()?;
         let mut command = Command::new(program);
         command.arg("launcher").stdin(Stdio::null()).env_clear().process_group(0);
         let child = crate::sys::spawn_with_descriptor(&mut command, theirs.as_fd(), SOCKET_FD)?;
@@ -52,46 +46,81 @@ impl Launcher {
         matches!(child.try_wait(), Ok(None))
     }
 
-    /// Starts a sandbox; returns when its agent program runs. `boot` is what the agent reads at its start.
-    pub async fn launch(
+    /// Prepares a root on `disk`; nothing runs in it until [`Root::launch`].
+    pub async fn prepare(
         &self,
-        launch: &Launch,
+        preparation: &Preparation,
+        disk: Disk,
         network_namespace: BorrowedFd<'_>,
-        boot: &[u8],
-    ) -> Result<Launched> {
-        let step = "send the launch request";
-        let boot = memory_file(boot).step("write the agent's settings")?;
-        let (reply, reply_end) =
-            rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(step)?;
-        let request = serde_json::to_vec(launch).step(step)?;
-        if request.len() > MAX_REQUEST_BYTES {
-            return Err(LaunchError::new(step, "it is too large"));
-        }
-        // The launcher's end of the pipe must block: the set-up process writes its answer in one go.
-        rustix::fs::fcntl_setfl(&reply_end, rustix::fs::OFlags::empty()).step(step)?;
-        self.send(&request, [network_namespace, boot.as_fd(), reply_end.as_fd()]).step(step)?;
-        drop(reply_end);
+    ) -> Result<Root> {
+        let (control, their_end) = packet::pair().step("make a socket")?;
+        let (answer, reply) = Answer::pipe().step("make a pipe")?;
+        let descriptors = [network_namespace, disk.as_fd(), their_end.as_fd(), reply.as_fd()];
+        packet::send(&self.socket, preparation, descriptors)?;
+        // From here on they are the set-up process's alone.
+        drop((disk, their_end, reply));
+        let Prepared { pid, steps } = answer.hear().await?;
+        tracing::trace!(?steps, "a root is prepared");
+        Ok(Root { control, pid })
+    }
+}
 
+/// A prepared root. Dropping it lets go of everything it is made of.
+#[derive(Debug)]
+pub struct Root {
+    control: OwnedFd,
+    pid: i32,
+}
+
+impl Root {
+    /// The process that starts the sandbox: it must be in the sandbox's cgroup before [`Self::launch`].
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Starts a sandbox in it; returns when its agent program runs. The agent's socket `agent.sock` is made in `run_dir`,
+    /// `agent` is its program, and `boot` is what it reads at its start.
+    pub async fn launch(self, run_dir: &Path, agent: &Path, boot: &[u8]) -> Result<Launched> {
+        let step = "open the guest agent";
+        let run_dir = open(run_dir, OFlags::RDONLY | OFlags::DIRECTORY).step(step)?;
+        let agent = open(agent, OFlags::RDONLY).step(step)?;
+        let boot = memory_file(boot).step("write the agent's settings")?;
+        let (answer, reply) = Answer::pipe().step("make a pipe")?;
+        let descriptors = [run_dir.as_fd(), agent.as_fd(), boot.as_fd(), reply.as_fd()];
+        packet::send(&self.control, &Launch, descriptors)?;
+        drop(reply);
+        answer.hear().await
+    }
+}
+
+fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// An answer on its way.
+struct Answer(pipe::Receiver);
+
+impl Answer {
+    /// The answer, and the end that it is written to.
+    fn pipe() -> std::io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Theirs must block: the set-up process writes its answer in one go.
+        rustix::fs::fcntl_setfl(&theirs, rustix::fs::OFlags::empty())?;
+        Ok((Self(pipe::Receiver::from_owned_fd_unchecked(ours)?), theirs))
+    }
+
+    async fn hear<T: DeserializeOwned>(self) -> Result<T> {
         let step = "hear from the launcher";
-        let reply = pipe::Receiver::from_owned_fd_unchecked(reply).step(step)?;
         let mut answer = Vec::new();
-        tokio::time::timeout(DEADLINE, reply.take(MAX_REPLY_BYTES).read_to_end(&mut answer))
+        tokio::time::timeout(DEADLINE, self.0.take(MAX_REPLY_BYTES).read_to_end(&mut answer))
             .await
             .map_err(|_| LaunchError::new(step, "it took too long"))?
             .step(step)?;
         if answer.is_empty() {
             return Err(LaunchError::new(step, "the set-up process ended without an answer"));
         }
-        serde_json::from_slice::<Result<Launched>>(&answer).step(step)?
-    }
-
-    fn send(&self, request: &[u8], descriptors: [BorrowedFd<'_>; 3]) -> rustix::io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        debug_assert!(pushed, "the buffer is made for three descriptors");
-        rustix::net::sendmsg(&self.socket, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL)
-            .map(drop)
+        serde_json::from_slice::<Result<T>>(&answer).step(step)?
     }
 }
 

@@ -1,15 +1,13 @@
-//! The launcher: a single-threaded program that forks a set-up process for each [`Launch`] it is sent.
+//! The launcher: a single-threaded program that forks a set-up process for each [`Preparation`] it is sent.
 //!
 //! It is started by the node as `warren launcher` with one end of a packet socket as descriptor 3, and ends when the
 //! node's end closes. It holds nothing: sandboxes go on without it.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-
-use crate::plan::{Launch, LaunchError, MAX_REQUEST_BYTES, Result, Step};
+use crate::packet;
+use crate::plan::{MAX_REQUEST_BYTES, Preparation, Result, Step};
 use crate::seccomp::{self, Instruction};
 use crate::setup::{self, Descriptors};
 use crate::sys::{self, EndedChildren, Fork};
@@ -39,7 +37,7 @@ fn serve() -> Result<()> {
     sys::ended_children(EndedChildren::Forget).step("let ended children go")?;
     let mut buffer = vec![0; MAX_REQUEST_BYTES];
     loop {
-        let Some((request, descriptors)) = receive(&socket, &mut buffer)? else { return Ok(()) };
+        let Some((request, descriptors)) = packet::receive(&socket, &mut buffer)? else { return Ok(()) };
         match sys::fork(0).step("fork a set-up process")? {
             Fork::Parent(_) => {}
             Fork::Child => set_up(socket, request, descriptors, &filter),
@@ -47,44 +45,16 @@ fn serve() -> Result<()> {
     }
 }
 
-fn set_up(socket: OwnedFd, request: &[u8], descriptors: Descriptors, filter: &[Instruction]) -> ! {
+fn set_up(socket: OwnedFd, request: &[u8], descriptors: [OwnedFd; 4], filter: &[Instruction]) -> ! {
     drop(socket);
     // An interrupt at the terminal is for the server, which decides what becomes of its sandboxes.
     let _ = rustix::process::setsid();
     let _ = sys::ended_children(EndedChildren::Keep);
-    match serde_json::from_slice::<Launch>(request) {
-        Ok(launch) => setup::run(&launch, descriptors, filter),
-        Err(error) => {
-            let error: Result<()> = Err(LaunchError::new("read the request", error));
-            let json = serde_json::to_vec(&error).expect("an error is plain data");
-            let _ = rustix::io::write(&descriptors.reply, &json);
-        }
+    let [network_namespace, disk, control, reply] = descriptors;
+    let descriptors = Descriptors { network_namespace, disk, control };
+    match packet::decode::<Preparation>(request) {
+        Ok(preparation) => setup::run(&preparation, descriptors, reply, filter),
+        Err(error) => setup::answer::<()>(reply, &Err(error)),
     }
     sys::exit_now(0)
-}
-
-/// The next request, or `None` when the node has gone.
-fn receive<'a>(socket: &OwnedFd, buffer: &'a mut [u8]) -> Result<Option<(&'a [u8], Descriptors)>> {
-    let step = "receive a request";
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = rustix::net::recvmsg(
-        socket.as_fd(),
-        &mut [IoSliceMut::new(buffer)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .step(step)?;
-    if message.bytes == 0 {
-        return Ok(None);
-    }
-    let mut received: Vec<OwnedFd> = Vec::new();
-    for part in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-            received.extend(descriptors);
-        }
-    }
-    let [network_namespace, boot, reply] = <[OwnedFd; 3]>::try_from(received)
-        .map_err(|got| LaunchError::new(step, format!("{} descriptors came with it, not 3", got.len())))?;
-    Ok(Some((&buffer[..message.bytes], Descriptors { network_namespace, boot, reply })))
 }

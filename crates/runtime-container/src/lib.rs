@@ -7,12 +7,15 @@
 //! The node's daemon never forks. A small single-threaded program, the [`launcher`], does:
 //!
 //! ```text
-//!   node ──Launch + descriptors──▶ launcher ──fork──▶ set-up process        (host root, new mount namespace)
-//!                                                        │  cgroup, network namespace, disk, root file system
-//!                                                        └─clone─▶ PID 1    (new PID namespace)
-//!                                                                    /proc, user namespace, capabilities,
-//!                                                                    seccomp, exec of the guest agent
-//!   node ◀──────────────── Launched or LaunchError ──────┘  the set-up process ends here
+//!   node ──Preparation + descriptors──▶ launcher ──fork──▶ set-up process   (host root, new mount namespace)
+//!                                                            │  network and user namespaces, root file system
+//!   node ◀─────────────── Prepared or LaunchError ───────────┤  waits
+//!   node makes the cgroup, moves the set-up process in
+//!   node ──Launch + descriptors─────────────────────────────▶│  cgroup namespace
+//!                                                            └─clone─▶ PID 1    (new PID namespace)
+//!                                                                        /proc, user namespace, capabilities,
+//!                                                                        seccomp, exec of the guest agent
+//!   node ◀─────────────── Launched or LaunchError ───────────┘  the set-up process ends here
 //! ```
 //!
 //! Everything a sandbox holds (mounts, loop device, network namespace) hangs on its processes, so the kernel takes it
@@ -24,14 +27,17 @@ pub mod launcher;
 pub mod plan;
 pub mod process;
 
+mod disk;
 mod init;
+mod packet;
 mod rootfs;
 mod seccomp;
 mod setup;
 mod sys;
 
-pub use client::Launcher;
-pub use plan::{Launch, LaunchError, Launched};
+pub use client::{Launcher, Root};
+pub use disk::Disk;
+pub use plan::{LaunchError, Launched, Preparation};
 
 /// Network namespaces, for threads made for nothing else.
 pub mod network_namespace {

@@ -5,57 +5,45 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use warren_guest_api::boot::Boot;
 
-/// Largest request, in bytes; environments are the large part.
-pub const MAX_REQUEST_BYTES: usize = 2 * 1024 * 1024;
+/// Largest request, in bytes; paths are the large part.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
-/// A sandbox to start.
+/// A root to prepare: what of a sandbox does not depend on who will have it.
 ///
-/// Three descriptors travel with it: the network namespace, the file that holds [`Boot`], and the write end of a pipe
-/// for the answer.
+/// Four descriptors travel with it: the network namespace, the mounted disk, one end of a packet socket on which the
+/// launch comes later, and the write end of a pipe for the answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Launch {
+pub struct Preparation {
     pub hostname: String,
     /// First of the 65536 host ids its user namespace maps to 0.
     pub id_base: u32,
-    pub cgroup: CgroupPlan,
     /// Where the template's read-only file system is mounted on the host.
     pub template_root: PathBuf,
-    /// The ext4 image it writes to, with the folders `upper` and `work`.
-    pub disk_image: PathBuf,
-    /// Folder in which the agent's socket `agent.sock` is made; nothing inside the sandbox can reach it.
-    pub run_dir: PathBuf,
     /// Empty folders on which the set-up process assembles the root: `template`, `disk` and `root`.
     pub stage_dir: PathBuf,
-    /// The guest agent program.
-    pub agent: PathBuf,
     /// Mount point of an lxcfs, when there is one.
     pub lxcfs: Option<PathBuf>,
 }
 
-/// The cgroup of a sandbox and its limits.
+/// A root that waits for its sandbox. Nothing runs in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CgroupPlan {
-    /// Name of the group of all sandboxes of this node.
-    pub parent: String,
-    pub name: String,
-    pub cpu_count: u32,
-    /// CPUs it may run on; empty = all.
-    pub cpus: Vec<u32>,
-    pub memory_bytes: u64,
-    pub pids: u32,
-    /// Bytes per second it may read and write on its disk, each.
-    pub io_bytes_per_second: u64,
-    /// Operations per second it may read and write on its disk, each.
-    pub io_operations_per_second: u64,
+pub(crate) struct Prepared {
+    /// The set-up process that holds it, as the host counts. It wants to be moved into the sandbox's cgroup.
+    pub(crate) pid: i32,
+    pub(crate) steps: Vec<(String, u32)>,
 }
+
+/// What starts a sandbox in a prepared root: four descriptors and nothing else. They are the folder in which the agent's
+/// socket `agent.sock` is made, which nothing inside the sandbox can reach; the guest agent program; the file that holds
+/// [`Boot`]; and the write end of a pipe for the answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Launch;
 
 /// A sandbox whose agent program is running; the agent answers on `run_dir/agent.sock`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Launched {
     /// Its PID 1, as the host counts.
     pub pid: i32,
-    /// The loop device of its disk, as `major:minor`.
-    pub disk_device: String,
     /// Microseconds spent on each step, for benchmarks and traces.
     pub steps: Vec<(String, u32)>,
 }

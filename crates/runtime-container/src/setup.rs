@@ -1,8 +1,10 @@
 //! The set-up process: everything between the launcher's fork and the sandbox's PID 1.
 //!
-//! It is host root in a mount namespace of its own. It enters the sandbox's cgroup first, so that what it makes is
-//! charged there and PID 1 is born in it; and it ends as soon as the agent program runs. When a step fails, its mounts
-//! and the loop device go with it; it ends PID 1 and removes the cgroup.
+//! It is host root in a mount namespace of its own and does its work in two steps. First it prepares a root: namespaces,
+//! mounts, devices, on an empty disk or a sandbox's own. Then it waits for the sandbox that is to live there. By the time it
+//! hears of it the node has moved it into the sandbox's cgroup, so that PID 1 is born in there; it starts the agent
+//! program and ends as soon as that runs. It also ends when a step fails or the node lets go of the root, and its mounts
+//! and the disk go with it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -10,61 +12,70 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
+use serde::Serialize;
 
-use crate::cgroup::{Cgroup, Hierarchies};
-use crate::init;
-use crate::plan::{Launch, LaunchError, Launched, Result, Step};
-use crate::rootfs::{self, Disk};
+use crate::plan::{LaunchError, Launched, Preparation, Prepared, Result, Step};
 use crate::seccomp::Instruction;
 use crate::sys::{self, Fork};
+use crate::{disk, init, packet, rootfs};
 
 /// Ids a sandbox has, mapped to as many of the host's.
 pub(crate) const IDS: u32 = 65536;
 
-/// Descriptors that come with a [`Launch`].
+/// Descriptors that come with a [`Preparation`].
 pub(crate) struct Descriptors {
     pub(crate) network_namespace: OwnedFd,
-    pub(crate) boot: OwnedFd,
-    pub(crate) reply: OwnedFd,
+    pub(crate) disk: OwnedFd,
+    /// Where the [`Launch`] comes from.
+    pub(crate) control: OwnedFd,
 }
 
-/// Starts the sandbox and answers on the reply pipe. The life of the set-up process.
-pub(crate) fn run(launch: &Launch, descriptors: Descriptors, filter: &[Instruction]) {
-    let Descriptors { network_namespace, boot, reply } = descriptors;
-    // The node reads until the pipe closes, which is when this closure has run.
-    let answer = move |answer: &Result<Launched>| {
-        let json = serde_json::to_vec(answer).expect("an answer is plain data");
-        // A node that has gone has nobody to tell; it will find the sandbox, or nothing, when it is back.
-        let _ = File::from(reply).write_all(&json);
+/// The life of the set-up process.
+pub(crate) fn run(
+    preparation: &Preparation,
+    descriptors: Descriptors,
+    reply: OwnedFd,
+    filter: &[Instruction],
+) {
+    let Descriptors { network_namespace, disk, control } = descriptors;
+    let root = match Root::prepare(preparation, network_namespace, disk) {
+        Ok(root) => root,
+        Err(error) => return answer::<Prepared>(reply, &Err(error)),
     };
-    let hierarchies = match Hierarchies::detect().step("find the cgroup hierarchies") {
-        Ok(hierarchies) => hierarchies,
-        Err(error) => return answer(&Err(error)),
-    };
-    let cgroup = hierarchies.group(&launch.cgroup.parent, &launch.cgroup.name);
-    match start(launch, &cgroup, network_namespace, &boot, filter) {
-        Ok((launched, disk)) => {
-            answer(&Ok(launched));
-            // A disk that cannot be trusted is not to be used: the node sees the sandbox end.
-            if disk.keep_order().is_err() {
-                undo(&cgroup);
-            }
-        }
-        Err(error) => {
-            undo(&cgroup);
-            answer(&Err(error));
-        }
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    answer(reply, &Ok(Prepared { pid, steps: root.steps.clone() }));
+    let mut buffer = [0; 64];
+    // A node that has gone, or has no use for the root, closes its end.
+    let Ok(Some((_, [run_dir, agent, boot, reply]))) = packet::receive(&control, &mut buffer) else { return };
+    let launched = root.start(&Inside { run_dir, agent, boot }, filter);
+    answer(reply, &launched);
+    // A disk that cannot be trusted is not to be used: the node sees the sandbox end.
+    if let Ok(Launched { pid, .. }) = launched
+        && disk::keep_order(root.disk.as_fd()).is_err()
+    {
+        end(pid);
     }
 }
 
-/// Times the steps of a launch.
+/// Answers on a pipe, which the node reads until it closes.
+pub(crate) fn answer<T: Serialize>(reply: OwnedFd, answer: &Result<T>) {
+    let json = serde_json::to_vec(answer).expect("an answer is plain data");
+    // A node that has gone has nobody to tell; it will find the sandbox, or nothing, when it is back.
+    let _ = File::from(reply).write_all(&json);
+}
+
+/// Times the steps.
 struct Clock {
     last: Instant,
     steps: Vec<(String, u32)>,
 }
 
 impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), steps: Vec::new() }
+    }
+
     fn lap(&mut self, step: &str) {
         let micros = u32::try_from(self.last.elapsed().as_micros()).unwrap_or(u32::MAX);
         self.steps.push((step.to_owned(), micros));
@@ -72,91 +83,96 @@ impl Clock {
     }
 }
 
-fn start(
-    launch: &Launch,
-    cgroup: &Cgroup,
-    network_namespace: OwnedFd,
-    boot: &OwnedFd,
-    filter: &[Instruction],
-) -> Result<(Launched, Disk)> {
-    let mut clock = Clock { last: Instant::now(), steps: Vec::new() };
-    cgroup.create(&launch.cgroup).step("make the sandbox's cgroup")?;
-    cgroup.enter().step("enter the sandbox's cgroup")?;
-    clock.lap("cgroup");
+/// What a sandbox brings into its root.
+struct Inside {
+    run_dir: OwnedFd,
+    agent: OwnedFd,
+    boot: OwnedFd,
+}
 
-    sys::join_namespace(network_namespace.as_fd(), libc::CLONE_NEWNET).step("enter the network namespace")?;
-    drop(network_namespace);
-    let user_namespace = make_user_namespace(launch.id_base)?;
-    clock.lap("user namespace");
+/// Everything a sandbox will have but processes.
+struct Root {
+    user_namespace: OwnedFd,
+    disk: OwnedFd,
+    lxcfs: Vec<(&'static str, OwnedFd)>,
+    steps: Vec<(String, u32)>,
+}
 
-    let listener = listen(launch)?;
-    let agent = File::open(&launch.agent).step("open the guest agent")?;
-    let lxcfs = launch.lxcfs.as_deref().map(rootfs::open_lxcfs).unwrap_or_default();
+impl Root {
+    fn prepare(preparation: &Preparation, network_namespace: OwnedFd, disk: OwnedFd) -> Result<Self> {
+        let mut clock = Clock::start();
+        sys::join_namespace(network_namespace.as_fd(), libc::CLONE_NEWNET)
+            .step("enter the network namespace")?;
+        drop(network_namespace);
+        let user_namespace = make_user_namespace(preparation.id_base)?;
+        clock.lap("user namespace");
 
-    rootfs::own_mounts()?;
-    clock.lap("mount namespace");
-    let disk = rootfs::assemble(launch, user_namespace.as_fd())?;
-    clock.lap("disk");
-    cgroup.limit_io(&launch.cgroup, &disk.device).step("limit the sandbox's disk")?;
-    cgroup.delegate(launch.id_base).step("hand the cgroup to the sandbox")?;
-    sys::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).step("make namespaces")?;
-    rootfs::populate(launch)?;
-    rootfs::enter(&launch.stage_dir)?;
-    rustix::system::sethostname(launch.hostname.as_bytes()).step("set the host name")?;
-    clock.lap("root file system");
+        let lxcfs = preparation.lxcfs.as_deref().map(rootfs::open_lxcfs).unwrap_or_default();
+        rootfs::own_mounts()?;
+        clock.lap("mount namespace");
+        rootfs::assemble(preparation, disk.as_fd(), user_namespace.as_fd())?;
+        clock.lap("overlay");
+        sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).step("make namespaces")?;
+        rootfs::populate(preparation)?;
+        rustix::system::sethostname(preparation.hostname.as_bytes()).step("set the host name")?;
+        rootfs::enter(&preparation.stage_dir)?;
+        clock.lap("virtual file systems");
+        Ok(Self { user_namespace, disk, lxcfs, steps: clock.steps })
+    }
 
-    let (failure, failure_end) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
-    let pid = match sys::fork(libc::CLONE_NEWPID).step("start PID 1")? {
-        Fork::Parent(pid) => pid,
-        Fork::Child => {
-            drop(failure);
-            let error = init::become_agent(&init::Inherited {
-                user_namespace: user_namespace.as_fd(),
-                listener: listener.as_fd(),
-                boot: boot.as_fd(),
-                agent: agent.as_fd(),
-                failure: failure_end.as_fd(),
-                lxcfs: &lxcfs,
-                filter,
+    fn start(&self, inside: &Inside, filter: &[Instruction]) -> Result<Launched> {
+        let mut clock = Clock::start();
+        let listener = listen(&inside.run_dir)?;
+        sys::unshare(libc::CLONE_NEWCGROUP).step("make a cgroup namespace")?;
+        rootfs::mount_cgroups()?;
+        clock.lap("cgroup namespace");
+
+        let (failure, failure_end) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
+        let pid = match sys::fork(libc::CLONE_NEWPID).step("start PID 1")? {
+            Fork::Parent(pid) => pid,
+            Fork::Child => {
+                drop(failure);
+                let error = init::become_agent(&init::Inherited {
+                    user_namespace: self.user_namespace.as_fd(),
+                    listener: listener.as_fd(),
+                    boot: inside.boot.as_fd(),
+                    agent: inside.agent.as_fd(),
+                    failure: failure_end.as_fd(),
+                    lxcfs: &self.lxcfs,
+                    filter,
+                });
+                let _ = File::from(failure_end).write_all(&serde_json::to_vec(&error).unwrap_or_default());
+                sys::exit_now(1);
+            }
+        };
+        drop(failure_end);
+        // The pipe closes when the agent program runs, and carries the reason when it does not.
+        let mut reason = Vec::new();
+        File::from(failure).take(64 * 1024).read_to_end(&mut reason).step("hear from PID 1")?;
+        if !reason.is_empty() {
+            end(pid);
+            let error = serde_json::from_slice(&reason).unwrap_or_else(|error| {
+                LaunchError::new("start PID 1", format!("it ended without a reason: {error}"))
             });
-            let _ = File::from(failure_end).write_all(&serde_json::to_vec(&error).unwrap_or_default());
-            sys::exit_now(1);
+            return Err(error);
         }
-    };
-    drop(failure_end);
-    // The pipe closes when the agent program runs, and carries the reason when it does not.
-    let mut reason = Vec::new();
-    File::from(failure).take(64 * 1024).read_to_end(&mut reason).step("hear from PID 1")?;
-    if !reason.is_empty() {
-        let error = serde_json::from_slice(&reason).unwrap_or_else(|error| {
-            LaunchError::new("start PID 1", format!("it ended without a reason: {error}"))
-        });
-        return Err(error);
+        clock.lap("agent program");
+        Ok(Launched { pid, steps: clock.steps })
     }
-    clock.lap("agent program");
-    Ok((Launched { pid, disk_device: disk.device.clone(), steps: clock.steps }, disk))
 }
 
-/// Ends what was started and removes the cgroup, as far as possible: the node sweeps what is left.
-fn undo(cgroup: &Cgroup) {
-    // We are in that group ourselves; leave it before it is killed.
-    if let Ok(root) = Hierarchies::detect() {
-        let _ = fs::write(root.unified.join("cgroup.procs"), "0");
-        for root in root.legacy.values() {
-            let _ = fs::write(root.join("cgroup.procs"), "0");
-        }
+/// Ends PID 1 and with it everything in the sandbox.
+fn end(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
-    let _ = cgroup.kill();
-    while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::empty()) {}
-    let _ = cgroup.remove();
 }
 
-/// The socket on which the agent hears its node, in a folder that only the host can reach.
-fn listen(launch: &Launch) -> Result<UnixListener> {
+/// The socket on which the agent hears its node.
+fn listen(folder: &OwnedFd) -> Result<UnixListener> {
     let step = "make the agent's socket";
-    // A path of any length fits only relative to the current folder: socket addresses hold 108 bytes.
-    std::env::set_current_dir(&launch.run_dir).step(step)?;
+    rustix::process::fchdir(folder).step(step)?;
     match fs::remove_file("agent.sock") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(LaunchError::new(step, error)),
         _ => {}

@@ -18,7 +18,7 @@ use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 use super::activity::{Activity, Call};
 use super::machine::{self, Machine};
 use super::record::Record;
-use crate::disk;
+use super::stock::Prepared;
 use crate::guest::Guest;
 use crate::registry::Host;
 
@@ -211,19 +211,13 @@ impl Actor {
     async fn make(&mut self) -> Result<(), Error> {
         let made = async {
             self.check_volume()?;
-            let blank = self.host.disks.blank(self.record.spec.size.disk_mb).await;
-            let blank =
-                blank.map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
-            let folder = self.folder.clone();
-            tokio::task::spawn_blocking(move || {
-                std::fs::create_dir(&folder)?;
-                disk::reflink(&blank, &folder.join("disk.img"))
-            })
-            .await
-            .map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
-            self.start().await
+            std::fs::create_dir(&self.folder)
+                .map_err(|error| Error::unavailable(format!("no folder could be made: {error}")))?;
+            let host = self.host.clone();
+            let _turn = host.turn().await?;
+            let disk_mb = self.record.spec.size.disk_mb;
+            let prepared = Prepared::empty(&host, disk_mb, &self.disk_image()).await?;
+            self.start(prepared).await
         };
         let result = made.await;
         if result.is_err() {
@@ -232,11 +226,27 @@ impl Actor {
         result
     }
 
-    async fn start(&mut self) -> Result<(), Error> {
-        let machine = machine::start(&self.host, &mut self.record, &self.folder).await?;
+    async fn start(&mut self, prepared: Prepared) -> Result<(), Error> {
+        let machine = machine::start(&self.host, &mut self.record, &self.folder, prepared).await?;
         self.machine = Some(machine);
         self.activity.touch();
         self.become_state(SandboxState::Running, None)
+    }
+
+    async fn wake(&mut self) -> Result<(), Error> {
+        let host = self.host.clone();
+        let _turn = host.turn().await?;
+        let disk = host.disks.attach(self.disk_image()).await.map_err(|error| {
+            Error::new(ErrorKind::SandboxFailed, format!("its disk cannot be used: {error}"))
+        })?;
+        let device = disk.device().to_owned();
+        match Prepared::make(&host, disk, &self.record.template_digest).await {
+            Ok(prepared) => self.start(prepared).await,
+            Err(error) => {
+                machine::release_disk(&device, &self.folder).await;
+                Err(error)
+            }
+        }
     }
 
     /// The gate that every use of a sandbox passes.
@@ -245,7 +255,7 @@ impl Actor {
             SandboxState::Running => {}
             SandboxState::Hibernated => {
                 self.check_volume()?;
-                self.start().await?;
+                self.wake().await?;
                 info!("woken");
             }
             SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
@@ -357,6 +367,10 @@ impl Actor {
             }
             _ => {}
         }
+    }
+
+    fn disk_image(&self) -> PathBuf {
+        self.folder.join("disk.img")
     }
 
     fn become_state(&mut self, state: SandboxState, reason: Option<String>) -> Result<(), Error> {

@@ -7,13 +7,14 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use tracing::{debug, warn};
 use warren_guest_api::boot::Boot;
-use warren_runtime_container::cgroup::Cgroup;
-use warren_runtime_container::plan::{CgroupPlan, encode_boot};
+use warren_runtime_container::Root;
+use warren_runtime_container::cgroup::{Cgroup, Limits};
+use warren_runtime_container::plan::encode_boot;
 use warren_runtime_container::process::Watched;
-use warren_runtime_container::{Launch, Launched};
-use warren_types::{Error, ErrorKind};
+use warren_types::{Error, ErrorKind, Size};
 
 use super::record::{MachineRecord, Record, boot_id};
+use super::stock::Prepared;
 use crate::disk;
 use crate::guest::Guest;
 use crate::network::Slot;
@@ -38,16 +39,21 @@ pub(crate) struct Machine {
     disk_device: String,
 }
 
-/// Starts the sandbox of `record` on the disk in `folder`. Writes into the record how to find it again, before there is
-/// anything to find. On failure nothing of it runs.
-pub(crate) async fn start(host: &Arc<Host>, record: &mut Record, folder: &Path) -> Result<Machine, Error> {
-    let _turn = host.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))?;
-    let slot =
-        host.network.take().await.map_err(|error| Error::unavailable(format!("no network: {error}")))?;
+/// Starts the sandbox of `record` in a prepared root, on the disk whose image is in `folder`. Writes into the record how
+/// to find it again, before there is anything to find. On failure nothing of it is left.
+pub(crate) async fn start(
+    host: &Arc<Host>,
+    record: &mut Record,
+    folder: &Path,
+    prepared: Prepared,
+) -> Result<Machine, Error> {
+    let Prepared { slot, root, disk_device } = prepared;
     if !record.spec.network
         && let Err(error) = host.network.disconnect(&slot).await
     {
         host.network.retire(slot);
+        drop(root);
+        release_disk(&disk_device, folder).await;
         return Err(Error::unavailable(format!("the network could not be switched off: {error}")));
     }
     let cpus = host.cpus.take(record.spec.size.cpu_count);
@@ -56,29 +62,42 @@ pub(crate) async fn start(host: &Arc<Host>, record: &mut Record, folder: &Path) 
         slot: slot.index,
         cpus: cpus.clone(),
         pid: 0,
-        disk_device: String::new(),
+        disk_device: disk_device.clone(),
     });
-    let started = match launch(host, record, folder, &slot, &cpus).await {
+    let limits = limits(record.spec.size, cpus.clone(), disk_device.clone());
+    let id_base = host.network.plan().id_base(slot.index);
+    let started = match launch(host, record, folder, root, id_base, &limits).await {
         // The socket has been listening since before the agent ran: this waits for its first answer.
-        Ok((launched, ended)) => Guest::connect(folder).await.map(|guest| (launched, ended, guest)),
+        Ok(ended) => Guest::connect(folder).await.map(|guest| (ended, guest)),
         Err(error) => Err(error),
     };
     match started {
-        Ok((launched, ended, guest)) => {
+        Ok((ended, guest)) => {
             let mut slot = slot;
             serve_names(&mut slot, record);
             let cgroup = host.cgroup(&record.id);
-            Ok(Machine { guest, init: ended, slot, cpus, cgroup, disk_device: launched.disk_device })
+            Ok(Machine { guest, init: ended, slot, cpus, cgroup, disk_device })
         }
         Err(error) => {
             end_processes(&host.cgroup(&record.id)).await;
             host.cpus.give_back(&cpus);
             host.network.retire(slot);
-            if let Some(machine) = record.machine.take() {
-                release_disk(&machine.disk_device, folder).await;
-            }
+            record.machine = None;
+            release_disk(&disk_device, folder).await;
             Err(error)
         }
+    }
+}
+
+fn limits(size: Size, cpus: Vec<u32>, disk_device: String) -> Limits {
+    Limits {
+        cpu_count: size.cpu_count,
+        cpus,
+        memory_bytes: u64::from(size.memory_mb) << 20,
+        pids: MAX_PROCESSES,
+        disk_device: Some(disk_device),
+        io_bytes_per_second: IO_BYTES_PER_SECOND,
+        io_operations_per_second: IO_OPERATIONS_PER_SECOND,
     }
 }
 
@@ -86,53 +105,28 @@ async fn launch(
     host: &Arc<Host>,
     record: &mut Record,
     folder: &Path,
-    slot: &Slot,
-    cpus: &[u32],
-) -> Result<(Launched, Watched), Error> {
+    root: Root,
+    id_base: u32,
+    limits: &Limits,
+) -> Result<Watched, Error> {
     let trouble = |what: &str, error: &dyn std::fmt::Display| {
         Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be started: {what}: {error}"))
     };
     record.save(folder).map_err(|error| trouble("could not write its record", &error))?;
-    let template_root = host
-        .disks
-        .template_root(&record.template_digest)
-        .await
-        .map_err(|error| trouble("its template cannot be used", &error))?;
-    let size = record.spec.size;
-    let launch = Launch {
-        hostname: "sandbox".into(),
-        id_base: host.network.plan().id_base(slot.index),
-        cgroup: CgroupPlan {
-            parent: host.cgroup_parent.clone(),
-            name: record.id.to_string(),
-            cpu_count: size.cpu_count,
-            cpus: cpus.to_vec(),
-            memory_bytes: u64::from(size.memory_mb) << 20,
-            pids: MAX_PROCESSES,
-            io_bytes_per_second: IO_BYTES_PER_SECOND,
-            io_operations_per_second: IO_OPERATIONS_PER_SECOND,
-        },
-        template_root,
-        disk_image: folder.join("disk.img"),
-        run_dir: folder.to_owned(),
-        stage_dir: host.stage_dir.clone(),
-        agent: host.agent.clone(),
-        lxcfs: host.lxcfs.clone(),
-    };
+    let cgroup = host.cgroup(&record.id);
+    cgroup
+        .create(limits)
+        .and_then(|()| cgroup.delegate(id_base))
+        .and_then(|()| cgroup.admit(root.pid()))
+        .map_err(|error| trouble("its cgroup", &error))?;
     let boot = encode_boot(&Boot { sandbox_id: record.id.clone(), envs: record.spec.envs.clone() });
-    let launched = host
-        .launcher()
-        .map_err(|error| trouble("the launcher does not run", &error))?
-        .launch(&launch, slot.namespace(), &boot)
-        .await
-        .map_err(|error| trouble("launch", &error))?;
+    let launched =
+        root.launch(folder, &host.agent, &boot).await.map_err(|error| trouble("launch", &error))?;
     debug!(id = %record.id, steps = ?launched.steps, "launched");
     if let Some(machine) = &mut record.machine {
         machine.pid = launched.pid;
-        machine.disk_device.clone_from(&launched.disk_device);
     }
-    let ended = Watched::new(launched.pid).map_err(|error| trouble("it ended at once", &error))?;
-    Ok((launched, ended))
+    Watched::new(launched.pid).map_err(|error| trouble("it ended at once", &error))
 }
 
 /// Takes over the sandbox that `record` says is running. An error means that it is not, or cannot be used; whatever is
@@ -248,10 +242,8 @@ pub(crate) async fn end_processes(cgroup: &Cgroup) {
     }
 }
 
-async fn release_disk(device: &str, folder: &Path) {
-    if device.is_empty() {
-        return;
-    }
+/// Waits until the kernel has written out and let go of a disk that nobody uses any more.
+pub(crate) async fn release_disk(device: &str, folder: &Path) {
     if let Err(error) = disk::wait_released(device, &folder.join("disk.img")).await {
         warn!(%error, folder = %folder.display(), "a disk is still attached");
     }

@@ -37,7 +37,7 @@ pub(crate) struct MachineRecord {
     pub(crate) cpus: Vec<u32>,
     /// 0 until it is known.
     pub(crate) pid: i32,
-    /// `major:minor` of the loop device of its disk; empty until it is known.
+    /// `major:minor` of the loop device of its disk.
     pub(crate) disk_device: String,
 }
 
