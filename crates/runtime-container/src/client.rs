@@ -15,13 +15,16 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::pipe::PipeFlags;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use crate::launcher::SOCKET_FD;
-use crate::plan::{Launch, LaunchError, Launched, MAX_REQUEST_BYTES, Result, Step};
+use crate::plan::{
+    Capture, Captured, Launch, LaunchError, Launched, MAX_REQUEST_BYTES, Request, Result, Step,
+};
 
-/// A launch that takes longer than this is given up.
+/// A request that takes longer than this is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_REPLY_BYTES: u64 = 64 * 1024;
 
@@ -59,17 +62,34 @@ impl Launcher {
         network_namespace: BorrowedFd<'_>,
         boot: &[u8],
     ) -> Result<Launched> {
-        let step = "send the launch request";
         let boot = memory_file(boot).step("write the agent's settings")?;
+        self.ask(&Request::Launch(launch.clone()), &[network_namespace, boot.as_fd()]).await
+    }
+
+    /// Takes the disk of a running sandbox: makes the empty file `target` share all blocks of its image `source`. `root`
+    /// is a folder of its root file system.
+    pub async fn capture(
+        &self,
+        capture: &Capture,
+        root: BorrowedFd<'_>,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+    ) -> Result<Captured> {
+        self.ask(&Request::Capture(capture.clone()), &[root, source, target]).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<T> {
+        let step = "send a request to the launcher";
         let (reply, reply_end) =
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(step)?;
-        let request = serde_json::to_vec(launch).step(step)?;
+        let request = serde_json::to_vec(request).step(step)?;
         if request.len() > MAX_REQUEST_BYTES {
             return Err(LaunchError::new(step, "it is too large"));
         }
-        // The launcher's end of the pipe must block: the set-up process writes its answer in one go.
+        // The launcher's end of the pipe must block: whoever answers writes in one go.
         rustix::fs::fcntl_setfl(&reply_end, rustix::fs::OFlags::empty()).step(step)?;
-        self.send(&request, [network_namespace, boot.as_fd(), reply_end.as_fd()]).step(step)?;
+        let descriptors = [descriptors, &[reply_end.as_fd()]].concat();
+        self.send(&request, &descriptors).step(step)?;
         drop(reply_end);
 
         let step = "hear from the launcher";
@@ -80,16 +100,19 @@ impl Launcher {
             .map_err(|_| LaunchError::new(step, "it took too long"))?
             .step(step)?;
         if answer.is_empty() {
-            return Err(LaunchError::new(step, "the set-up process ended without an answer"));
+            return Err(LaunchError::new(
+                step,
+                "the process that served the request ended without an answer",
+            ));
         }
-        serde_json::from_slice::<Result<Launched>>(&answer).step(step)?
+        serde_json::from_slice::<Result<T>>(&answer).step(step)?
     }
 
-    fn send(&self, request: &[u8], descriptors: [BorrowedFd<'_>; 3]) -> rustix::io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    fn send(&self, request: &[u8], descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        debug_assert!(pushed, "the buffer is made for three descriptors");
+        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        debug_assert!(pushed, "the buffer is made for four descriptors");
         rustix::net::sendmsg(&self.socket, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL)
             .map(drop)
     }

@@ -24,6 +24,7 @@ pub mod launcher;
 pub mod plan;
 pub mod process;
 
+mod capture;
 mod init;
 mod rootfs;
 mod seccomp;
@@ -31,7 +32,7 @@ mod setup;
 mod sys;
 
 pub use client::Launcher;
-pub use plan::{Launch, LaunchError, Launched};
+pub use plan::{Capture, Captured, Launch, LaunchError, Launched};
 
 /// Network namespaces, for threads made for nothing else.
 pub mod network_namespace {
