@@ -6,6 +6,7 @@
 mod auth;
 mod body;
 mod channel;
+mod checkpoints;
 mod errors;
 mod exec;
 mod exec_answer;
@@ -17,11 +18,13 @@ mod identity;
 mod json_text;
 mod openapi;
 mod params;
+mod patches;
 mod pty;
 mod query;
 mod relay;
 mod request_id;
 mod sandboxes;
+mod scaling;
 mod tags;
 mod unread;
 
@@ -50,7 +53,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// Every route that clients may know of, with its description.
 fn documented() -> OpenApiRouter<Arc<App>> {
-    let api = sandboxes::routes().merge(tags::routes()).merge(identity::routes()).merge(data_plane());
+    let api = sandboxes::routes()
+        .merge(checkpoints::routes())
+        .merge(patches::routes())
+        .merge(scaling::routes())
+        .merge(tags::routes())
+        .merge(identity::routes())
+        .merge(data_plane());
     OpenApiRouter::with_openapi(openapi::about()).merge(health::routes()).nest("/api", api)
 }
 

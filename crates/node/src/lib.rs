@@ -11,6 +11,7 @@
 //! sandbox's disk; [`Node::start`] re-adopts what runs, and undoes what is half made.
 
 mod agent;
+mod checkpoint;
 mod config;
 mod cpus;
 mod disk;

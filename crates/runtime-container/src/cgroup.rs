@@ -6,6 +6,8 @@
 //! controller is: in version 2 on the very group the guest sees (its files stay the host's), in version 1 in
 //! hierarchies the guest cannot see.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -13,8 +15,6 @@ use std::path::{Path, PathBuf};
 
 /// Controllers that limits need.
 pub const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
-
-const CPU_PERIOD_US: u64 = 100_000;
 
 /// What a sandbox may use.
 #[derive(Debug, Clone)]
@@ -57,6 +57,10 @@ pub enum CgroupError {
     Create { path: PathBuf, source: io::Error },
     #[error("could not remove the cgroup {path}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error("{used} bytes of memory are in use, more than the limit of {limit} that was asked for")]
+    InUse { used: u64, limit: u64 },
+    #[error("the change was interrupted: {0}")]
+    Interrupted(String),
 }
 
 type Result<T> = std::result::Result<T, CgroupError>;
@@ -192,61 +196,24 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// Name of the group of all sandboxes of its node, and its own in there.
+    #[must_use]
+    pub fn names(&self) -> (String, String) {
+        let name = |path: Option<&std::ffi::OsStr>| path.unwrap_or_default().to_string_lossy().into_owned();
+        (name(self.path.parent().map(Path::as_os_str)), name(self.path.file_name()))
+    }
+
     /// Makes the group and sets its limits.
     pub fn create(&self, limits: &Limits) -> Result<()> {
         for root in self.hierarchies.roots() {
             create(&root.join(&self.path))?;
         }
-        self.limit_cpu(limits)?;
-        self.limit_memory(limits)?;
+        self.limit_cpu(limits.cpu_count, &limits.cpus)?;
+        self.limit_memory(limits.memory_bytes)?;
         if let Some((_, folder)) = self.hierarchies.controller("pids", &self.path) {
             write(&folder.join("pids.max"), &limits.pids.to_string())?;
         }
         self.limit_io(limits)
-    }
-
-    fn limit_cpu(&self, limits: &Limits) -> Result<()> {
-        let quota = u64::from(limits.cpu_count) * CPU_PERIOD_US;
-        match self.hierarchies.controller("cpu", &self.path) {
-            Some((Version::Two, folder)) => {
-                write(&folder.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
-            }
-            Some((Version::One, folder)) => {
-                write(&folder.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
-                write(&folder.join("cpu.cfs_quota_us"), &quota.to_string())?;
-            }
-            None => {}
-        }
-        let Some((version, folder)) = self.hierarchies.controller("cpuset", &self.path) else {
-            return Ok(());
-        };
-        let cpus: Vec<String> = limits.cpus.iter().map(u32::to_string).collect();
-        if version == Version::One {
-            let parent = folder.parent().expect("a group is below the root");
-            write(&folder.join("cpuset.mems"), read(&parent.join("cpuset.mems"))?.trim())?;
-            if cpus.is_empty() {
-                write(&folder.join("cpuset.cpus"), read(&parent.join("cpuset.cpus"))?.trim())?;
-            }
-        }
-        if !cpus.is_empty() {
-            write(&folder.join("cpuset.cpus"), &cpus.join(","))?;
-        }
-        Ok(())
-    }
-
-    fn limit_memory(&self, limits: &Limits) -> Result<()> {
-        let bytes = limits.memory_bytes.to_string();
-        match self.hierarchies.controller("memory", &self.path) {
-            Some((Version::Two, folder)) => {
-                write(&folder.join("memory.max"), &bytes)?;
-                write_if_there(&folder.join("memory.swap.max"), "0")
-            }
-            Some((Version::One, folder)) => {
-                write(&folder.join("memory.limit_in_bytes"), &bytes)?;
-                write_if_there(&folder.join("memory.memsw.limit_in_bytes"), &bytes)
-            }
-            None => Ok(()),
-        }
     }
 
     fn limit_io(&self, limits: &Limits) -> Result<()> {
@@ -295,6 +262,25 @@ impl Cgroup {
     /// Ends every process of the group and of those below it.
     pub fn kill(&self) -> Result<()> {
         write_if_there(&self.hierarchies.unified.join(&self.path).join("cgroup.kill"), "1")
+    }
+
+    /// Asks every process of the group and of those below it to stop where it is; [`Self::is_frozen`] says when all have.
+    pub fn freeze(&self) -> Result<()> {
+        write(&self.freezer(), "1")
+    }
+
+    /// Lets them go on. One that was not frozen, or is gone, stays as it is.
+    pub fn thaw(&self) -> Result<()> {
+        write_if_there(&self.freezer(), "0")
+    }
+
+    pub fn is_frozen(&self) -> Result<bool> {
+        let events = read(&self.hierarchies.unified.join(&self.path).join("cgroup.events"))?;
+        Ok(events.lines().any(|line| line == "frozen 1"))
+    }
+
+    fn freezer(&self) -> PathBuf {
+        self.hierarchies.unified.join(&self.path).join("cgroup.freeze")
     }
 
     /// Whether a process is left in the group or below it.

@@ -18,9 +18,11 @@ use tokio::net::unix::pipe;
 use crate::disk::Disk;
 use crate::launcher::SOCKET_FD;
 use crate::packet;
-use crate::plan::{Launch, LaunchError, Launched, Preparation, Prepared, Result, Step};
+use crate::plan::{
+    Capture, Captured, Launch, LaunchError, Launched, Preparation, Prepared, Request, Result, Step,
+};
 
-/// A launch that takes longer than this is given up.
+/// A request that takes longer than this is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_REPLY_BYTES: u64 = 64 * 1024;
 
@@ -56,12 +58,31 @@ impl Launcher {
         let (control, their_end) = packet::pair().step("make a socket")?;
         let (answer, reply) = Answer::pipe().step("make a pipe")?;
         let descriptors = [network_namespace, disk.as_fd(), their_end.as_fd(), reply.as_fd()];
-        packet::send(&self.socket, preparation, descriptors)?;
+        packet::send(&self.socket, &Request::Prepare(preparation.clone()), descriptors)?;
         // From here on they are the set-up process's alone.
         drop((disk, their_end, reply));
         let Prepared { pid, steps } = answer.hear().await?;
         tracing::trace!(?steps, "a root is prepared");
         Ok(Root { control, pid })
+    }
+
+    /// Takes the disk of a running sandbox: makes the empty file `target` share all blocks of its image `source`. `root`
+    /// is a folder of its root file system.
+    pub async fn capture(
+        &self,
+        capture: &Capture,
+        root: BorrowedFd<'_>,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+    ) -> Result<Captured> {
+        let (answer, reply) = Answer::pipe().step("make a pipe")?;
+        packet::send(
+            &self.socket,
+            &Request::Capture(capture.clone()),
+            [root, source, target, reply.as_fd()],
+        )?;
+        drop(reply);
+        answer.hear().await
     }
 }
 
@@ -118,7 +139,10 @@ impl Answer {
             .map_err(|_| LaunchError::new(step, "it took too long"))?
             .step(step)?;
         if answer.is_empty() {
-            return Err(LaunchError::new(step, "the set-up process ended without an answer"));
+            return Err(LaunchError::new(
+                step,
+                "the process that served the request ended without an answer",
+            ));
         }
         serde_json::from_slice::<Result<T>>(&answer).step(step)?
     }

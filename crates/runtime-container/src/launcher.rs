@@ -1,4 +1,5 @@
-//! The launcher: a single-threaded program that forks a set-up process for each [`Preparation`] it is sent.
+//! The launcher: a single-threaded program that forks a process for each request it is sent: a set-up process for a root, a
+//! pair of them for a capture.
 //!
 //! It is started by the node as `warren launcher` with one end of a packet socket as descriptor 3, and ends when the
 //! node's end closes. It holds nothing: sandboxes go on without it.
@@ -6,11 +7,10 @@
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use crate::packet;
-use crate::plan::{MAX_REQUEST_BYTES, Preparation, Result, Step};
+use crate::plan::{MAX_REQUEST_BYTES, Request, Result, Step};
 use crate::seccomp::{self, Instruction};
-use crate::setup::{self, Descriptors};
 use crate::sys::{self, EndedChildren, Fork};
+use crate::{capture, packet, setup};
 
 /// Descriptor of the launcher's end of the socket.
 pub const SOCKET_FD: i32 = 3;
@@ -38,23 +38,32 @@ fn serve() -> Result<()> {
     let mut buffer = vec![0; MAX_REQUEST_BYTES];
     loop {
         let Some((request, descriptors)) = packet::receive(&socket, &mut buffer)? else { return Ok(()) };
-        match sys::fork(0).step("fork a set-up process")? {
+        match sys::fork(0).step("fork a process for the request")? {
             Fork::Parent(_) => {}
-            Fork::Child => set_up(socket, request, descriptors, &filter),
+            Fork::Child => serve_one(socket, request, descriptors, &filter),
         }
     }
 }
 
-fn set_up(socket: OwnedFd, request: &[u8], descriptors: [OwnedFd; 4], filter: &[Instruction]) -> ! {
+fn serve_one(socket: OwnedFd, request: &[u8], descriptors: [OwnedFd; 4], filter: &[Instruction]) -> ! {
     drop(socket);
     // An interrupt at the terminal is for the server, which decides what becomes of its sandboxes.
     let _ = rustix::process::setsid();
     let _ = sys::ended_children(EndedChildren::Keep);
-    let [network_namespace, disk, control, reply] = descriptors;
-    let descriptors = Descriptors { network_namespace, disk, control };
-    match packet::decode::<Preparation>(request) {
-        Ok(preparation) => setup::run(&preparation, descriptors, reply, filter),
-        Err(error) => setup::answer::<()>(reply, &Err(error)),
+    match packet::decode::<Request>(request) {
+        Ok(Request::Prepare(preparation)) => {
+            let [network_namespace, disk, control, reply] = descriptors;
+            let descriptors = setup::Descriptors { network_namespace, disk, control };
+            setup::run(&preparation, descriptors, reply, filter);
+        }
+        Ok(Request::Capture(capture)) => {
+            let [root, source, target, reply] = descriptors;
+            capture::run(&capture, &capture::Descriptors { root, source, target, reply });
+        }
+        Err(error) => {
+            let [.., reply] = descriptors;
+            setup::answer::<()>(reply, &Err(error));
+        }
     }
     sys::exit_now(0)
 }

@@ -27,6 +27,7 @@ pub mod launcher;
 pub mod plan;
 pub mod process;
 
+mod capture;
 mod disk;
 mod init;
 mod packet;
@@ -37,7 +38,7 @@ mod sys;
 
 pub use client::{Launcher, Root};
 pub use disk::Disk;
-pub use plan::{LaunchError, Launched, Preparation};
+pub use plan::{Capture, Captured, LaunchError, Launched, Preparation};
 
 /// Network namespaces, for threads made for nothing else.
 pub mod network_namespace {

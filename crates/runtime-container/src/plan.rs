@@ -8,6 +8,37 @@ use warren_guest_api::boot::Boot;
 /// Largest request, in bytes; paths are the large part.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
+/// What the launcher can be asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    Prepare(Preparation),
+    Capture(Capture),
+}
+
+/// The disk of a running sandbox, to be taken while everything in it stands still.
+///
+/// Four descriptors travel with it: a folder of the sandbox's root, its image, an empty file on the same file system, and the
+/// write end of a pipe for the answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Capture {
+    pub cgroup_parent: String,
+    pub cgroup_name: String,
+    /// A sandbox that does not come to rest within this is taken as it is.
+    pub rest_within_ms: u64,
+    /// Longest time it is kept at rest.
+    pub rest_at_most_ms: u64,
+}
+
+/// A disk that was taken.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Captured {
+    /// Everything stood still, and all that had been written is in the image.
+    pub quiesced: bool,
+    /// From the first process that was stopped to the last that went on, in microseconds.
+    pub pause_us: u64,
+}
+
 /// A root to prepare: what of a sandbox does not depend on who will have it.
 ///
 /// Four descriptors travel with it: the network namespace, the mounted disk, one end of a packet socket on which the

@@ -4,6 +4,7 @@
 
 mod authorisation;
 mod bad_input;
+mod checkpoints;
 mod create;
 mod exec;
 mod files;
@@ -15,5 +16,6 @@ mod list;
 mod openapi;
 mod pty;
 mod reconcile;
+mod scaling;
 mod sim;
 mod web_socket;

@@ -1,5 +1,7 @@
 //! The running part of a sandbox: its processes, its network slot, its CPUs and the connection to its agent.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,14 +9,16 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use tracing::{debug, warn};
 use warren_guest_api::boot::Boot;
-use warren_runtime_container::Root;
-use warren_runtime_container::cgroup::{Cgroup, Limits};
+use warren_runtime_container::cgroup::{Cgroup, CgroupError, Limits};
 use warren_runtime_container::plan::encode_boot;
 use warren_runtime_container::process::Watched;
+use warren_runtime_container::{Capture, Captured, Root};
 use warren_types::{Error, ErrorKind, Size};
 
+use super::DISK;
 use super::record::{MachineRecord, Record, boot_id};
 use super::stock::Prepared;
+use crate::checkpoint::make::now_ms;
 use crate::disk;
 use crate::guest::Guest;
 use crate::network::Slot;
@@ -29,10 +33,15 @@ const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long commands get to end by themselves before a hibernation ends them.
 const GRACE: Duration = Duration::from_secs(2);
+/// A sandbox that does not come to rest within this is captured as it is.
+const REST_WITHIN: Duration = Duration::from_millis(500);
+/// Longest time it is kept at rest.
+const REST_AT_MOST: Duration = Duration::from_secs(2);
 
 pub(crate) struct Machine {
     pub(crate) guest: Guest,
     init: Watched,
+    pid: i32,
     slot: Slot,
     cpus: Vec<u32>,
     cgroup: Cgroup,
@@ -63,6 +72,7 @@ pub(crate) async fn start(
         cpus: cpus.clone(),
         pid: 0,
         disk_device: disk_device.clone(),
+        since_ms: now_ms(),
     });
     let limits = limits(record.spec.size, cpus.clone(), disk_device.clone());
     let id_base = host.network.plan().id_base(slot.index);
@@ -76,7 +86,8 @@ pub(crate) async fn start(
             let mut slot = slot;
             serve_names(&mut slot, record);
             let cgroup = host.cgroup(&record.id);
-            Ok(Machine { guest, init: ended, slot, cpus, cgroup, disk_device })
+            let pid = record.machine.as_ref().map_or(0, |machine| machine.pid);
+            Ok(Machine { guest, init: ended, pid, slot, cpus, cgroup, disk_device })
         }
         Err(error) => {
             end_processes(&host.cgroup(&record.id)).await;
@@ -138,6 +149,8 @@ pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> R
         if machine.boot_id != boot_id() || machine.pid == 0 || !cgroup.contains(machine.pid) {
             return Err("its processes have ended".to_owned());
         }
+        // A capture that was killed in every part of it has left it standing still.
+        cgroup.thaw().map_err(|error| error.to_string())?;
         let ended =
             Watched::new(machine.pid).map_err(|error| format!("its processes have ended: {error}"))?;
         let slot = host
@@ -160,6 +173,7 @@ pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> R
             Ok(Machine {
                 guest,
                 init: ended,
+                pid: machine.pid,
                 slot,
                 cpus: machine.cpus.clone(),
                 cgroup,
@@ -208,12 +222,71 @@ impl Machine {
         }
     }
 
+    /// A folder of its root file system, seen from the host.
+    pub(crate) fn open_root(&self) -> std::io::Result<File> {
+        let root = File::open(format!("/proc/{}/root", self.pid))?;
+        // Another process may have got the number since; not while this one was there before and after.
+        if self.init.has_ended() {
+            return Err(std::io::Error::other("it has ended"));
+        }
+        Ok(root)
+    }
+
+    /// Makes the empty file `target` the same as its disk, with everything in it standing still.
+    pub(crate) async fn capture(&self, host: &Host, folder: &Path, target: &File) -> Result<Captured, Error> {
+        let trouble = |error: &dyn std::fmt::Display| {
+            Error::unavailable(format!("the sandbox's disk could not be taken: {error}"))
+        };
+        let root = self.open_root().map_err(|error| trouble(&error))?;
+        let source = File::open(folder.join(DISK)).map_err(|error| trouble(&error))?;
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (cgroup_parent, cgroup_name) = self.cgroup.names();
+        let capture = Capture {
+            cgroup_parent,
+            cgroup_name,
+            rest_within_ms: milliseconds(REST_WITHIN),
+            rest_at_most_ms: milliseconds(REST_AT_MOST),
+        };
+        let launcher = host.launcher().map_err(|error| trouble(&error))?;
+        let captured = launcher.capture(&capture, root.as_fd(), source.as_fd(), target.as_fd()).await;
+        captured.map_err(|error| {
+            let _ = self.cgroup.thaw();
+            trouble(&error)
+        })
+    }
+
+    pub(crate) fn cpus(&self) -> &[u32] {
+        &self.cpus
+    }
+
+    /// Changes its limits while it runs; the disk's size is not one of them.
+    pub(crate) async fn resize(&mut self, host: &Arc<Host>, size: Size) -> Result<(), CgroupError> {
+        let cpus = host.cpus.take(size.cpu_count);
+        let (cgroup, wanted) = (self.cgroup.clone(), cpus.clone());
+        let memory = u64::from(size.memory_mb) << 20;
+        // Taking memory back can take a while.
+        let resized = tokio::task::spawn_blocking(move || cgroup.resize(size.cpu_count, &wanted, memory));
+        let resized = resized.await.unwrap_or_else(|error| Err(CgroupError::Interrupted(error.to_string())));
+        let freed = match resized {
+            Ok(()) => std::mem::replace(&mut self.cpus, cpus),
+            Err(_) => cpus,
+        };
+        host.cpus.give_back(&freed);
+        resized
+    }
+
     /// Ends everything and gives back what it held. Its disk is written out and no longer attached afterwards.
     pub(crate) async fn end(self, host: &Arc<Host>, folder: &Path) {
+        let device = self.disk_device.clone();
+        self.end_without_disk(host).await;
+        release_disk(&device, folder).await;
+    }
+
+    /// Ends everything; its disk may still be attached for a moment.
+    pub(crate) async fn end_without_disk(self, host: &Arc<Host>) {
         end_processes(&self.cgroup).await;
         host.cpus.give_back(&self.cpus);
         host.network.retire(self.slot);
-        release_disk(&self.disk_device, folder).await;
     }
 }
 
@@ -244,7 +317,7 @@ pub(crate) async fn end_processes(cgroup: &Cgroup) {
 
 /// Waits until the kernel has written out and let go of a disk that nobody uses any more.
 pub(crate) async fn release_disk(device: &str, folder: &Path) {
-    if let Err(error) = disk::wait_released(device, &folder.join("disk.img")).await {
+    if let Err(error) = disk::wait_released(device, &folder.join(DISK)).await {
         warn!(%error, folder = %folder.display(), "a disk is still attached");
     }
 }
