@@ -51,6 +51,15 @@ struct Named {
     argv: Vec<String>,
 }
 
+// === impl Part ===
+
+impl Part {
+    /// Its bytes from `at` on, at most so many; none at its end.
+    pub fn read(&self, at: u64, most: u64) -> io::Result<Vec<u8>> {
+        read(&self.file, at, self.length.min(at.saturating_add(most)))
+    }
+}
+
 // === impl History ===
 
 impl History {
