@@ -19,6 +19,8 @@ use warren_types::ExecId;
 pub const MAX_LIMIT: u32 = 10_000;
 /// Longest line of one row, in bytes as they were written. A longer one becomes several rows.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
+/// Latest time a row may have, on the last days of the year 9999: later ones cannot be written in every time zone.
+pub const MAX_TIME_MS: u64 = 253_402_207_200_000;
 /// Longest row as JSON: every byte of its line written as `\u0000`, and room for the rest.
 pub const MAX_ROW_BYTES: usize = 128 * 1024;
 

@@ -14,6 +14,7 @@
 //! | `PUT /v1/sandboxes/{id}/timeout` | [`Timeout`] | [`Report`] |
 //! | `POST /v1/sandboxes/{id}/wake` | | [`Report`] |
 //! | `POST /v1/sandboxes/{id}/hibernate` | | [`Report`] |
+//! | `POST /v1/sandboxes/{id}/logs` | [`warren_guest_api::logs::Query`] | as `POST /v1/logs` there; never wakes it, and ends after the history when it does not run |
 //! | any `/v1/sandboxes/{id}/guest/{path}` | as in `warren-guest-api` `/v1/{path}` | as there; wakes the sandbox |
 //! | `GET /v1/changes` | | JSON lines: a [`Report`] for every sandbox, then one for each change, for as long as the connection lives; blank lines keep it alive |
 

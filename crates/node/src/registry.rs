@@ -21,8 +21,8 @@ use crate::disk::{self, Disks};
 use crate::network::{Plan, Pool};
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, boot_id};
-use crate::sandbox::{Handle, actor};
-use crate::{agent, lxcfs};
+use crate::sandbox::{Handle, actor, log};
+use crate::{agent, inotify, lxcfs};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;
@@ -109,6 +109,7 @@ impl Registry {
         if let Err(error) = hierarchies.favour_moves() {
             info!(%error, "this kernel cannot favour moves between cgroups: some creates will take longer");
         }
+        inotify::raise_limits();
         let agent_dir = config.data_dir.join("agent");
         let agent = agent::ensure(&agent_dir).map_err(|source| StartError::Folder {
             what: "the guest agent",
@@ -171,6 +172,8 @@ impl Registry {
             machine::end_processes(&self.host.cgroup(&record.id)).await;
             let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
             record.machine = None;
+            // It was cut off, perhaps before that was done.
+            log::note_missing(&folder).await;
             record.become_state(SandboxState::Hibernated, None);
         } else if record.state == SandboxState::Running {
             match machine::adopt(&self.host, &record, &folder).await {
@@ -180,13 +183,13 @@ impl Registry {
                     record.machine = None;
                     if rebooted {
                         // Its processes went with the host; its disk is whole and the next use starts it again.
+                        log::note_missing(&folder).await;
                         record.become_state(SandboxState::Hibernated, None);
                     } else {
                         info!(id = %record.id, reason, "a sandbox ended while the node was down");
-                        record.become_state(
-                            SandboxState::Error,
-                            Some(format!("while the node was down, {reason}")),
-                        );
+                        let reason = format!("while the node was down, {reason}");
+                        log::note_failure(&folder, &reason).await;
+                        record.become_state(SandboxState::Error, Some(reason));
                     }
                 }
             }

@@ -4,9 +4,11 @@
 //! - [`machine`]: the running part: processes, network slot, CPUs, connection to the agent. Started, adopted, ended.
 //! - [`actor`]: the one owner; it decides what happens in which order.
 //! - [`activity`]: when the sandbox was last used, for its idle time-out.
+//! - [`log`]: what it has logged, also while it does not run.
 
 pub(crate) mod activity;
 pub(crate) mod actor;
+pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod record;
 

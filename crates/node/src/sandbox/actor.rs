@@ -16,6 +16,7 @@ use warren_node_api::{Report, SandboxSpec};
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::activity::{Activity, Call};
+use super::log::{self, Log};
 use super::machine::{self, Machine};
 use super::record::Record;
 use crate::disk;
@@ -39,6 +40,8 @@ enum Request {
     /// A call has failed: finds out whether the agent still speaks the protocol.
     Doubt,
     Report(Answer<Report>),
+    /// Who knows what it has logged. Neither wakes it nor counts as use.
+    Log(Answer<Log>),
     Hibernate(Answer<Report>),
     SetTimeout(u32, Answer<Report>),
     Delete(Answer<()>),
@@ -65,6 +68,11 @@ impl Handle {
 
     pub(crate) async fn report(&self) -> Result<Report, Error> {
         self.ask(Request::Report).await
+    }
+
+    /// Who knows what it has logged, as things stand.
+    pub(crate) async fn log(&self) -> Result<Log, Error> {
+        self.ask(Request::Log).await
     }
 
     pub(crate) async fn hibernate(&self) -> Result<Report, Error> {
@@ -193,6 +201,11 @@ impl Actor {
             Request::Report(answer) => {
                 let _ = answer.send(Ok(self.record.report()));
             }
+            Request::Log(answer) => {
+                let running = self.record.state == SandboxState::Running;
+                let guest = if running { self.ensure_running().await.ok() } else { None };
+                let _ = answer.send(Ok(guest.map_or_else(|| Log::Copy(self.folder.clone()), Log::Agent)));
+            }
             Request::Hibernate(answer) => {
                 let result = self.ensure_hibernated().await;
                 let _ = answer.send(result.map(|()| self.record.report()));
@@ -299,6 +312,7 @@ impl Actor {
         }
         if let Some(machine) = self.machine.take() {
             machine.ask_to_end().await;
+            log::take_over(&machine.guest, &self.folder).await;
             machine.end(&self.host, &self.folder).await;
         }
         self.record.machine = None;
@@ -329,6 +343,7 @@ impl Actor {
     /// Ends what runs and keeps the disk; the reason is there to read.
     async fn fail(&mut self, reason: String) {
         info!(reason, "failed");
+        log::note_failure(&self.folder, &reason).await;
         if let Some(machine) = self.machine.take() {
             machine.end(&self.host, &self.folder).await;
         }
@@ -407,6 +422,7 @@ fn refuse(request: Request, error: &Error) {
     let error = error.clone();
     match request {
         Request::Use(answer) => drop(answer.send(Err(error))),
+        Request::Log(answer) => drop(answer.send(Err(error))),
         Request::Report(answer) | Request::Hibernate(answer) | Request::SetTimeout(_, answer) => {
             drop(answer.send(Err(error)));
         }

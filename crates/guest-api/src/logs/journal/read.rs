@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::lines::{each_backward, each_forward, read};
 use super::{CommandRecord, MAX_RECORD, RowRecord};
-use crate::logs::{Filter, Row};
+use crate::logs::{Filter, MAX_ROW_BYTES, MAX_TIME_MS, Row};
 
 /// Longest record of a command: command lines are cut for listings, to a few thousand bytes of JSON.
 const MAX_COMMAND: u64 = 16 * 1024;
@@ -120,7 +120,8 @@ pub fn read_on(
 }
 
 fn parse(line: &[u8]) -> Option<RowRecord<'_>> {
-    if line.len() > MAX_RECORD { None } else { serde_json::from_slice(line).ok() }
+    let record: RowRecord<'_> = (line.len() <= MAX_RECORD).then(|| serde_json::from_slice(line).ok())??;
+    (record.time_ms <= MAX_TIME_MS).then_some(record)
 }
 
 // === impl Commands ===
@@ -148,7 +149,12 @@ impl Commands {
             argv: named.map(|named| named.argv.clone()).unwrap_or_default(),
             exit_code: record.exit_code,
         };
+        let start = lines.len();
         super::write(lines, &row);
+        // None of ours is this long; a forged one may be, with the command it names.
+        if lines.len() - start > MAX_ROW_BYTES {
+            lines.truncate(start);
+        }
     }
 
     fn find(&mut self, file: &File, number: u64, at: u64) -> Option<Arc<Named>> {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use warren_types::ExecId;
 
 use super::*;
-use crate::logs::{Filter, Row};
+use crate::logs::{Filter, MAX_TIME_MS, Row};
 
 fn file_of(text: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
@@ -138,6 +138,16 @@ fn what_root_has_changed_is_passed_over() {
         at = read_on((&file, 1), range, 1, &Filter::default(), &mut Commands::default(), &mut seen).unwrap();
     }
     assert_eq!(lines(&parsed(&seen)), expected);
+
+    // A row and a command that are too long together, and a time that is none.
+    let id = "00000001".parse().unwrap();
+    let mut text = Vec::new();
+    write_command(&mut text, &id, &"c".repeat(8000), &[]);
+    let (distance, line) = (text.len() as u64, "x".repeat(MAX_RECORD - 4000));
+    NewRow { command: Some((&id, distance)), ..new_row(1, &line) }.write(&mut text);
+    new_row(u64::MAX, "late").write(&mut text);
+    new_row(MAX_TIME_MS, "seven").write(&mut text);
+    assert_eq!(lines(&find(vec![part(&text)], &Filter::default(), 100)), ["seven"]);
 
     // Less is there than was said.
     let short = Part { file: file_of(&text[..HEADER.len() + 10]), length: text.len() as u64 };
