@@ -15,6 +15,7 @@ mod headers;
 mod health;
 mod identity;
 mod json_text;
+mod logs;
 mod openapi;
 mod params;
 mod pty;
@@ -50,7 +51,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// Every route that clients may know of, with its description.
 fn documented() -> OpenApiRouter<Arc<App>> {
-    let api = sandboxes::routes().merge(tags::routes()).merge(identity::routes()).merge(data_plane());
+    let api = sandboxes::routes()
+        .merge(logs::routes())
+        .merge(tags::routes())
+        .merge(identity::routes())
+        .merge(data_plane());
     OpenApiRouter::with_openapi(openapi::about()).merge(health::routes()).nest("/api", api)
 }
 
