@@ -1,4 +1,5 @@
-//! What the sandbox has logged: the lines of its commands, how they ended, the text files under `/var/log`.
+//! What the sandbox has logged: the lines of its commands, how they ended, the text files under `/var/log`. Terminals are
+//! not logged.
 //!
 //! ```text
 //!   commands ──▶ intake ─┐                                      ┌─▶ history ─┐
@@ -59,8 +60,8 @@ pub(crate) struct Journal {
     end: Cell<Position>,
     /// Something was written.
     changed: Rc<Notice>,
-    streams: Cell<usize>,
-    followers: Cell<usize>,
+    streams: Rc<Cell<usize>>,
+    followers: Rc<Cell<usize>>,
 }
 
 impl Journal {
@@ -79,8 +80,8 @@ impl Journal {
             wanted: Cell::new(0),
             end: Cell::default(),
             changed: Rc::default(),
-            streams: Cell::new(0),
-            followers: Cell::new(0),
+            streams: Rc::default(),
+            followers: Rc::default(),
         })
     }
 

@@ -33,7 +33,7 @@ struct Live {
 }
 
 /// Counts one more while it lives.
-struct Counted<'a>(&'a Cell<usize>);
+struct Counted(Rc<Cell<usize>>);
 
 impl Journal {
     /// The answer to a question.
@@ -57,8 +57,9 @@ impl Journal {
         }
         let (pieces, queue) = mpsc::channel(QUEUE);
         let journal = Rc::clone(self);
+        let counted = Counted::new(&self.streams);
         tokio::task::spawn_local(async move {
-            let _counted = Counted::new(&journal.streams);
+            let _counted = counted;
             let written = tokio::select! {
                 written = write(&journal, &pieces) => written,
                 () = pieces.closed() => return,
@@ -223,14 +224,14 @@ impl Live {
 
 // === impl Counted ===
 
-impl<'a> Counted<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
+impl Counted {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
         count.set(count.get() + 1);
-        Self(count)
+        Self(Rc::clone(count))
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
     }

@@ -16,6 +16,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 use warren_guest_api::logs::journal::{HEADER, History, NewRow, Part};
 use warren_guest_api::logs::{Query, Source};
@@ -31,6 +32,8 @@ const MAX_BYTES: u64 = 40 * 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of rows in one piece of an answer.
 const PIECE_BYTES: usize = 256 * 1024;
+/// Copies that are searched at once; more wait. A search takes a tenth of a second of the host's time at worst.
+static SEARCHES: Semaphore = Semaphore::const_new(2);
 
 /// Who knows what a sandbox has logged.
 pub(crate) enum Log {
@@ -127,7 +130,7 @@ fn request(method: Method, body: Body) -> Result<Request<Body>, Error> {
 pub(crate) async fn of_copy(folder: &Path, query: &Query) -> Result<Body, Error> {
     let (path, filter) = (folder.join(FILE), query.filter.clone());
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
-    let found = tokio::task::spawn_blocking(move || {
+    let search = move || {
         let part = match File::open(path) {
             Ok(file) => Some(Part { length: file.metadata()?.len().min(2 * MAX_BYTES), file }),
             // It never hibernated, or logged nothing.
@@ -135,9 +138,11 @@ pub(crate) async fn of_copy(folder: &Path, query: &Query) -> Result<Body, Error>
             Err(error) => return Err(error),
         };
         History::find(part.into_iter().collect(), &filter, limit)
-    });
+    };
+    let _turn = SEARCHES.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
     let unreadable = |error: io::Error| Error::internal(format!("the log could not be read: {error}"));
-    let history = found.await.map_err(io::Error::other).flatten().map_err(unreadable)?;
+    let history =
+        tokio::task::spawn_blocking(search).await.map_err(io::Error::other).flatten().map_err(unreadable)?;
     Ok(Body::from_stream(futures_util::stream::unfold(Some(history), next_piece)))
 }
 
