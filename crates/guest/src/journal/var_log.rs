@@ -40,8 +40,6 @@ struct Found {
     rows: Vec<(Arc<str>, Taken)>,
     /// How far files are taken in, when that has changed.
     positions: Option<Vec<u8>>,
-    /// Worth another look although nothing changes.
-    again: bool,
 }
 
 /// Follows the files in `folder` until the agent ends.
@@ -59,23 +57,31 @@ pub(crate) fn start(folder: &Path, journal: &Rc<Journal>, workers: &Workers) {
             return journal.note(format!("files under {} are not logged: {reason}", folder.display()));
         }
     };
-    // Watched before it is looked at, so that no change falls between.
-    let watch = Watch::start(folder, inotify);
-    let tails = Tails::open(folder, &positions_path(&journal.folder));
+    let (watch, files) = Watch::start(folder, inotify);
+    let tails = Tails::open(files, &positions_path(&journal.folder));
     let follower = Follower { watch, tails };
     tokio::task::spawn_local(follow(events, follower, Rc::clone(journal), workers.clone()));
 }
 
 async fn follow(events: AsyncFd<OwnedFd>, mut follower: Follower, journal: Rc<Journal>, workers: Workers) {
-    // A sandbox that was just made has better things to do first.
-    tokio::time::sleep(GATHER).await;
+    // What is due at the start can wait: a sandbox that was just made has better things to do.
+    let mut due = follower.tails.is_due();
     loop {
+        tokio::select! {
+            ready = events.readable() => match ready {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(REFILL), if due => {}
+        }
+        tokio::time::sleep(GATHER).await;
         let looked = workers.run(move || {
             let found = follower.look(Instant::now());
             (follower, found)
         });
         let Ok((returned, found)) = looked.await else { return };
         follower = returned;
+        due = follower.tails.is_due();
         let time = now_ms();
         for (path, taken) in found.rows {
             journal.add(row(path, taken, time));
@@ -83,14 +89,6 @@ async fn follow(events: AsyncFd<OwnedFd>, mut follower: Follower, journal: Rc<Jo
         if let Some(positions) = found.positions {
             journal.save_positions(positions);
         }
-        tokio::select! {
-            ready = events.readable() => match ready {
-                Ok(mut ready) => ready.clear_ready(),
-                Err(_) => return,
-            },
-            () = tokio::time::sleep(REFILL), if found.again => {}
-        }
-        tokio::time::sleep(GATHER).await;
     }
 }
 
@@ -111,6 +109,6 @@ impl Follower {
         let changed = self.watch.changed();
         let mut rows = Vec::new();
         self.tails.look(changed, now, &mut |path, taken| rows.push((Arc::clone(path), taken)));
-        Found { rows, positions: self.tails.take_positions(), again: self.tails.owe_word() }
+        Found { rows, positions: self.tails.take_positions() }
     }
 }

@@ -20,7 +20,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::super::intake::{Bucket, Intake, Taken};
-use super::watch::{Changed, files_in};
+use super::watch::{Changed, Files};
 
 /// Files that are followed.
 const MAX_FILES: usize = 256;
@@ -34,9 +34,9 @@ const PACKED: [&[u8]; 4] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh
 
 pub(super) struct Tails {
     tails: BTreeMap<PathBuf, Tail>,
-    /// Their beginnings have been looked at.
-    known: bool,
-    /// The files were not all looked at since the start.
+    /// The beginnings of what was there at the start have not been looked at.
+    unknown: bool,
+    /// What was left at the last end has not been looked at.
     unseen: bool,
     moved: bool,
     told_of_many: bool,
@@ -80,7 +80,7 @@ type Out<'a> = dyn FnMut(&Arc<str>, Taken) + 'a;
 impl Tails {
     /// Goes on where the last start left off. Where nothing was remembered, nothing was logged yet: what is there now
     /// is where the sandbox began.
-    pub(super) fn open(folder: &Path, positions: &Path) -> Self {
+    pub(super) fn open(files: Files, positions: &Path) -> Self {
         let now = Instant::now();
         let mut tails = BTreeMap::new();
         let remembered = load(positions);
@@ -93,18 +93,23 @@ impl Tails {
                 }
             }
             None => {
-                for path in files_in(folder).into_iter().take(MAX_FILES) {
-                    let size = std::fs::symlink_metadata(&path).map_or(0, |meta| meta.len());
+                for (path, size) in files.into_iter().take(MAX_FILES) {
                     tails.insert(path.clone(), Tail::new(&path, size, now));
                 }
             }
         }
-        Self { tails, known: false, unseen, moved: false, told_of_many: false }
+        let unknown = tails.values().any(|tail| tail.head.is_none());
+        Self { tails, unknown, unseen, moved: false, told_of_many: false }
+    }
+
+    /// Whether to look although nothing changes.
+    pub(super) fn is_due(&self) -> bool {
+        self.unknown || self.unseen || self.tails.values().any(|tail| tail.intake.owes_word())
     }
 
     /// Takes in what has changed.
     pub(super) fn look(&mut self, changed: Changed, now: Instant, out: &mut Out<'_>) {
-        if !std::mem::replace(&mut self.known, true) {
+        if std::mem::take(&mut self.unknown) {
             for (path, tail) in self.tails.iter_mut().filter(|(_, tail)| tail.head.is_none()) {
                 tail.head = open_text(path).ok().map(|text| Head::of(&text.head, tail.at));
             }
@@ -112,7 +117,7 @@ impl Tails {
         let unseen = std::mem::take(&mut self.unseen);
         let files = match changed {
             // Those that are gone are needed until what has come instead is known.
-            Changed::All(files) => files.into_iter().chain(self.tails.keys().cloned()).collect(),
+            Changed::All(files) => files.into_keys().chain(self.tails.keys().cloned()).collect(),
             Changed::Files(mut files) => {
                 let due = |tail: &Tail| unseen || tail.intake.owes_word();
                 files.extend(self.tails.iter().filter(|(_, tail)| due(tail)).map(|(path, _)| path.clone()));
@@ -189,11 +194,6 @@ impl Tails {
         Some(tail.position())
     }
 
-    /// Whether something was left out that has not been told.
-    pub(super) fn owe_word(&self) -> bool {
-        self.tails.values().any(|tail| tail.intake.owes_word())
-    }
-
     /// How far all files are taken in, if that has changed since the last call.
     pub(super) fn take_positions(&mut self) -> Option<Vec<u8>> {
         if !std::mem::take(&mut self.moved) {
@@ -226,7 +226,9 @@ fn shown(path: &Path) -> Arc<str> {
 
 impl Tail {
     fn new(path: &Path, at: u64, now: Instant) -> Self {
-        Self { shown: shown(path), at, head: None, intake: Intake::default(), bucket: Bucket::new(now) }
+        // There is nothing to know of an empty beginning.
+        let head = (at == 0).then(|| Head::of(&[], 0));
+        Self { shown: shown(path), at, head, intake: Intake::default(), bucket: Bucket::new(now) }
     }
 
     /// Everything before is taken in as whole lines.

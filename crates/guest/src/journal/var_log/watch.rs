@@ -1,13 +1,13 @@
-//! Which files have changed, as the kernel tells it.
+//! Which files there are, and which have changed, as the kernel tells it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 
-/// Folders below the first that are watched.
+/// Folders below the first that are looked into.
 const MAX_FOLDERS: usize = 64;
 /// Entries of a folder that are looked at.
 const MAX_ENTRIES: usize = 4096;
@@ -21,19 +21,23 @@ pub(super) struct Watch {
 }
 
 /// What to look at.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Changed {
     /// These, some of which may be gone.
     Files(BTreeSet<PathBuf>),
-    /// Everything: these are all files there are.
-    All(BTreeSet<PathBuf>),
+    /// Everything: these are all files there are, and their sizes.
+    All(Files),
 }
 
+/// Regular files and their sizes.
+pub(super) type Files = BTreeMap<PathBuf, u64>;
+
 impl Watch {
-    pub(super) fn start(folder: &Path, inotify: OwnedFd) -> Self {
+    /// Watches a folder, and the files there are from then on.
+    pub(super) fn start(folder: &Path, inotify: OwnedFd) -> (Self, Files) {
         let mut watch = Self { inotify, folder: folder.to_owned(), watched: HashMap::new() };
-        watch.watch_all();
-        watch
+        let files = watch.watch_all();
+        (watch, files)
     }
 
     /// Takes what the kernel has to tell since the last call.
@@ -53,15 +57,11 @@ impl Watch {
                 files.insert(folder.join(name));
             }
         }
-        if !everything {
-            return Changed::Files(files);
-        }
-        self.watch_all();
-        Changed::All(files_in(&self.folder))
+        if everything { Changed::All(self.watch_all()) } else { Changed::Files(files) }
     }
 
-    /// Watches the folders there are now, and no others.
-    fn watch_all(&mut self) {
+    /// Watches the folders there are now, and no others; returns the files in them.
+    fn watch_all(&mut self) -> Files {
         for (number, _) in self.watched.drain() {
             // It is gone already when its folder is.
             let _ = inotify::remove_watch(&self.inotify, number);
@@ -72,10 +72,14 @@ impl Watch {
             // Its other entries are no files of ours: it is not in `watched`.
             let _ = inotify::add_watch(&self.inotify, parent, flags);
         }
+        let mut files = Files::new();
+        // Each is watched before it is looked into, so that no change falls between.
         self.add(self.folder.clone());
-        for folder in folders_in(&self.folder) {
-            self.add(folder);
+        for folder in look_into(&self.folder.clone(), &mut files) {
+            self.add(folder.clone());
+            look_into(&folder, &mut files);
         }
+        files
     }
 
     fn add(&mut self, folder: PathBuf) {
@@ -91,27 +95,32 @@ impl Watch {
     }
 }
 
-/// Regular files in a folder and in the folders in it. Those whose names are not UTF-8 are left out.
-pub(super) fn files_in(folder: &Path) -> BTreeSet<PathBuf> {
-    let mut files = BTreeSet::new();
-    for folder in std::iter::once(folder.to_owned()).chain(folders_in(folder)) {
-        files.extend(entries(&folder).filter(|(kind, _)| kind.is_file()).map(|(_, path)| path));
-    }
-    files
-}
-
-fn folders_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    entries(folder).filter(|(kind, _)| kind.is_dir()).map(|(_, path)| path).take(MAX_FOLDERS)
-}
-
-fn entries(folder: &Path) -> impl Iterator<Item = (std::fs::FileType, PathBuf)> + use<> {
+/// Adds the regular files in a folder, and returns the folders in it. Names that are not UTF-8 are left out.
+fn look_into(folder: &Path, files: &mut Files) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
     // Never through a link, which could lead anywhere.
     let is_folder = std::fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_dir());
     let entries = is_folder.then(|| std::fs::read_dir(folder).ok()).flatten();
-    let entries = entries.into_iter().flatten().flatten().take(MAX_ENTRIES);
-    entries.filter_map(|entry| {
-        let path = entry.path();
-        path.to_str()?;
-        Some((entry.file_type().ok()?, path))
-    })
+    for entry in entries.into_iter().flatten().flatten().take(MAX_ENTRIES) {
+        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+        if path.to_str().is_none() {
+            continue;
+        }
+        if kind.is_file() {
+            files.insert(path, entry.metadata().map_or(0, |meta| meta.len()));
+        } else if kind.is_dir() && folders.len() < MAX_FOLDERS {
+            folders.push(path);
+        }
+    }
+    folders
+}
+
+/// The same without watching, for tests.
+#[cfg(test)]
+pub(super) fn files_in(folder: &Path) -> Files {
+    let mut files = Files::new();
+    for folder in look_into(folder, &mut files) {
+        look_into(&folder, &mut files);
+    }
+    files
 }

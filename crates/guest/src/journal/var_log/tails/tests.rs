@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use super::super::watch::files_in;
 use super::*;
 
 /// A folder of logs, and what was taken from it.
@@ -17,7 +18,7 @@ impl Sample {
         for (name, text) in files {
             std::fs::write(folder.path().join("log").join(name), text).unwrap();
         }
-        let tails = Tails::open(&folder.path().join("log"), &folder.path().join("positions"));
+        let tails = Tails::open(files_in(&folder.path().join("log")), &folder.path().join("positions"));
         Self { folder, tails, now: Instant::now() }
     }
 
@@ -56,7 +57,7 @@ impl Sample {
         if let Some(text) = self.tails.take_positions() {
             std::fs::write(&positions, text).unwrap();
         }
-        self.tails = Tails::open(&self.folder.path().join("log"), &positions);
+        self.tails = Tails::open(files_in(&self.folder.path().join("log")), &positions);
     }
 }
 
@@ -159,11 +160,11 @@ fn a_flood_is_cut_off_and_told() {
     sample.add("flood", ("x".repeat(99) + "\n").repeat(100_000));
     let taken = sample.look().len();
     assert!(taken > 1000 && taken < 10_486, "{taken}");
-    assert!(sample.tails.owe_word());
+    assert!(sample.tails.is_due());
     assert!(sample.look_at(nothing()).is_empty(), "too early");
     sample.now += Duration::from_secs(2);
     assert_eq!(sample.look_at(nothing()), ["true left out"]);
-    assert!(!sample.tails.owe_word());
+    assert!(!sample.tails.is_due());
     sample.add("flood", "whole\n");
     assert_eq!(sample.look(), ["flood: whole"]);
 }
