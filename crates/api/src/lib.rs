@@ -8,6 +8,7 @@ pub mod error;
 pub mod exec;
 pub mod files;
 pub mod identity;
+pub mod logs;
 pub mod pty;
 pub mod sandboxes;
 pub mod scaling;

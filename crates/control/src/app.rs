@@ -12,6 +12,7 @@ pub(crate) mod guest;
 pub(crate) mod idempotency;
 pub(crate) mod identity;
 pub(crate) mod in_flight;
+pub(crate) mod logs;
 pub(crate) mod pty;
 pub(crate) mod sandboxes;
 pub(crate) mod scaling;

@@ -16,6 +16,7 @@ mod headers;
 mod health;
 mod identity;
 mod json_text;
+mod logs;
 mod openapi;
 mod params;
 mod patches;
@@ -57,6 +58,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .merge(checkpoints::routes())
         .merge(patches::routes())
         .merge(scaling::routes())
+        .merge(logs::routes())
         .merge(tags::routes())
         .merge(identity::routes())
         .merge(data_plane());

@@ -17,6 +17,8 @@
 //! | `GET /v1/exec/{id}/output?stream=stdout\|stderr` | | raw bytes kept of that stream so far |
 //! | `POST /v1/exec/{id}/attach?offset=` | frames: `Stdin`, `StdinEnd` | frames: replay, `ReplayEnd`, live output, `Exit` |
 //! | `POST /v1/exec/{id}/kill` | [`exec::Kill`] | 204 |
+//! | `POST /v1/logs` | [`logs::Query`] | JSON lines of [`logs::Row`], a blank one after the history |
+//! | `GET /v1/logs/journal` | | the files of the [`logs::journal`], oldest first, as one stream |
 //! | `POST /v1/pty` | [`pty::PtyStart`] | 201 [`pty::Pty`] |
 //! | `GET /v1/pty` | | array of [`pty::Pty`] |
 //! | `POST /v1/pty/{id}/attach` | frames: `Stdin` | frames: `Stdout` (scrollback first), `Exit` |
@@ -40,6 +42,7 @@ pub mod exec;
 pub mod files;
 pub mod frame;
 pub mod handshake;
+pub mod logs;
 pub mod pty;
 pub mod text;
 

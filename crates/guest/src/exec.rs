@@ -29,6 +29,7 @@ pub(crate) use self::input::{Input, each_frame};
 pub(crate) use self::stream::{ExecStream, SingleStream, exit_chunk, to_chunk};
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
+use crate::journal::Journal;
 use crate::log::Limits;
 use crate::output::Reader;
 use crate::rest::Rest;
@@ -57,6 +58,7 @@ pub(crate) struct Commands {
     /// Where the logs' files go.
     folder: PathBuf,
     workers: Workers,
+    journal: Rc<Journal>,
     rest: Rc<Rest>,
     commands: RefCell<BTreeMap<ExecId, Rc<Command>>>,
     /// Oldest first.
@@ -71,6 +73,7 @@ impl Commands {
         cgroups: Rc<Cgroups>,
         folder: PathBuf,
         workers: Workers,
+        journal: Rc<Journal>,
         rest: Rc<Rest>,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -78,6 +81,7 @@ impl Commands {
             cgroups,
             folder,
             workers,
+            journal,
             rest,
             commands: RefCell::default(),
             finished: RefCell::default(),
@@ -119,6 +123,7 @@ impl Commands {
             start,
             &self.environment,
             &self.cgroups,
+            &self.journal,
             (LOG_LIMITS, log, self.workers.clone()),
         )
         .await?;

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use warren_guest_api::exec::Exit;
 
+use crate::journal::CommandLog;
 use crate::log::{Batch, Limits, Log, Read, ReaderId, Stream};
 use crate::notice::{Notice, Waiter};
 use crate::workers::Workers;
@@ -42,6 +43,8 @@ pub(crate) struct Output {
     clients_changed: Rc<Notice>,
     exit: Cell<Option<Exit>>,
     workers: Workers,
+    /// Logs what comes, besides.
+    logged: Option<Rc<CommandLog>>,
 }
 
 /// Takes output from some offset on. Dropping it leaves.
@@ -56,7 +59,12 @@ pub(crate) struct Reader {
 }
 
 impl Output {
-    pub(crate) fn new(limits: Limits, spill_path: PathBuf, workers: Workers) -> Rc<Self> {
+    pub(crate) fn new(
+        limits: Limits,
+        spill_path: PathBuf,
+        workers: Workers,
+        logged: Option<Rc<CommandLog>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             log: RefCell::new(Log::new(limits, spill_path)),
             changed: Rc::default(),
@@ -65,6 +73,7 @@ impl Output {
             clients_changed: Rc::default(),
             exit: Cell::new(None),
             workers,
+            logged,
         })
     }
 
@@ -110,6 +119,9 @@ impl Output {
 
     /// Adds output; at most [`Output::room`] bytes.
     pub(crate) fn take_in(self: &Rc<Self>, stream: Stream, bytes: Bytes) {
+        if let Some(logged) = &self.logged {
+            logged.take(stream, &bytes);
+        }
         self.log.borrow_mut().append(stream, bytes);
         self.changed.notify();
         self.spill();
@@ -121,6 +133,9 @@ impl Output {
 
     /// There will be no more output.
     pub(crate) fn finish(self: &Rc<Self>, exit: Exit) {
+        if let Some(logged) = &self.logged {
+            logged.finish(exit);
+        }
         self.exit.set(Some(exit));
         {
             let mut log = self.log.borrow_mut();

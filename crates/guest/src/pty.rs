@@ -71,7 +71,8 @@ impl Terminals {
 
     async fn launch(self: &Rc<Self>, size: Resize, shell: Option<String>) -> Result<Rc<Terminal>> {
         let id = self.new_id();
-        let output = crate::output::Output::new(LOG_LIMITS, std::path::PathBuf::new(), self.workers.clone());
+        let output =
+            crate::output::Output::new(LOG_LIMITS, std::path::PathBuf::new(), self.workers.clone(), None);
         let terminal = Terminal::launch(id, size, shell, output, &self.environment, &self.cgroups).await?;
         self.terminals.borrow_mut().insert(terminal.id.clone(), Rc::clone(&terminal));
         let terminals = Rc::clone(self);

@@ -2,6 +2,7 @@
 
 mod exec;
 mod files;
+mod logs;
 mod pty;
 
 use std::rc::Rc;
@@ -45,6 +46,7 @@ async fn route(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
             _ => Err(wrong_method()),
         },
         ["v1", "exec", rest @ ..] => exec::route(agent, rest, call).await,
+        ["v1", "logs", rest @ ..] => logs::route(agent, rest, call).await,
         ["v1", "pty", rest @ ..] => pty::route(agent, rest, call).await,
         ["v1", "files", rest @ ..] => files::route(agent, rest, call).await,
         _ => Err(no_such_path()),

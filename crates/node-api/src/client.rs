@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceExt};
 use warren_guest_api::MAX_JSON_BYTES;
+use warren_guest_api::logs::Query;
 use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, Size};
 
 use crate::{
@@ -117,6 +118,16 @@ impl NodeClient {
     /// Opens the stream of changes: JSON lines of [`crate::Change`].
     pub async fn watch_changes(&self) -> Result<Body, Error> {
         let request = build(Method::GET, "/v1/changes", Body::empty(), None)?;
+        self.send(request).await.map(Response::into_body)
+    }
+
+    /// What a sandbox has logged, without waking it: JSON lines as [`warren_guest_api::logs`] describes them. A body that
+    /// ends after the history belongs to a sandbox that does not run.
+    pub async fn read_logs(&self, id: &SandboxId, query: &Query) -> Result<Body, Error> {
+        let json = serde_json::to_vec(query)
+            .map_err(|error| Error::internal(format!("could not encode a node request: {error}")))?;
+        let path = format!("/v1/sandboxes/{id}/logs");
+        let request = build(Method::POST, &path, Body::from(json), Some("application/json"))?;
         self.send(request).await.map(Response::into_body)
     }
 

@@ -14,6 +14,7 @@
 //! | `PUT /v1/sandboxes/{id}/timeout` | [`Timeout`] | [`Report`] |
 //! | `POST /v1/sandboxes/{id}/wake` | [`Wake`] or nothing | [`Report`] |
 //! | `POST /v1/sandboxes/{id}/hibernate` | | [`Report`] |
+//! | `POST /v1/sandboxes/{id}/logs` | [`warren_guest_api::logs::Query`] | as `POST /v1/logs` there; never wakes it, and ends after the history when it does not run |
 //! | any `/v1/sandboxes/{id}/guest/{path}` | as in `warren-guest-api` `/v1/{path}` | as there; wakes the sandbox |
 //! | `POST /v1/sandboxes/{id}/reboot` | [`Reboot`] | [`Report`], once it is running again |
 //! | `PUT /v1/sandboxes/{id}/size` | [`Size`] | [`Report`], once the limits are in force |

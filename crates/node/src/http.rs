@@ -13,11 +13,13 @@ use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::error::RecvError;
+use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
 use warren_node_api::{CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, Timeout, Wake};
 use warren_types::{CheckpointId, Error, SandboxId, Size};
 
 use crate::registry::Registry;
+use crate::sandbox::log::{self, Log};
 use crate::sandbox::restore::Order;
 use crate::sandbox::{Handle, activity, patch};
 
@@ -26,6 +28,9 @@ type Result<T> = std::result::Result<T, Failure>;
 
 /// Changes are preceded by a blank line this often, so that both ends notice a dead connection.
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(15);
+
+const NO_LOGS: &str =
+    "this sandbox was started by an older server and keeps no log; hibernate and wake it to start one";
 
 pub(crate) fn router(registry: Arc<Registry>) -> Router {
     Router::new()
@@ -40,6 +45,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/sandboxes/{id}/size", put(resize))
         .route("/v1/sandboxes/{id}/restore", put(restore))
         .route("/v1/sandboxes/{id}/patches", get(patch_runs))
+        .route("/v1/sandboxes/{id}/logs", post(logs))
         .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
         .route("/v1/usage", get(usage))
         .route("/v1/checkpoints", get(list_checkpoints))
@@ -177,6 +183,28 @@ async fn set_patches(State(registry): Shared, Path(id): Path<String>, body: Body
 
 async fn hibernate(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
     Ok(report(&registry.get(&parse(&id)?)?.hibernate().await?))
+}
+
+/// What a sandbox has logged. Does not wake it and does not keep it awake.
+async fn logs(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let query: Query = decode(body).await?;
+    let query = query.checked();
+    let handle = registry.get(&parse(&id)?)?;
+    let mut failed = None;
+    loop {
+        let agent = match handle.log().await? {
+            Log::Agent(agent) => agent,
+            Log::Copy(folder) => return Ok(log::of_copy(&folder, &query).await?.into_response()),
+        };
+        match (log::of_agent(&agent, &query).await, failed) {
+            (Ok(Some(answer)), _) => return Ok(answer),
+            (Ok(None), _) => return Err(Error::unavailable(NO_LOGS).into()),
+            (Err(error), Some(())) => return Err(error.into()),
+            // It may have ended a moment ago.
+            (Err(_), None) => handle.doubt().await,
+        }
+        failed = Some(());
+    }
 }
 
 fn report(report: &Report) -> Response {

@@ -18,6 +18,7 @@ mod disk;
 pub mod doctor;
 mod guest;
 mod http;
+mod inotify;
 mod lxcfs;
 mod network;
 mod registry;

@@ -24,8 +24,8 @@ use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;
 use crate::sandbox::stock::{self, Stock};
-use crate::sandbox::{DISK, Handle, NEXT_DISK, actor};
-use crate::{agent, lxcfs};
+use crate::sandbox::{DISK, Handle, NEXT_DISK, actor, log};
+use crate::{agent, inotify, lxcfs};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;
@@ -136,6 +136,7 @@ impl Registry {
         if let Err(error) = hierarchies.favour_moves() {
             info!(%error, "this kernel cannot favour moves between cgroups: some creates will take longer");
         }
+        inotify::raise_limits();
         let agent_dir = config.data_dir.join("agent");
         let agent = agent::ensure(&agent_dir).map_err(|source| StartError::Folder {
             what: "the guest agent",
@@ -204,6 +205,8 @@ impl Registry {
             self.end_rest(&mut record).await;
             // The others are carried on by the actor.
             if record.transition == Some(Transition::Hibernate) {
+                // It was cut off, perhaps before that was done.
+                log::note_missing(&folder).await;
                 record.become_state(SandboxState::Hibernated, None);
             }
         } else if record.state == SandboxState::Running {
@@ -214,13 +217,13 @@ impl Registry {
                     record.machine = None;
                     if rebooted {
                         // Its processes went with the host; its disk is whole and the next use starts it again.
+                        log::note_missing(&folder).await;
                         record.become_state(SandboxState::Hibernated, None);
                     } else {
                         info!(id = %record.id, reason, "a sandbox ended while the node was down");
-                        record.become_state(
-                            SandboxState::Error,
-                            Some(format!("while the node was down, {reason}")),
-                        );
+                        let reason = format!("while the node was down, {reason}");
+                        log::note_failure(&folder, &reason).await;
+                        record.become_state(SandboxState::Error, Some(reason));
                     }
                 }
             }

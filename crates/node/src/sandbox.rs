@@ -6,6 +6,7 @@
 //! - [`actor`]: the one owner; it decides what happens in which order. What it does, by subject:
 //!   [`start`] (make, wake, the gate), [`hibernate`], [`restore`] (and reboot), [`capture`], [`patch`], [`resize`].
 //! - [`activity`]: when the sandbox was last used, for its idle time-out.
+//! - [`log`]: what it has logged, also while it does not run.
 //!
 //! ```text
 //!   <volume>/sandboxes/<id>/record.json    see `record`
@@ -19,6 +20,7 @@
 pub(crate) mod activity;
 pub(crate) mod actor;
 pub(crate) mod capture;
+pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod patch;
 pub(crate) mod record;

@@ -182,8 +182,16 @@ fn listen(folder: &OwnedFd) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Makes a user namespace whose ids 0 to 65535 are the host's from `base` on, and in which no further user namespaces can
-/// be made. It is held by the descriptor alone.
+/// What a user namespace may have at most: no further ones in it, and as many inotify instances as a user on a plain
+/// machine, since all sandboxes' count against the host's root as well.
+const NAMESPACE_LIMITS: [(&str, &str); 3] = [
+    ("/proc/sys/user/max_user_namespaces", "0"),
+    ("/proc/sys/user/max_inotify_instances", "128"),
+    ("/proc/sys/user/max_inotify_watches", "65536"),
+];
+
+/// Makes a user namespace whose ids 0 to 65535 are the host's from `base` on, with its limits set. It is held by the
+/// descriptor alone.
 fn make_user_namespace(base: u32) -> Result<OwnedFd> {
     let step = "make the user namespace";
     let (ready, ready_end) = rustix::pipe::pipe().step(step)?;
@@ -194,9 +202,9 @@ fn make_user_namespace(base: u32) -> Result<OwnedFd> {
             drop((ready, mapped_end));
             let mut mapped = File::from(mapped);
             let mut byte = [0];
-            let limited = mapped
-                .read_exact(&mut byte)
-                .and_then(|()| fs::write("/proc/sys/user/max_user_namespaces", "0"));
+            let limited = mapped.read_exact(&mut byte).and_then(|()| {
+                NAMESPACE_LIMITS.iter().try_for_each(|(limit, value)| fs::write(limit, value))
+            });
             let _ = File::from(ready_end).write_all(&[u8::from(limited.is_ok())]);
             // Holds the namespace until our parent has opened it, or is gone.
             let _ = mapped.read(&mut byte);
@@ -211,7 +219,7 @@ fn make_user_namespace(base: u32) -> Result<OwnedFd> {
         let mut byte = [0];
         File::from(ready).read_exact(&mut byte)?;
         if byte[0] != 1 {
-            return Err(io::Error::other("the limit on nested user namespaces could not be set"));
+            return Err(io::Error::other("the limits of the user namespace could not be set"));
         }
         File::open(format!("/proc/{pid}/ns/user")).map(OwnedFd::from)
     })();

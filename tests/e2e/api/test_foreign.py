@@ -12,6 +12,7 @@ def routes(base, exec_id, pty_id):
         ("POST", f"{base}/hibernate", None),
         ("POST", f"{base}/wake", {}),
         ("GET", f"{base}/tags", None),
+        ("GET", f"{base}/logs", None),
         ("PUT", f"{base}/tags", {"stolen": "yes"}),
         ("POST", f"{base}/exec/run", {"cmd": "touch /tmp/foreign"}),
         ("POST", f"{base}/exec/run-async", {"cmd": "touch /tmp/foreign"}),

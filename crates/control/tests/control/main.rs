@@ -13,6 +13,7 @@ mod idempotency;
 mod keys;
 mod lifecycle;
 mod list;
+mod logs;
 mod openapi;
 mod pty;
 mod reconcile;

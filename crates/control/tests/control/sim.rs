@@ -7,6 +7,7 @@
 mod checkpoints;
 mod exec;
 mod files;
+pub(crate) mod logs;
 mod pty;
 
 use std::collections::{BTreeMap, HashMap};
@@ -67,6 +68,7 @@ pub(crate) struct Sandbox {
     pub(crate) ptys: BTreeMap<String, Arc<pty::Pty>>,
     pub(crate) files: BTreeMap<String, Bytes>,
     pub(crate) modes: BTreeMap<String, u32>,
+    pub(crate) log: Arc<logs::Log>,
 }
 
 pub(crate) struct Failure(Error);
@@ -100,6 +102,7 @@ impl SimNode {
             .route("/v1/sandboxes/{id}/timeout", put(timeout))
             .route("/v1/sandboxes/{id}/wake", post(wake))
             .route("/v1/sandboxes/{id}/hibernate", post(hibernate))
+            .route("/v1/sandboxes/{id}/logs", post(logs::read))
             .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
             .route("/v1/sandboxes/{id}/reboot", post(checkpoints::reboot))
             .route("/v1/sandboxes/{id}/size", put(checkpoints::resize))
@@ -188,6 +191,7 @@ impl Sandbox {
             ptys: BTreeMap::new(),
             files: BTreeMap::new(),
             modes: BTreeMap::new(),
+            log: Arc::default(),
         }
     }
 

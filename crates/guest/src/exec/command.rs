@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
 use tokio::net::unix::pipe;
@@ -17,7 +17,9 @@ use warren_types::{Error, ErrorKind, ExecId};
 
 use super::Input;
 use crate::cgroup::Cgroups;
+use crate::clock::now_ms;
 use crate::environment::{Environment, Variables};
+use crate::journal::{CommandLog, Journal};
 use crate::log::Limits;
 use crate::output::Output;
 use crate::spawn::{self, Process, Program, describe};
@@ -51,6 +53,7 @@ impl Command {
         start: ExecStart,
         environment: &Environment,
         cgroups: &Rc<Cgroups>,
+        journal: &Rc<Journal>,
         (limits, log, workers): (Limits, PathBuf, Workers),
     ) -> Result<(Rc<Self>, Pipes)> {
         let variables = environment.variables(&start.envs);
@@ -69,15 +72,17 @@ impl Command {
             environment,
         )
         .await?;
+        let shown = shown(start.cmd, start.args);
+        let logged = CommandLog::new(journal, id.clone(), &shown.0, &shown.1);
         let command = Rc::new(Self {
             id,
-            shown: shown(start.cmd, start.args),
+            shown,
             started_at_ms,
             ended_at_ms: Cell::new(None),
             timeout: start.timeout_ms.map(Duration::from_millis),
             abandon_after: start.max_run_after_disconnect_ms.map(Duration::from_millis),
             process,
-            output: Output::new(limits, log, workers),
+            output: Output::new(limits, log, workers, Some(logged)),
             input: Input::new(input),
         });
         Ok((command, Pipes { stdout, stderr }))
@@ -212,11 +217,6 @@ fn no_pipe(error: &io::Error) -> Error {
     let message =
         format!("the sandbox cannot connect another command: {}; end one and try again", describe(error));
     Error::new(ErrorKind::Unavailable, message)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
@@ -22,6 +22,7 @@ use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, PtyId};
 
 use crate::cgroup::Cgroups;
+use crate::clock::now_ms;
 use crate::environment::{Environment, Variables};
 use crate::exec::each_frame;
 use crate::log::Stream;
@@ -79,11 +80,10 @@ impl Terminal {
         let program = Program::new(&[&shell], Some(&login_name), &variables, &home)?;
         let stdio = [slave.as_fd(), slave.as_fd(), slave.as_fd()];
         let process = spawn::spawn(&program, stdio, true, &format!("pty-{id}"), cgroups, environment).await?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Rc::new(Self {
             id,
             size: Cell::new((size.cols, size.rows)),
-            started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            started_at_ms: now_ms(),
             master,
             writing: Mutex::new(()),
             process,

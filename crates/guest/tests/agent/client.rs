@@ -57,6 +57,12 @@ pub(crate) struct Frames {
     decoder: Decoder,
 }
 
+/// A stream of lines as it arrives.
+pub(crate) struct Pieces {
+    body: Incoming,
+    text: Vec<u8>,
+}
+
 /// Everything a command has written, and how it ended.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -68,13 +74,21 @@ pub(crate) struct Outcome {
 impl Agent {
     /// Starts an agent; `None`, with the reason printed, where that cannot be tried.
     pub(crate) async fn start() -> Option<Self> {
-        Self::launch(r#"exec "$0" serve --cgroup "$1" --output "$2" 3<&0 4<"$3" 0</dev/null"#).await
+        Self::launch(
+            r#"exec "$0" serve --cgroup "$1" --output "$2" --journal "$4" --var-log "$5" 3<&0 4<"$3" 0</dev/null"#,
+        )
+        .await
     }
 
     /// Starts it as PID 1 of a namespace of its own.
     pub(crate) async fn start_as_init() -> Option<Self> {
-        Self::launch(r#"exec unshare --pid --fork --mount --mount-proc "$0" init 3<&0 4<"$3" 0</dev/null"#)
-            .await
+        // The places it uses then are the machine's own, so they are covered.
+        let covered = "mount -t tmpfs none /var/lib && mount -t tmpfs none /var/log";
+        let init = r#"exec unshare --pid --fork --mount --mount-proc "$0" init"#;
+        Self::launch(&format!(
+            r#"exec unshare --mount sh -c '{covered} && {init}' "$0" 3<&0 4<"$3" 0</dev/null"#
+        ))
+        .await
     }
 
     async fn launch(script: &str) -> Option<Self> {
@@ -87,6 +101,8 @@ impl Agent {
         let envs = BTreeMap::from([("MARK", Path::new("from-boot")), ("HOME", folder.path())]);
         let boot = json!({"sandbox_id": "sb-00000001", "envs": envs});
         std::fs::write(folder.path().join("boot"), boot.to_string()).unwrap();
+        std::fs::create_dir(folder.path().join("log")).unwrap();
+        std::fs::write(folder.path().join("log/template.log"), "from the template\n").unwrap();
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let cgroup = make_cgroup(folder.path());
         let process = Command::new("/bin/sh")
@@ -95,6 +111,8 @@ impl Agent {
             .arg(cgroup.as_deref().unwrap_or(Path::new("/nowhere")))
             .arg(folder.path().join("output"))
             .arg(folder.path().join("boot"))
+            .arg(folder.path().join("journal"))
+            .arg(folder.path().join("log"))
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
             .spawn()
             .unwrap();
@@ -170,6 +188,16 @@ impl Agent {
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
         Answer::of(self.open(method, path, Sent::Whole(Some(body.into()))).await).await
+    }
+
+    /// An answer whose body is read as it comes.
+    pub(crate) async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Response<Incoming> {
+        self.open(method, path, Sent::Whole(Some(body.into()))).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -355,6 +383,26 @@ impl Answer {
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {:?}", self.status, String::from_utf8_lossy(&self.body))
+    }
+}
+
+impl Pieces {
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
+        Self { body: response.into_body(), text: Vec::new() }
+    }
+
+    /// The next line, without its end.
+    pub(crate) async fn line(&mut self) -> String {
+        loop {
+            if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+                let rest = self.text.split_off(end + 1);
+                let line = std::mem::replace(&mut self.text, rest);
+                return String::from_utf8(line).unwrap().trim_end_matches('\n').to_owned();
+            }
+            let next = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context));
+            let next = patiently(next).await.expect("the stream goes on");
+            self.text.extend_from_slice(next.unwrap().data_ref().unwrap());
+        }
     }
 }
 

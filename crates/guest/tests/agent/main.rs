@@ -9,4 +9,5 @@ mod exec;
 mod files;
 mod init;
 mod limits;
+mod logs;
 mod pty;

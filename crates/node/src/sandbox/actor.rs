@@ -22,6 +22,7 @@ use warren_types::{Error, ErrorKind, SandboxId, SandboxState, Size};
 use super::activity::{Activity, Call};
 use super::capture::Taken;
 use super::hibernate::Measuring;
+use super::log::{self, Log};
 use super::machine::Machine;
 use super::patch::Patching;
 use super::record::Record;
@@ -46,6 +47,8 @@ pub(super) enum Request {
     /// A call has failed: finds out whether the agent still speaks the protocol.
     Doubt,
     Report(Answer<Report>),
+    /// Who knows what it has logged. Neither wakes it nor counts as use.
+    Log(Answer<Log>),
     Hibernate(Answer<Report>),
     SetTimeout(u32, Answer<Report>),
     Resize(Size, Answer<Report>),
@@ -87,6 +90,11 @@ impl Handle {
 
     pub(crate) async fn report(&self) -> Result<Report, Error> {
         self.ask(Request::Report).await
+    }
+
+    /// Who knows what it has logged, as things stand.
+    pub(crate) async fn log(&self) -> Result<Log, Error> {
+        self.ask(Request::Log).await
     }
 
     pub(crate) async fn hibernate(&self) -> Result<Report, Error> {
@@ -264,6 +272,11 @@ impl Actor {
             },
             Request::Doubt => self.check_agent().await,
             Request::Report(answer) => self.answer_report(answer),
+            Request::Log(answer) => {
+                let running = self.record.state == SandboxState::Running;
+                let guest = if running { self.ensure_running().await.ok() } else { None };
+                let _ = answer.send(Ok(guest.map_or_else(|| Log::Copy(self.folder.clone()), Log::Agent)));
+            }
             Request::Hibernate(answer) => self.hibernate(answer).await,
             Request::SetTimeout(seconds, answer) => {
                 self.record.spec.timeout_seconds = seconds;
@@ -320,6 +333,7 @@ impl Actor {
     /// Ends what runs and keeps the disk; the reason is there to read.
     async fn fail(&mut self, reason: String) {
         info!(reason, "failed");
+        log::note_failure(&self.folder, &reason).await;
         self.end_machine().await;
         self.record.machine = None;
         if let Err(error) = self.become_state(SandboxState::Error, Some(reason)) {
@@ -403,6 +417,7 @@ fn refuse(request: Request, error: &Error) {
     let error = error.clone();
     match request {
         Request::Use(answer) => drop(answer.send(Err(error))),
+        Request::Log(answer) => drop(answer.send(Err(error))),
         Request::Report(answer)
         | Request::Settled(answer)
         | Request::Wake(_, answer)

@@ -16,6 +16,7 @@ use warren_types::{Error, SandboxState};
 
 use super::DISK;
 use super::actor::{Actor, Answer, sleep_until};
+use super::log;
 use super::record::{Kept, Transition};
 use crate::checkpoint::make::now_ms;
 
@@ -79,6 +80,7 @@ impl Actor {
         self.begin_transition(Transition::Hibernate)?;
         if let Some(machine) = &self.machine {
             machine.ask_to_end().await;
+            log::take_over(&machine.guest, &self.folder).await;
         }
         self.end_machine().await;
         self.record.machine = None;
