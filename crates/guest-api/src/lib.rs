@@ -15,11 +15,13 @@
 //! | `GET /v1/exec/{id}` | | [`exec::Exec`] |
 //! | `GET /v1/exec/{id}/wait?ms=` | | [`exec::Exec`], as soon as it has exited or after `ms` |
 //! | `GET /v1/exec/{id}/output?stream=stdout\|stderr` | | raw bytes kept of that stream so far |
-//! | `POST /v1/exec/{id}/attach?offset=` | frames: `Stdin`, `StdinEnd` | frames: replay, `ReplayEnd`, live output, `Exit` |
+//! | `POST /v1/exec/{id}/attach?offset=` | | frames: `Started`, replay, `ReplayEnd`, live output, `Exit` |
+//! | `POST /v1/exec/{id}/input` | frames: `Stdin`, `StdinEnd` | frames: `InputTaken`, see [`input`] |
 //! | `POST /v1/exec/{id}/kill` | [`exec::Kill`] | 204 |
 //! | `POST /v1/pty` | [`pty::PtyStart`] | 201 [`pty::Pty`] |
 //! | `GET /v1/pty` | | array of [`pty::Pty`] |
-//! | `POST /v1/pty/{id}/attach` | frames: `Stdin` | frames: `Stdout` (scrollback first), `Exit` |
+//! | `POST /v1/pty/{id}/attach` | | frames: `Stdout` (scrollback first), `Exit` |
+//! | `POST /v1/pty/{id}/input` | frames: `Stdin` | frames: `InputTaken`, see [`input`] |
 //! | `POST /v1/pty/{id}/resize` | [`pty::Resize`] | 204 |
 //! | `DELETE /v1/pty/{id}` | | 204 |
 //! | `GET`, `HEAD /v1/files?path=` | header `Range` | 200 or 206 bytes |
@@ -40,6 +42,7 @@ pub mod exec;
 pub mod files;
 pub mod frame;
 pub mod handshake;
+pub mod input;
 pub mod pty;
 pub mod text;
 

@@ -25,7 +25,7 @@ use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, ExecId};
 
 pub(crate) use self::command::Command;
-pub(crate) use self::input::{Input, each_frame};
+pub(crate) use self::input::Input;
 pub(crate) use self::stream::{ExecStream, SingleStream, exit_chunk, to_chunk};
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;

@@ -15,6 +15,7 @@ mod environment;
 mod exec;
 mod files;
 mod init;
+pub mod intake;
 mod log;
 mod notice;
 mod output;

@@ -85,7 +85,9 @@ impl Protocol {
                 messages
             }
             (Self::Pty, Frame::Stderr(_) | Frame::Exit(_) | Frame::ReplayEnd)
-            | (_, Frame::Stdin(_) | Frame::StdinEnd | Frame::Started { .. }) => Vec::new(),
+            | (_, Frame::Stdin(_) | Frame::StdinEnd | Frame::Started { .. } | Frame::InputTaken(_)) => {
+                Vec::new()
+            }
         }
     }
 
@@ -210,20 +212,25 @@ pub(super) async fn relay(
     shutdown: CancellationToken,
 ) {
     let (mut sink, mut stream) = socket.split();
-    let Attached { mut output, input } = attached;
+    let Attached { mut output, mut input } = attached;
     let mut pending = VecDeque::new();
     let unread = AtomicBool::new(false);
     let end = tokio::select! {
         end = pump_out(&mut sink, &mut output, protocol, &unread) => end,
-        end = pump_in(&mut stream, &input, &mut pending, protocol, &unread) => end,
+        end = pump_in(&mut stream, &mut input, &mut pending, protocol, &unread) => end,
         () = shutdown.cancelled() => End::Stopping,
     };
-    if matches!(end, End::ClientLeft | End::ClientBroke | End::MessageTooLarge) {
-        flush(pending, &input).await;
-    }
     // Lets go of the command first: whether somebody is attached to it must be true at once.
-    drop((output, input));
+    drop(output);
     tracing::debug!(?end, "a WebSocket ends");
+    let flushing = async {
+        match end {
+            // Nobody reads what else there is.
+            End::Exited | End::Lost => {}
+            End::ClientLeft | End::ClientBroke | End::MessageTooLarge => flush(pending, input).await,
+            End::Stopping => drop(tokio::time::timeout(LEFT_GRACE, flush(pending, input)).await),
+        }
+    };
     let closing = async {
         match end.close_frame() {
             Some(frame) => {
@@ -238,7 +245,7 @@ pub(super) async fn relay(
         }
     };
     // A client that does not answer the close is gone, or as good as.
-    let _ = tokio::time::timeout(CLOSE_GRACE, closing).await;
+    let _ = tokio::join!(flushing, tokio::time::timeout(CLOSE_GRACE, closing));
 }
 
 async fn pump_out(
@@ -292,7 +299,7 @@ async fn pump_out(
 /// `pending` is what was read and not handed on yet.
 async fn pump_in(
     stream: &mut SplitStream<WebSocket>,
-    input: &Input,
+    input: &mut Input,
     pending: &mut VecDeque<Bytes>,
     protocol: Protocol,
     unread: &AtomicBool,
@@ -313,29 +320,45 @@ async fn pump_in(
                     pending.push_back(bytes);
                 }
             }
-            room = input.room(), if !pending.is_empty() => match (room, pending.pop_front()) {
-                (Some(room), Some(bytes)) => {
-                    held -= bytes.len() + PENDING_OVERHEAD;
-                    room.send(bytes);
-                }
-                // A command that has closed its input does not mind what else comes.
-                _ => {
-                    pending.clear();
-                    held = 0;
-                }
-            },
+            sent = send_first(input, pending), if !pending.is_empty() => {
+                held = match sent {
+                    Some(bytes) => held - bytes,
+                    // A command that has closed its input does not mind what else comes.
+                    None => {
+                        pending.clear();
+                        0
+                    }
+                };
+            }
         }
     }
 }
 
+/// Sends of the first frame what there is room for; by how much there is less to hold, or `None` when no more input is
+/// wanted.
+async fn send_first(input: &mut Input, pending: &mut VecDeque<Bytes>) -> Option<usize> {
+    let first = pending.front_mut()?;
+    let before = first.len();
+    if !input.send(first).await {
+        return None;
+    }
+    let sent = before - first.len();
+    if first.is_empty() {
+        pending.pop_front();
+        return Some(sent + PENDING_OVERHEAD);
+    }
+    Some(sent)
+}
+
 /// Who sends and leaves at once means what was sent; a command that does not read cannot keep the client attached.
-async fn flush(pending: VecDeque<Bytes>, input: &Input) {
-    for bytes in pending {
-        match tokio::time::timeout(LEFT_GRACE, input.room()).await {
-            Ok(Some(room)) => room.send(bytes),
+async fn flush(mut pending: VecDeque<Bytes>, mut input: Input) {
+    while !pending.is_empty() {
+        match tokio::time::timeout(LEFT_GRACE, send_first(&mut input, &mut pending)).await {
+            Ok(Some(_)) => {}
             Ok(None) | Err(_) => break,
         }
     }
+    let _ = tokio::time::timeout(LEFT_GRACE, input.finish()).await;
 }
 
 /// What a broken message says about its sender.

@@ -16,14 +16,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 use warren_guest_api::boot::{HOME, UID};
 use warren_guest_api::exec::{Exit, ExitReason};
-use warren_guest_api::frame::Frame;
 use warren_guest_api::pty::{Pty, Resize};
 use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, PtyId};
 
 use crate::cgroup::Cgroups;
 use crate::environment::{Environment, Variables};
-use crate::exec::each_frame;
+use crate::intake::{Intake, Next, Senders};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::{self, Ending, Process, Program, describe};
@@ -42,6 +41,7 @@ pub(crate) struct Terminal {
     size: Cell<(u16, u16)>,
     started_at_ms: u64,
     master: AsyncFd<OwnedFd>,
+    pub(crate) senders: Senders,
     /// Held while a frame is written.
     writing: Mutex<()>,
     process: Process,
@@ -85,6 +85,7 @@ impl Terminal {
             size: Cell::new((size.cols, size.rows)),
             started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             master,
+            senders: Senders::default(),
             writing: Mutex::new(()),
             process,
             output,
@@ -186,23 +187,25 @@ impl Terminal {
     }
 
     /// Writes what a client types until it stops or the shell has ended.
-    pub(crate) async fn feed(&self, body: Incoming) {
-        let feeding = each_frame(body, async |frame| match frame {
-            Frame::Stdin(bytes) => self.write(&bytes).await.is_ok(),
-            _ => false,
+    pub(crate) async fn feed(&self, intake: &Intake, body: Incoming) {
+        let feeding = intake.feed(body, async |next| match next {
+            Next::Stdin => self.write(intake).await.is_ok(),
+            // A terminal's input does not end; what ends a shell is a character.
+            Next::StdinEnd => false,
         });
         tokio::select! {
             () = feeding => {}
             _ = self.output.until(|| self.output.exit()) => {}
         }
+        intake.close();
     }
 
-    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+    async fn write(&self, intake: &Intake) -> io::Result<()> {
         let _one_at_a_time = self.writing.lock().await;
-        while !bytes.is_empty() {
+        while intake.has_payload() {
             let mut ready = self.master.writable().await?;
-            match ready.try_io(|master| Ok(rustix::io::write(master, bytes)?)) {
-                Ok(Ok(count)) => bytes = &bytes[count.min(bytes.len())..],
+            match ready.try_io(|master| intake.write(|bytes| Ok(rustix::io::write(master, bytes)?))) {
+                Ok(Ok(())) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}

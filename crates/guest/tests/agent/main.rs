@@ -8,5 +8,6 @@ mod client;
 mod exec;
 mod files;
 mod init;
+mod input;
 mod limits;
 mod pty;
