@@ -11,6 +11,7 @@ mod agent;
 mod archive;
 mod buffer;
 mod cgroup;
+mod characters;
 mod environment;
 mod exec;
 mod files;

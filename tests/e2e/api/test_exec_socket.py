@@ -279,6 +279,67 @@ def test_characters_are_not_split_between_messages(box):
         assert "".join(payload.decode() for kind, payload in socket.frames if kind == STDOUT) == "é☃𝄞" * 200000
 
 
+BOTH_STREAMS = """
+import os, threading
+input()
+def write(descriptor, text, size):
+    data = text.encode()
+    for at in range(0, len(data), size):
+        os.write(descriptor, data[at:at + size])
+threads = [threading.Thread(target=write, args=each) for each in ((1, "é☃𝄞" * 30000, 1009), (2, "☃é" * 40000, 101))]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_what_a_client_has_counted_is_where_it_goes_on(box):
+    """Whole characters in every message, though two streams cut into each other, and every end of a message is an offset."""
+    session = box.start("python3", "-c", BOTH_STREAMS)
+    with ExecSocket(box, session) as live:
+        live.until(REPLAY_END)
+        live.stdin("go\n")
+        assert live.finish(60) == 0
+    pieces = [payload for kind, payload in live.frames if kind in (STDOUT, STDERR)]
+    assert all(piece.decode() for piece in pieces)
+    assert live.bytes_of(STDOUT).decode() == "é☃𝄞" * 30000 and live.bytes_of(STDERR).decode() == "☃é" * 40000
+    whole = live.output()
+    offsets = [0]
+    for piece in pieces:
+        offsets.append(offsets[-1] + len(piece))
+    for offset in offsets[:: max(1, len(offsets) // 20)]:
+        with ExecSocket(box, session, offset=offset) as again:
+            assert again.finish(60) == 0
+            assert again.output() == whole[offset:], f"from {offset} on"
+            assert all(payload.decode() for kind, payload in again.frames if kind in (STDOUT, STDERR))
+
+
+@pytest.mark.parametrize("before", range(3))
+def test_the_newest_output_begins_with_a_whole_character(box, before):
+    command = ["python3", "-c", f"print('x' * {before} + '☃' * 900_000, end='')"]
+    session = box.start(*command)
+    wait_for(lambda: not box.session(session)["running"], "it ended")
+    with ExecSocket(box, session) as socket:
+        assert socket.finish(60) == 0
+    text = "".join(payload.decode() for kind, payload in socket.frames if kind == STDOUT)
+    assert set(text) == {"☃"} and 700_000 < len(text.encode()) <= 1024 * 1024
+    assert int(socket.headers["x-warren-exec-offset"]) + len(text.encode()) == before + 2_700_000
+    progress = box.call("GET", f"/exec/{session}/result").json()
+    assert progress["stdout"] == text and progress["truncated"] is True
+    assert box.run(f"{command[0]} -c \"{command[2]}\"")["stdout"] == "x" * before + "☃" * 900_000
+
+
+def test_a_character_that_is_slow_in_coming_is_not_waited_for(box):
+    session = box.start("sh", "-c", "read go; printf 'a\\303'; sleep 0.3; printf '\\251b'; printf '\\360\\237'")
+    with ExecSocket(box, session) as socket:
+        socket.until(REPLAY_END)
+        socket.stdin("go\n")
+        start = time.monotonic()
+        socket.until_text(b"a\xc3")
+        assert seconds_since(start) < 0.25
+        assert socket.finish() == 0
+        assert socket.bytes_of() == b"a\xc3\xa9b\xf0\x9f"
+
+
 def test_attached_clients_are_counted_truly(box):
     session = box.start("sleep", "600")
     count = lambda: box.session(session)["attachedClients"]

@@ -36,8 +36,6 @@ const MAX_PENDING_BYTES: usize = 4 * 1024 * 1024;
 const PENDING_OVERHEAD: usize = 64;
 /// How long a command may take over a piece of what a client that has left had still sent.
 const LEFT_GRACE: Duration = Duration::from_secs(2);
-/// How long the beginning of a character waits for its rest.
-const HOLD: Duration = Duration::from_millis(10);
 /// How long a client may take to answer a close.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -135,57 +133,12 @@ fn pieces(kind: u8, mut bytes: &[u8]) -> Vec<Message> {
     messages
 }
 
-/// How much of `bytes` goes into one message: not so much that a UTF-8 character is cut in two.
+/// How much of `bytes` goes into one message. The agent sends whole characters; none is cut in two here.
 fn piece_length(bytes: &[u8]) -> usize {
     if bytes.len() <= MAX_OUTPUT_BYTES {
         return bytes.len();
     }
-    let continues = |at: usize| bytes[at] & 0xc0 == 0x80;
-    (MAX_OUTPUT_BYTES - 3..=MAX_OUTPUT_BYTES).rev().find(|at| !continues(*at)).unwrap_or(MAX_OUTPUT_BYTES)
-}
-
-/// Puts characters together again that frames have cut in two: Python's client decodes each message by itself.
-#[derive(Default)]
-struct WholeCharacters {
-    stdout: BytesMut,
-    stderr: BytesMut,
-}
-
-impl WholeCharacters {
-    fn holds(&self) -> bool {
-        !(self.stdout.is_empty() && self.stderr.is_empty())
-    }
-
-    /// The frame without the beginning of a character at its end, after what was held of its stream before. Anything but
-    /// output is preceded by all that is held.
-    fn pass(&mut self, frame: Frame) -> Vec<Frame> {
-        match frame {
-            Frame::Stdout(bytes) => vec![Frame::Stdout(join(&mut self.stdout, bytes))],
-            Frame::Stderr(bytes) => vec![Frame::Stderr(join(&mut self.stderr, bytes))],
-            other => {
-                let mut frames = self.rest();
-                frames.push(other);
-                frames
-            }
-        }
-    }
-
-    /// What is held, for when its rest does not come.
-    fn rest(&mut self) -> Vec<Frame> {
-        let (stdout, stderr) = (self.stdout.split().freeze(), self.stderr.split().freeze());
-        vec![Frame::Stdout(stdout), Frame::Stderr(stderr)]
-    }
-}
-
-fn join(held: &mut BytesMut, bytes: Bytes) -> Bytes {
-    let mut bytes = if held.is_empty() {
-        bytes
-    } else {
-        held.extend_from_slice(&bytes);
-        held.split().freeze()
-    };
-    *held = BytesMut::from(&bytes.split_off(whole_characters(&bytes))[..]);
-    bytes
+    whole_characters(&bytes[..MAX_OUTPUT_BYTES])
 }
 
 // === impl End ===
@@ -255,22 +208,12 @@ async fn pump_out(
     unread: &AtomicBool,
 ) -> End {
     let mut silent_since = Instant::now();
-    let mut whole = WholeCharacters::default();
     loop {
-        let patience = if whole.holds() { HOLD } else { KEEP_ALIVE_UNREAD };
-        let frame = match tokio::time::timeout(patience, output.next()).await {
+        let frame = match tokio::time::timeout(KEEP_ALIVE_UNREAD, output.next()).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => {
                 tracing::info!(%error, "a command is cut off from its client");
                 return End::Lost;
-            }
-            Err(_) if whole.holds() => {
-                for message in whole.rest().into_iter().flat_map(|frame| protocol.messages(frame)) {
-                    if sink.send(message).await.is_err() {
-                        return End::ClientLeft;
-                    }
-                }
-                continue;
             }
             Err(_) => {
                 if !unread.load(Ordering::Relaxed) && silent_since.elapsed() < KEEP_ALIVE {
@@ -285,7 +228,7 @@ async fn pump_out(
         };
         silent_since = Instant::now();
         let exited = matches!(frame, Frame::Exit(_));
-        for message in whole.pass(frame).into_iter().flat_map(|frame| protocol.messages(frame)) {
+        for message in protocol.messages(frame) {
             if sink.send(message).await.is_err() {
                 return End::ClientLeft;
             }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::body::Incoming;
 use rustix::fs::{Gid, Uid};
 use rustix::pty::OpenptFlags;
@@ -26,12 +26,9 @@ use crate::intake::{Intake, Next, Senders};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::{self, Ending, Process, Program, describe};
-use warren_guest_api::text::whole_characters;
 
 /// How long processes that hold the terminal may still add to its output once the shell has ended.
 const GRACE: Duration = Duration::from_millis(20);
-/// How long the beginning of a character waits for the rest of it.
-const PATIENCE: Duration = Duration::from_millis(10);
 const READ: usize = 8 * 1024;
 /// The group that may write to terminals, by Debian's numbering.
 const TTY_GROUP: u32 = 5;
@@ -145,30 +142,13 @@ impl Terminal {
     }
 
     async fn pump(&self) {
-        let mut held = BytesMut::new();
         let mut buffer = [0; READ];
         loop {
             self.output.until_room().await;
-            let count = if held.is_empty() {
-                self.read(&mut buffer).await
-            } else {
-                tokio::time::timeout(PATIENCE, self.read(&mut buffer)).await.unwrap_or(Some(0))
-            };
-            let Some(count) = count else { break };
-            held.extend_from_slice(&buffer[..count]);
-            // After a read of nothing the rest of the character is late: it goes as it is.
-            let whole = if count == 0 { held.len() } else { whole_characters(&held) };
-            self.show(held.split_to(whole).freeze()).await;
-        }
-        self.show(held.freeze()).await;
-    }
-
-    async fn show(&self, mut bytes: Bytes) {
-        while !bytes.is_empty() {
-            self.output.until_room().await;
-            let room = self.output.room().min(bytes.len());
-            let piece = if room == bytes.len() { room } else { whole_characters(&bytes[..room]).max(1) };
-            self.output.take_in(Stream::Stdout, Bytes::copy_from_slice(&bytes.split_to(piece)));
+            // Nobody else takes output in, so what there is room for now fits later.
+            let most = self.output.room().min(READ);
+            let Some(count) = self.read(&mut buffer[..most]).await else { return };
+            self.output.take_in(Stream::Stdout, Bytes::copy_from_slice(&buffer[..count]));
         }
     }
 
