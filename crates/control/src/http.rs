@@ -10,6 +10,7 @@ mod errors;
 mod exec;
 mod exec_answer;
 mod exec_ws;
+mod file_list;
 mod files;
 mod headers;
 mod health;

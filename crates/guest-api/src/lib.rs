@@ -27,7 +27,7 @@
 //! | `GET`, `HEAD /v1/files?path=` | header `Range` | 200 or 206 bytes |
 //! | `PUT /v1/files?path=&mode=` | bytes | 204 |
 //! | `DELETE /v1/files?path=` | | 204 |
-//! | `GET /v1/files/list?path=` | | array of [`files::Entry`] |
+//! | `GET /v1/files/list?path=` | | lines of [`files::Entry`] as JSON, by name |
 //! | `GET /v1/files/stat?path=` | | [`files::Stat`] |
 //! | `POST /v1/files/mkdir?path=` | | 204 |
 //! | `POST /v1/files/move` | [`files::Move`] | 204 |

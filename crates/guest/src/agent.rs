@@ -12,6 +12,7 @@ use crate::archive::Transfers;
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
 use crate::exec::Commands;
+use crate::files::list::Listings;
 use crate::pty::Terminals;
 use crate::rest::Rest;
 use crate::workers::Workers;
@@ -39,6 +40,7 @@ pub(crate) struct Agent {
     pub(crate) terminals: Rc<Terminals>,
     pub(crate) files: Workers,
     pub(crate) transfers: Transfers,
+    pub(crate) listings: Listings,
     pub(crate) rest: Rc<Rest>,
     started: Instant,
 }
@@ -62,6 +64,7 @@ impl Agent {
             terminals: Terminals::new(environment, cgroups, keeper, Rc::clone(&rest)),
             files: Workers::start("files", FILE_THREADS)?,
             transfers: Transfers::default(),
+            listings: Listings::default(),
             rest,
             started: Instant::now(),
         }))
