@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::Interest;
@@ -30,6 +31,7 @@ use crate::spawn::{self, Ending, Process, Program, describe};
 /// How long processes that hold the terminal may still add to its output once the shell has ended.
 const GRACE: Duration = Duration::from_millis(20);
 const READ: usize = 8 * 1024;
+const RDWR: OFlags = OFlags::RDWR.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 /// The group that may write to terminals, by Debian's numbering.
 const TTY_GROUP: u32 = 5;
 
@@ -54,11 +56,7 @@ impl Terminal {
         environment: &Environment,
         cgroups: &Rc<Cgroups>,
     ) -> Result<Rc<Self>> {
-        let (master, slave) = open_pair(&size).map_err(|error| {
-            let message =
-                format!("the sandbox cannot open another terminal: {}; close one", describe(&error));
-            Error::new(ErrorKind::Unavailable, message)
-        })?;
+        let (master, slave) = open_pair(&size).map_err(|error| no_terminal(&error))?;
         let own = Variables::from([
             ("TERM".to_owned(), "xterm-256color".to_owned()),
             ("COLUMNS".to_owned(), size.cols.to_string()),
@@ -197,7 +195,11 @@ impl Terminal {
 
 fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = rustix::pty::openpt(flags)?;
+    let master = match rustix::pty::openpt(flags) {
+        // Who is root in the sandbox may have removed it; the one it leads to stays.
+        Err(Errno::NOENT) => rustix::fs::open("/dev/pts/ptmx", RDWR, Mode::empty())?,
+        master => master?,
+    };
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     rustix::termios::tcsetwinsize(&master, window(size))?;
@@ -205,6 +207,19 @@ fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let _ = rustix::fs::fchown(&slave, Some(Uid::from_raw(UID)), Some(Gid::from_raw(TTY_GROUP)));
     rustix::io::ioctl_fionbio(&master, true)?;
     Ok((crate::sys::watch(master, Interest::READABLE | Interest::WRITABLE)?, slave))
+}
+
+fn no_terminal(error: &io::Error) -> Error {
+    let text = describe(error);
+    if error.kind() == io::ErrorKind::NotFound {
+        let message = format!(
+            "the sandbox's /dev/ptmx and /dev/pts/ptmx are missing ({text}), so it has no terminals; hibernating and waking it \
+             makes /dev anew"
+        );
+        return Error::conflict(message);
+    }
+    let message = format!("the sandbox cannot open another terminal: {text}; close one");
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 fn window(size: &Resize) -> Winsize {
