@@ -11,6 +11,7 @@ mod errors;
 mod exec;
 mod exec_answer;
 mod exec_ws;
+mod file_list;
 mod files;
 mod headers;
 mod health;

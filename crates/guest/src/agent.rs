@@ -12,6 +12,7 @@ use crate::archive::Transfers;
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
 use crate::exec::Commands;
+use crate::files::list::Listings;
 use crate::journal::{Journal, var_log};
 use crate::pty::Terminals;
 use crate::rest::Rest;
@@ -50,6 +51,7 @@ pub(crate) struct Agent {
     pub(crate) files: Workers,
     pub(crate) journal: Rc<Journal>,
     pub(crate) transfers: Transfers,
+    pub(crate) listings: Listings,
     pub(crate) rest: Rc<Rest>,
     started: Instant,
 }
@@ -78,6 +80,7 @@ impl Agent {
             files,
             journal,
             transfers: Transfers::default(),
+            listings: Listings::default(),
             rest,
             started: Instant::now(),
         }))

@@ -25,7 +25,7 @@ use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, ExecId};
 
 pub(crate) use self::command::Command;
-pub(crate) use self::input::{Input, each_frame};
+pub(crate) use self::input::Input;
 pub(crate) use self::stream::{ExecStream, SingleStream, exit_chunk, to_chunk};
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
@@ -165,14 +165,14 @@ impl Commands {
         self.commands.borrow().len().saturating_sub(self.finished.borrow().len())
     }
 
-    /// A client that reads from `offset`, by default the newest [`api::REPLAY_BYTES`].
+    /// A client that reads from `offset`, by default the newest output, up to [`api::REPLAY_BYTES`].
     pub(crate) fn attach(&self, id: &str, offset: Option<u64>) -> Result<(Rc<Command>, Reader)> {
         let command = self.get(id)?;
         if command.output.clients() >= MAX_CLIENTS {
             let message = format!("{MAX_CLIENTS} clients are attached to this command already");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
-        let offset = offset.unwrap_or_else(|| command.output.end().saturating_sub(api::REPLAY_BYTES));
+        let offset = offset.unwrap_or_else(|| command.output.replay_start(api::REPLAY_BYTES));
         let reader = command.output.reader(offset, true);
         Ok((command, reader))
     }

@@ -110,14 +110,13 @@ impl Terminals {
         self.terminals.borrow().len()
     }
 
-    pub(crate) fn attach(&self, id: &str) -> Result<(Rc<Terminal>, Reader)> {
+    pub(crate) fn attach(&self, id: &str) -> Result<Reader> {
         let terminal = self.get(id)?;
         if terminal.output.clients() >= MAX_CLIENTS {
             let message = format!("{MAX_CLIENTS} clients are attached to this terminal already");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
-        let reader = terminal.output.reader(0, true);
-        Ok((terminal, reader))
+        Ok(terminal.output.reader(0, true))
     }
 
     pub(crate) fn resize(&self, id: &str, size: &Resize) -> Result<()> {

@@ -222,8 +222,8 @@ async fn guest(
     let target = request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str);
     let rest = target.strip_prefix(&prefix).ok_or_else(|| Error::invalid("this path cannot be asked for"))?;
     let path = format!("/v1{rest}");
-    // An attached stream counts by its traffic, any other call from beginning to end.
-    let is_stream = request.uri().path().ends_with("/attach");
+    // Output and input of who is attached count by their traffic, any other call from beginning to end.
+    let is_stream = ["/attach", "/input"].iter().any(|end| request.uri().path().ends_with(end));
     let (connection, call) = handle.use_guest().await?;
     if is_stream {
         request = watch_traffic(request, &handle);

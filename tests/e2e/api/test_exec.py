@@ -235,6 +235,33 @@ def test_an_unknown_handle_is_404(shared, exec_id):
     assert shared.call("POST", f"/exec/{exec_id}/kill", json={}).status_code == 404
 
 
+def test_a_sandbox_that_has_deleted_itself_says_what_is_missing(api):
+    with api.create() as box:
+        box.call("POST", "/exec/run", json={"cmd": "sudo rm -rf --no-preserve-root / 2>/dev/null"})
+        for route in ("/exec/run", "/exec/run-async", "/exec"):
+            for fields, says in [
+                ({"cmd": "echo hi"}, 'working directory "/home/sandbox" does not exist'),
+                ({"cmd": "echo hi", "cwd": "/"}, 'cannot start "/bin/sh": No such file or directory'),
+                ({"cmd": "/bin/ls", "args": ["-l"], "cwd": "/"}, 'cannot start "/bin/ls": No such file or directory'),
+            ]:
+                answer = box.call("POST", route, json=fields)
+                assert (answer.status_code, answer.json()["error"]) == (400, says), route
+                assert not answer.json().get("retryable")
+        answer = box.call("POST", "/pty", json={})
+        assert answer.status_code == 400 and "/home/sandbox" in answer.json()["error"]
+        box.write("/home/sandbox/still", b"writable")
+        assert box.read("/home/sandbox/still") == b"writable"
+        answer = box.call("POST", "/pty", json={})
+        assert answer.status_code == 400 and "/bin/sh" in answer.json()["error"]
+
+
+def test_a_program_without_its_loader_says_so(api):
+    with api.create() as box:
+        box.out("sudo rm /lib64/ld-linux-x86-64.so.2 || sudo rm /lib/ld-linux-aarch64.so.1")
+        answer = box.call("POST", "/exec/run", json={"cmd": "echo hi"})
+        assert answer.status_code == 400 and "loader" in answer.json()["error"], answer.text
+
+
 # Sessions over REST.
 
 

@@ -1,7 +1,6 @@
 //! One command: what it is, its process, its output, its input.
 
 use std::cell::Cell;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use tokio::net::unix::pipe;
 use warren_guest_api::boot::HOME;
 use warren_guest_api::exec::{Exec, ExecStart, Exit, ShellUse};
 use warren_types::error::Result;
-use warren_types::{Error, ErrorKind, ExecId};
+use warren_types::{Error, ExecId};
 
 use super::Input;
 use crate::cgroup::Cgroups;
@@ -22,7 +21,7 @@ use crate::environment::{Environment, Variables};
 use crate::journal::{CommandLog, Journal};
 use crate::log::Limits;
 use crate::output::Output;
-use crate::spawn::{self, Process, Program, describe};
+use crate::spawn::{self, Process, Program};
 use crate::workers::Workers;
 
 /// What is kept of a command line for listings, in bytes of JSON.
@@ -59,9 +58,11 @@ impl Command {
         let variables = environment.variables(&start.envs);
         let folder = folder(start.cwd.as_deref());
         let program = program(&start, &variables, &folder)?;
-        let (stdout, stdout_writer) = output_pipe()?;
-        let (stderr, stderr_writer) = output_pipe()?;
-        let (stdin, input) = if start.stdin { input_pipe()? } else { (null()?, None) };
+        let no_pipe = |error: io::Error| spawn::no_room(&error, cgroups);
+        let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;
+        let (stderr, stderr_writer) = output_pipe().map_err(no_pipe)?;
+        let (stdin, input) =
+            if start.stdin { input_pipe().map_err(no_pipe)? } else { (nothing().map_err(no_pipe)?, None) };
         let started_at_ms = now_ms();
         let process = spawn::spawn(
             &program,
@@ -193,30 +194,19 @@ fn shown(cmd: String, args: Vec<String>) -> (String, Vec<String>) {
     (cmd, shown)
 }
 
-fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
-    let make = || -> io::Result<_> {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
-    };
-    make().map_err(|error| no_pipe(&error))
+fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
 }
 
-fn input_pipe() -> Result<(OwnedFd, Option<pipe::Sender>)> {
-    let make = || -> io::Result<_> {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
-    };
-    make().map_err(|error| no_pipe(&error))
+fn input_pipe() -> io::Result<(OwnedFd, Option<pipe::Sender>)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
 }
 
-fn null() -> Result<OwnedFd> {
-    OpenOptions::new().read(true).open("/dev/null").map(File::into).map_err(|error| no_pipe(&error))
-}
-
-fn no_pipe(error: &io::Error) -> Error {
-    let message =
-        format!("the sandbox cannot connect another command: {}; end one and try again", describe(error));
-    Error::new(ErrorKind::Unavailable, message)
+/// The agent's own standard input, which is `/dev/null`: the file of that name may be removed by who is root in the sandbox.
+fn nothing() -> io::Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned()
 }
 
 #[cfg(test)]

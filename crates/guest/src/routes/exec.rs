@@ -33,13 +33,14 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             reply::json(StatusCode::OK, &command.view())
         }
         ([id, "output"], &Method::GET) => output(agent, id, &call),
-        ([id, "attach"], &Method::POST) => attach(agent, id, call),
+        ([id, "attach"], &Method::POST) => attach(agent, id, &call),
+        ([id, "input"], &Method::POST) => input(agent, id, call),
         ([id, "kill"], &Method::POST) => {
             let kill: Kill = request::json(call.body).await?;
             agent.commands.get(id)?.kill(kill.signal)?;
             Ok(reply::empty(StatusCode::NO_CONTENT))
         }
-        ([] | [_] | [_, "wait" | "output" | "attach" | "kill"], _) => Err(wrong_method()),
+        ([] | [_] | [_, "wait" | "output" | "attach" | "input" | "kill"], _) => Err(wrong_method()),
         _ => Err(no_such_path()),
     }
 }
@@ -53,11 +54,17 @@ async fn run(agent: &Rc<Agent>, call: Call) -> Answer {
     Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, false)))
 }
 
-fn attach(agent: &Rc<Agent>, id: &str, call: Call) -> Answer {
+fn attach(agent: &Rc<Agent>, id: &str, call: &Call) -> Answer {
     let (command, reader) = agent.commands.attach(id, number(&call.query, "offset")?)?;
-    let stream = ExecStream::new(command.id.clone(), reader, true);
-    tokio::task::spawn_local(async move { command.input.feed(call.body, &command.output).await });
-    Ok(reply::stream(StatusCode::OK, stream))
+    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, true)))
+}
+
+fn input(agent: &Rc<Agent>, id: &str, call: Call) -> Answer {
+    let command = agent.commands.get(id)?;
+    let intake = command.input.sender()?;
+    let grants = intake.grants();
+    tokio::task::spawn_local(async move { command.input.feed(&intake, call.body, &command.output).await });
+    Ok(reply::stream(StatusCode::OK, grants))
 }
 
 fn output(agent: &Rc<Agent>, id: &str, call: &Call) -> Answer {

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use warren_guest_api::exec::{Exec, Exit};
 use warren_guest_api::frame::{Decoder, Frame};
 use warren_guest_api::handshake;
+use warren_guest_api::input::Credit;
 
 /// Longest wait for anything; reached only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -241,8 +242,36 @@ impl Agent {
         exec.exit.expect("it ends in time")
     }
 
-    /// Attaches; what is sent into the channel becomes the request's body.
+    /// Attaches, and opens the input beside it; what is sent into the channel goes there as there is credit for it.
     pub(crate) async fn attach(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
+        let answer = self.open(Method::POST, path, Sent::Whole(None)).await;
+        assert_eq!(answer.status(), 200);
+        let (path, _query) = path.split_once("/attach").unwrap();
+        let (body, mut grants) = self.input(&format!("{path}/input")).await;
+        let (input, mut pieces) = mpsc::channel::<Result<Bytes, Broken>>(16);
+        tokio::spawn(async move {
+            let mut credit = Credit::default();
+            while let Some(Ok(mut piece)) = pieces.recv().await {
+                while !piece.is_empty() {
+                    while credit.left() == 0 {
+                        let Some(Frame::InputTaken(bytes)) = grants.next().await else { return };
+                        credit.grant(bytes).unwrap();
+                    }
+                    let part = piece.split_to(credit.spend(piece.len()));
+                    if body.send(Ok(part)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            // What was sent has arrived once the answer ends.
+            drop(body);
+            while let Ok(Some(_)) = grants.try_next().await {}
+        });
+        (input, Frames::of(answer))
+    }
+
+    /// Opens the input of a command or terminal; what is sent into the channel becomes the request's body.
+    pub(crate) async fn input(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
         let (input, body) = mpsc::channel(16);
         let answer = self.open(Method::POST, path, Sent::Live(body)).await;
         assert_eq!(answer.status(), 200);
@@ -413,12 +442,19 @@ impl Frames {
 
     /// The next frame; `None` at the proper end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
+        self.try_next().await.expect("the stream is not broken off")
+    }
+
+    /// The same of a stream that may be broken off.
+    pub(crate) async fn try_next(&mut self) -> hyper::Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame);
+                return Ok(Some(frame));
             }
-            let next = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await?;
-            self.decoder.push(next.unwrap().data_ref().unwrap());
+            match poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await {
+                Some(next) => self.decoder.push(next?.data_ref().unwrap()),
+                None => return Ok(None),
+            }
         }
     }
 

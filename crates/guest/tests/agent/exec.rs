@@ -39,8 +39,12 @@ async fn a_command_is_the_users_own_process() {
 async fn what_cannot_start_is_refused_with_a_reason() {
     let Some(agent) = Agent::start().await else { return };
     std::fs::write(agent.path("plain"), "text").unwrap();
+    let orphan = agent.path("orphan");
+    std::fs::write(&orphan, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&orphan, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     for (request, says) in [
         (agent.request("nope", &["x"], NOTHING), r#"cannot start "nope": No such file or directory"#),
+        (agent.request("./orphan", &["x"], NOTHING), "is there, but not what it needs to run"),
         (agent.request("./plain", &["x"], NOTHING), r#"cannot start "./plain": Permission denied"#),
         (
             agent.request("true", &[], json!({"cwd": "/no/such"})),
