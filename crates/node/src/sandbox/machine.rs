@@ -16,7 +16,7 @@ use warren_runtime_container::{Capture, Captured, Launch, Launched};
 use warren_types::{Error, ErrorKind, Size};
 
 use super::DISK;
-use super::record::{MachineRecord, Record, boot_id};
+use super::record::{MachineRecord, Record, Transition, boot_id};
 use crate::checkpoint::make::now_ms;
 use crate::disk;
 use crate::guest::Guest;
@@ -64,6 +64,10 @@ pub(crate) async fn start(host: &Arc<Host>, record: &mut Record, folder: &Path) 
         boot_id: boot_id(),
         slot: slot.index,
         cpus: cpus.clone(),
+        cgroup: match record.transition {
+            Some(Transition::Restore { .. }) => format!("{}.{}", record.id, record.generation),
+            _ => record.id.to_string(),
+        },
         pid: 0,
         disk_device: String::new(),
         since_ms: now_ms(),
@@ -77,12 +81,12 @@ pub(crate) async fn start(host: &Arc<Host>, record: &mut Record, folder: &Path) 
         Ok((launched, ended, guest)) => {
             let mut slot = slot;
             serve_names(&mut slot, record);
-            let cgroup = host.cgroup(&record.id);
+            let cgroup = host.cgroup(record.cgroup());
             let (pid, disk_device) = (launched.pid, launched.disk_device);
             Ok(Machine { guest, init: ended, pid, slot, cpus, cgroup, disk_device })
         }
         Err(error) => {
-            end_processes(&host.cgroup(&record.id)).await;
+            end_processes(&host.cgroup(record.cgroup())).await;
             host.cpus.give_back(&cpus);
             host.network.retire(slot);
             if let Some(machine) = record.machine.take() {
@@ -115,7 +119,7 @@ async fn launch(
         id_base: host.network.plan().id_base(slot.index),
         cgroup: CgroupPlan {
             parent: host.cgroup_parent.clone(),
-            name: record.id.to_string(),
+            name: record.cgroup().to_owned(),
             cpu_count: size.cpu_count,
             cpus: cpus.to_vec(),
             memory_bytes: u64::from(size.memory_mb) << 20,
@@ -150,7 +154,7 @@ async fn launch(
 /// left of it has been ended.
 pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> Result<Machine, String> {
     let Some(machine) = &record.machine else { return Err("it has no processes".into()) };
-    let cgroup = host.cgroup(&record.id);
+    let cgroup = host.cgroup(record.cgroup());
     let adopted = async {
         if machine.boot_id != boot_id() || machine.pid == 0 || !cgroup.contains(machine.pid) {
             return Err("its processes have ended".to_owned());
@@ -259,6 +263,16 @@ impl Machine {
             let _ = self.cgroup.thaw();
             trouble(&error)
         })
+    }
+
+    /// Bytes of memory that cannot be taken back without harm.
+    pub(crate) fn memory_in_use(&self) -> u64 {
+        self.cgroup.memory_in_use()
+    }
+
+    /// Ends everything at once; what it held is given back by [`Self::end_without_disk`].
+    pub(crate) fn kill(&self) {
+        let _ = self.cgroup.kill();
     }
 
     pub(crate) fn cpus(&self) -> &[u32] {

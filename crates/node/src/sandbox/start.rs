@@ -13,7 +13,7 @@ use warren_types::{Error, SandboxState};
 use super::activity::Call;
 use super::actor::{Actor, Answer};
 use super::machine;
-use super::record::Kept;
+use super::record::{Kept, Transition};
 use super::{DISK, NEXT_DISK, PREVIOUS_DISK};
 use crate::checkpoint::manifest::Lineage;
 use crate::disk;
@@ -64,6 +64,9 @@ impl Actor {
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         self.record.settling = self.record.lineage.is_some() || !self.record.spec.start_commands.is_empty();
         self.record.patch = None;
+        if !matches!(self.record.transition, Some(Transition::Restore { .. })) {
+            self.wait_for_the_dying().await;
+        }
         let machine = machine::start(&self.host, &mut self.record, &self.folder).await?;
         self.machine = Some(machine);
         self.activity.touch();
