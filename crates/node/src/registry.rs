@@ -86,8 +86,8 @@ impl Changes {
 }
 
 impl Host {
-    pub(crate) fn cgroup(&self, id: &SandboxId) -> Cgroup {
-        self.hierarchies.group(&self.cgroup_parent, id.as_str())
+    pub(crate) fn cgroup(&self, name: &str) -> Cgroup {
+        self.hierarchies.group(&self.cgroup_parent, name)
     }
 
     /// The launcher; another one when it has died.
@@ -183,11 +183,11 @@ impl Registry {
 
     /// Ends and removes what was half made, and groups that belong to nobody.
     async fn undo_strays(&self, strays: &[PathBuf], records: &[Record]) {
-        let known: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let known: BTreeSet<&str> = records.iter().map(Record::cgroup).collect();
         let groups = self.host.hierarchies.list(&self.host.cgroup_parent).unwrap_or_default();
         for name in groups.iter().filter(|name| !known.contains(name.as_str())) {
             info!(name, "ending processes of a sandbox that was half made");
-            machine::end_processes(&self.host.hierarchies.group(&self.host.cgroup_parent, name)).await;
+            machine::end_processes(&self.host.cgroup(name)).await;
         }
         for folder in strays {
             info!(folder = %folder.display(), "removing what is left of a sandbox that was half made");
@@ -245,7 +245,7 @@ impl Registry {
 
     /// Ends what is left of a sandbox's processes.
     async fn end_rest(&self, record: &mut Record) {
-        machine::end_processes(&self.host.cgroup(&record.id)).await;
+        machine::end_processes(&self.host.cgroup(record.cgroup())).await;
         let _ = disk::wait_released_by_all(&self.host.disks.sandbox_dir(&record.id).join(DISK)).await;
         record.machine = None;
     }
@@ -318,10 +318,14 @@ impl Registry {
 
     /// What running sandboxes use.
     pub(crate) async fn usage(&self) -> Vec<Usage> {
-        let running = self.list().await.into_iter().filter(|report| report.state == SandboxState::Running);
-        running
-            .map(|report| Usage { memory_bytes: self.host.cgroup(&report.id).memory_in_use(), id: report.id })
+        let handles: Vec<(SandboxId, Handle)> =
+            self.lock().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
+        futures_util::stream::iter(handles)
+            .map(async |(id, handle)| Some(Usage { id, memory_bytes: handle.memory_in_use().await.ok()?? }))
+            .buffer_unordered(ADOPTIONS)
+            .filter_map(async |usage| usage)
             .collect()
+            .await
     }
 
     pub(crate) async fn list(&self) -> Vec<Report> {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 use warren_node_api::{Report, SandboxSpec, Wake};
@@ -56,6 +57,8 @@ pub(super) enum Request {
     /// A folder of its root file system, while it runs.
     OpenRoot(Answer<Option<File>>),
     Capture(Arc<File>, Answer<Taken>),
+    /// Bytes that cannot be taken back without harm, while it runs.
+    MemoryInUse(Answer<Option<u64>>),
     Delete(Answer<()>),
 }
 
@@ -134,6 +137,10 @@ impl Handle {
         self.ask(|answer| Request::Capture(target, answer)).await
     }
 
+    pub(crate) async fn memory_in_use(&self) -> Result<Option<u64>, Error> {
+        self.ask(Request::MemoryInUse).await
+    }
+
     /// Returns once nothing of it is left.
     pub(crate) async fn delete(&self) -> Result<(), Error> {
         self.ask(Request::Delete).await
@@ -158,6 +165,8 @@ pub(super) struct Actor {
     pub(super) patching: Patching,
     /// The reading of its disk, after it has hibernated.
     pub(super) measuring: Measuring,
+    /// Processes from before a restore that may still be ending.
+    dying: Option<JoinHandle<()>>,
     /// A hibernation failed; the next one of its own accord is not before this.
     pub(super) hibernate_not_before: Option<Instant>,
     mailbox: mpsc::Receiver<Request>,
@@ -206,6 +215,7 @@ fn spawn(
         activity,
         patching: Patching::default(),
         measuring: Measuring::default(),
+        dying: None,
         hibernate_not_before: None,
         mailbox,
     };
@@ -295,6 +305,9 @@ impl Actor {
             Request::Capture(target, answer) => {
                 let _ = answer.send(self.take_disk(&target).await);
             }
+            Request::MemoryInUse(answer) => {
+                let _ = answer.send(Ok(self.machine.as_ref().map(Machine::memory_in_use)));
+            }
             Request::Delete(_) => unreachable!("deletion is served by the loop"),
         }
     }
@@ -356,6 +369,23 @@ impl Actor {
     pub(super) async fn end_machine(&mut self) {
         if let Some(machine) = self.machine.take() {
             machine.end(&self.host, &self.folder).await;
+        }
+        self.wait_for_the_dying().await;
+    }
+
+    /// Ends what runs, and does not wait for what it still writes: that is for a disk nobody will look at again.
+    pub(super) async fn abandon_machine(&mut self) {
+        self.wait_for_the_dying().await;
+        if let Some(machine) = self.machine.take() {
+            machine.kill();
+            let host = self.host.clone();
+            self.dying = Some(tokio::spawn(async move { machine.end_without_disk(&host).await }));
+        }
+    }
+
+    pub(super) async fn wait_for_the_dying(&mut self) {
+        if let Some(dying) = self.dying.take() {
+            let _ = dying.await;
         }
     }
 
@@ -427,6 +457,7 @@ fn refuse(request: Request, error: &Error) {
         | Request::Begin(_, answer) => drop(answer.send(Err(error))),
         Request::OpenRoot(answer) => drop(answer.send(Err(error))),
         Request::Capture(_, answer) => drop(answer.send(Err(error))),
+        Request::MemoryInUse(answer) => drop(answer.send(Err(error))),
         // There is nothing of it; that is what was asked for.
         Request::Delete(answer) => drop(answer.send(Ok(()))),
         Request::Doubt => {}

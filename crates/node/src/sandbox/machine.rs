@@ -16,7 +16,7 @@ use warren_runtime_container::{Capture, Captured, Root};
 use warren_types::{Error, ErrorKind, Size};
 
 use super::DISK;
-use super::record::{MachineRecord, Record, boot_id};
+use super::record::{MachineRecord, Record, Transition, boot_id};
 use super::stock::Prepared;
 use crate::checkpoint::make::now_ms;
 use crate::disk;
@@ -70,6 +70,10 @@ pub(crate) async fn start(
         boot_id: boot_id(),
         slot: slot.index,
         cpus: cpus.clone(),
+        cgroup: match record.transition {
+            Some(Transition::Restore { .. }) => format!("{}.{}", record.id, record.generation),
+            _ => record.id.to_string(),
+        },
         pid: 0,
         disk_device: disk_device.clone(),
         since_ms: now_ms(),
@@ -85,12 +89,12 @@ pub(crate) async fn start(
         Ok((ended, guest)) => {
             let mut slot = slot;
             serve_names(&mut slot, record);
-            let cgroup = host.cgroup(&record.id);
+            let cgroup = host.cgroup(record.cgroup());
             let pid = record.machine.as_ref().map_or(0, |machine| machine.pid);
             Ok(Machine { guest, init: ended, pid, slot, cpus, cgroup, disk_device })
         }
         Err(error) => {
-            end_processes(&host.cgroup(&record.id)).await;
+            end_processes(&host.cgroup(record.cgroup())).await;
             host.cpus.give_back(&cpus);
             host.network.retire(slot);
             record.machine = None;
@@ -124,7 +128,7 @@ async fn launch(
         Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be started: {what}: {error}"))
     };
     record.save(folder).map_err(|error| trouble("could not write its record", &error))?;
-    let cgroup = host.cgroup(&record.id);
+    let cgroup = host.cgroup(record.cgroup());
     cgroup
         .create(limits)
         .and_then(|()| cgroup.delegate(id_base))
@@ -144,7 +148,7 @@ async fn launch(
 /// left of it has been ended.
 pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> Result<Machine, String> {
     let Some(machine) = &record.machine else { return Err("it has no processes".into()) };
-    let cgroup = host.cgroup(&record.id);
+    let cgroup = host.cgroup(record.cgroup());
     let adopted = async {
         if machine.boot_id != boot_id() || machine.pid == 0 || !cgroup.contains(machine.pid) {
             return Err("its processes have ended".to_owned());
@@ -253,6 +257,16 @@ impl Machine {
             let _ = self.cgroup.thaw();
             trouble(&error)
         })
+    }
+
+    /// Bytes of memory that cannot be taken back without harm.
+    pub(crate) fn memory_in_use(&self) -> u64 {
+        self.cgroup.memory_in_use()
+    }
+
+    /// Ends everything at once; what it held is given back by [`Self::end_without_disk`].
+    pub(crate) fn kill(&self) {
+        let _ = self.cgroup.kill();
     }
 
     pub(crate) fn cpus(&self) -> &[u32] {

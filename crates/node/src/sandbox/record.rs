@@ -88,6 +88,10 @@ pub(crate) struct MachineRecord {
     pub(crate) boot_id: String,
     pub(crate) slot: u16,
     pub(crate) cpus: Vec<u32>,
+    /// Name of its cgroup below the node's: the sandbox's id, followed by a generation where the processes before it may
+    /// still be ending. It comes first wherever groups are looked for by id.
+    #[serde(default)]
+    pub(crate) cgroup: String,
     /// 0 until it is known.
     pub(crate) pid: i32,
     /// `major:minor` of the loop device of its disk.
@@ -135,6 +139,12 @@ impl Record {
             },
             ..Report::new(self.id.clone(), self.state, self.generation)
         }
+    }
+
+    /// Name of the cgroup its processes are in, or would be.
+    pub(crate) fn cgroup(&self) -> &str {
+        let named = self.machine.as_ref().map(|machine| machine.cgroup.as_str());
+        named.filter(|name| !name.is_empty()).unwrap_or(self.id.as_str())
     }
 
     /// Moves to another state; each move is a new generation.

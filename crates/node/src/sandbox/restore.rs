@@ -100,31 +100,32 @@ impl Actor {
 
     /// Carries out what is written down as under way. The beginning of it may lie before the node's start.
     pub(super) async fn start_again(&mut self) {
-        let mut kept_old_disk = None;
         if let Some(Transition::Restore { template_digest, lineage }) = self.record.transition.clone() {
-            if let Some(machine) = self.machine.take() {
-                // What it still has to write is for a disk that nobody will look at again.
-                machine.end_without_disk(&self.host).await;
-            }
+            // First, because it is all that could fail; what runs still has the old one and does not notice.
             if let Err(error) = self.put_next_disk_in_place() {
-                warn!(%error, "a restored disk could not be put in place");
-                kept_old_disk =
-                    Some(format!("it could not be restored and goes on with its own disk: {error}"));
-            } else {
-                self.record.template_digest = template_digest;
-                self.record.lineage = lineage;
-                self.record.patch_error = None;
-                self.record.disk = None;
+                return self.stay_with_old_disk(&error).await;
             }
+            self.abandon_machine().await;
+            self.record.template_digest = template_digest;
+            self.record.lineage = lineage;
+            self.record.patch_error = None;
+            self.record.disk = None;
         }
         match self.start_or_rest().await {
             Ok(()) => info!("started again"),
             Err(error) => warn!(%error, "a sandbox could not be started again and hibernates"),
         }
-        if kept_old_disk.is_some() {
-            self.record.warning = kept_old_disk;
-            self.note();
+    }
+
+    async fn stay_with_old_disk(&mut self, error: &io::Error) {
+        warn!(%error, "a restored disk could not be put in place");
+        self.record.transition = None;
+        if self.machine.is_none() && self.record.state == SandboxState::Running {
+            let _ = self.start_or_rest().await;
         }
+        self.record.warning =
+            Some(format!("it could not be restored and goes on with its own disk: {error}"));
+        self.note();
     }
 
     fn put_next_disk_in_place(&self) -> io::Result<()> {

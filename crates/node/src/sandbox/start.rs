@@ -13,7 +13,7 @@ use warren_types::{CheckpointId, Error, ErrorKind, SandboxState};
 use super::activity::Call;
 use super::actor::{Actor, Answer};
 use super::machine;
-use super::record::Kept;
+use super::record::{Kept, Transition};
 use super::stock::Prepared;
 use super::{DISK, NEXT_DISK, PREVIOUS_DISK};
 use crate::checkpoint::manifest::Lineage;
@@ -64,6 +64,9 @@ impl Actor {
 
     /// Starts it on its disk. On failure nothing of it runs and its record says so.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
+        if !matches!(self.record.transition, Some(Transition::Restore { .. })) {
+            self.wait_for_the_dying().await;
+        }
         let host = self.host.clone();
         let _turn = host.turn().await?;
         let disk = host.disks.attach(self.folder.join(DISK)).await.map_err(|error| {
