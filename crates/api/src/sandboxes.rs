@@ -211,6 +211,7 @@ pub struct Woken {
     pub sandbox: Sandbox,
     /// *Additive.* What became of its processes: `running` (it was awake), `kept`, or `restarted` (they had ended; its start
     /// commands were started again).
+    #[serde(default)]
     pub processes: String,
 }
 
@@ -221,5 +222,6 @@ pub struct Hibernated {
     pub sandbox_id: String,
     pub status: String,
     /// *Additive.* What was kept: `disk` or `memory`.
+    #[serde(default)]
     pub keeps: String,
 }

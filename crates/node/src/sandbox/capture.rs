@@ -13,6 +13,7 @@ use warren_types::{Error, SandboxState};
 
 use super::DISK;
 use super::actor::{Actor, Handle};
+use super::machine::Machine;
 use crate::checkpoint::manifest::Lineage;
 
 /// Rounds of writing out before the pause; each leaves what was written during it.
@@ -46,7 +47,7 @@ impl Handle {
 
 impl Actor {
     pub(super) fn open_root(&self) -> Result<Option<File>, Error> {
-        let opened = self.machine.as_ref().map(|machine| machine.open_root()).transpose();
+        let opened = self.machine.as_ref().map(Machine::open_root).transpose();
         opened.map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be reached: {error}")))
     }
 

@@ -28,7 +28,7 @@ impl Actor {
     pub(super) async fn make(&mut self) -> Result<(), Error> {
         let made = async {
             self.check_volume()?;
-            fs::create_dir(&self.folder).map_err(no_disk)?;
+            fs::create_dir(&self.folder).map_err(|error| no_disk(&error))?;
             match self.record.spec.from_checkpoint.clone() {
                 None => self.start_empty().await,
                 Some(id) => {
@@ -51,7 +51,7 @@ impl Actor {
         self.record.lineage = Some(Lineage { checkpoint: id, patches_applied: 0 });
         let disk = self.folder.join(DISK);
         let made = tokio::task::spawn_blocking(move || disk::reflink(&whole.image, &disk));
-        made.await.map_err(io::Error::other).flatten().map_err(no_disk)
+        made.await.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))
     }
 
     async fn start_empty(&mut self) -> Result<(), Error> {
@@ -286,7 +286,7 @@ impl Actor {
     }
 }
 
-fn no_disk(error: io::Error) -> Error {
+fn no_disk(error: &io::Error) -> Error {
     Error::unavailable(format!("no disk could be made: {error}"))
 }
 
