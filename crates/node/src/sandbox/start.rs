@@ -187,8 +187,9 @@ impl Actor {
     }
 
     async fn start_from_rest(&mut self) -> Result<(), Error> {
-        // From here on it is written to.
+        // From here on it is written to, by the mount already: a node that is killed now must not expect the old digest.
         self.record.disk = None;
+        self.save()?;
         let started = self.start().await;
         if started.is_err() && self.record.state == SandboxState::Hibernated {
             self.begin_measuring();

@@ -176,10 +176,13 @@ impl App {
             Ok(report) => report,
             Err(error) => {
                 let answer = node_failure(error, &new);
-                tracing::warn!(sandbox = %id, reason = %answer, "a sandbox could not be made");
                 let removed = self.store.remove_creating(&id).await?;
                 self.undo_create(flight);
-                return Err(if removed { answer } else { deleted_meanwhile(&id) }.into());
+                if !removed {
+                    return Err(deleted_meanwhile(&id).into());
+                }
+                tracing::warn!(sandbox = %id, reason = %answer, "a sandbox could not be made");
+                return Err(answer.into());
             }
         };
         let settling = Instant::now();
