@@ -15,6 +15,7 @@
 //! | `GET /v1/exec/{id}` | | [`exec::Exec`] |
 //! | `GET /v1/exec/{id}/wait?ms=` | | [`exec::Exec`], as soon as it has exited or after `ms` |
 //! | `GET /v1/exec/{id}/output?stream=stdout\|stderr` | | raw bytes kept of that stream so far |
+//! | `GET /v1/exec/{id}/replay` | | frames: `Started`, the newest output so far, `ReplayEnd`; attaches nobody |
 //! | `POST /v1/exec/{id}/attach?offset=` | | frames: `Started`, replay, `ReplayEnd`, live output, `Exit` |
 //! | `POST /v1/exec/{id}/input` | frames: `Stdin`, `StdinEnd` | frames: `InputTaken`, see [`input`] |
 //! | `POST /v1/exec/{id}/kill` | [`exec::Kill`] | 204 |

@@ -26,7 +26,7 @@ use warren_types::{Error, ErrorKind, ExecId};
 
 pub(crate) use self::command::Command;
 pub(crate) use self::input::Input;
-pub(crate) use self::stream::{ExecStream, SingleStream, exit_chunk, to_chunk};
+pub(crate) use self::stream::{Course, ExecStream, SingleStream, exit_chunk, to_chunk};
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
 use crate::journal::Journal;
@@ -174,6 +174,13 @@ impl Commands {
         }
         let offset = offset.unwrap_or_else(|| command.output.replay_start(api::REPLAY_BYTES));
         let reader = command.output.reader(offset, true);
+        Ok((command, reader))
+    }
+
+    /// A reader of the newest output that is not a client.
+    pub(crate) fn replay(&self, id: &str) -> Result<(Rc<Command>, Reader)> {
+        let command = self.get(id)?;
+        let reader = command.output.reader(command.output.replay_start(api::REPLAY_BYTES), false);
         Ok((command, reader))
     }
 

@@ -206,6 +206,18 @@ def test_a_short_command_may_come_inline_and_a_long_one_is_polled(box):
     assert result_of(box, handle["execId"]) == final
 
 
+def test_who_asks_for_a_result_is_not_attached(box):
+    session = box.start("sh", "-c", "seq 1 100000; exec sleep 600", maxRunAfterDisconnect=2)
+    with ThreadPoolExecutor(4) as pool:
+        polls = [pool.submit(lambda: [result_of(box, session) for _ in range(8)]) for _ in range(3)]
+        seen = set()
+        while not all(poll.done() for poll in polls):
+            seen.add(box.session(session)["attachedClients"])
+        assert all(poll.result() for poll in polls)
+    assert seen == {0}
+    assert result_of(box, session)["exitCode"] == 137, "asking does not keep it from being abandoned"
+
+
 def test_a_result_poll_waits_a_moment(box):
     handle = run_async(box, "sleep 3").json()
     start = time.monotonic()

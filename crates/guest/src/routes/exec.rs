@@ -9,7 +9,7 @@ use warren_types::Error;
 
 use super::{Answer, Call, no_such_path};
 use crate::agent::Agent;
-use crate::exec::{ExecStream, SingleStream};
+use crate::exec::{Course, ExecStream, SingleStream};
 use crate::log::Stream;
 use crate::reply;
 use crate::request::{self, number, wrong_method};
@@ -33,6 +33,10 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             reply::json(StatusCode::OK, &command.view())
         }
         ([id, "output"], &Method::GET) => output(agent, id, &call),
+        ([id, "replay"], &Method::GET) => {
+            let (command, reader) = agent.commands.replay(id)?;
+            Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, Course::Replay)))
+        }
         ([id, "attach"], &Method::POST) => attach(agent, id, &call),
         ([id, "input"], &Method::POST) => input(agent, id, call),
         ([id, "kill"], &Method::POST) => {
@@ -40,7 +44,9 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             agent.commands.get(id)?.kill(kill.signal)?;
             Ok(reply::empty(StatusCode::NO_CONTENT))
         }
-        ([] | [_] | [_, "wait" | "output" | "attach" | "input" | "kill"], _) => Err(wrong_method()),
+        ([] | [_] | [_, "wait" | "output" | "replay" | "attach" | "input" | "kill"], _) => {
+            Err(wrong_method())
+        }
         _ => Err(no_such_path()),
     }
 }
@@ -51,12 +57,12 @@ async fn run(agent: &Rc<Agent>, call: Call) -> Answer {
     start.stdin = false;
     let (command, reader) = agent.commands.start(start, true).await?;
     let reader = reader.ok_or_else(|| Error::internal("the command has no reader"))?;
-    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, false)))
+    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, Course::Live)))
 }
 
 fn attach(agent: &Rc<Agent>, id: &str, call: &Call) -> Answer {
     let (command, reader) = agent.commands.attach(id, number(&call.query, "offset")?)?;
-    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, true)))
+    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, Course::ReplayAndLive)))
 }
 
 fn input(agent: &Rc<Agent>, id: &str, call: Call) -> Answer {

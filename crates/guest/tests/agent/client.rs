@@ -242,6 +242,13 @@ impl Agent {
         exec.exit.expect("it ends in time")
     }
 
+    /// An answer that is made of frames.
+    pub(crate) async fn frames(&self, path: &str) -> Frames {
+        let answer = self.open(Method::GET, path, Sent::Whole(None)).await;
+        assert_eq!(answer.status(), 200);
+        Frames::of(answer)
+    }
+
     /// Attaches, and opens the input beside it; what is sent into the channel goes there as there is credit for it.
     pub(crate) async fn attach(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
         let answer = self.open(Method::POST, path, Sent::Whole(None)).await;

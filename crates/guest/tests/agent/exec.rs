@@ -168,6 +168,9 @@ async fn attaching_replays_from_the_offset_and_goes_on_live() {
     assert_eq!(frames.replay().await.1.text(), "aaacccddd");
     assert_eq!(frames.rest().await.code(), 0, "one that comes late gets the exit too");
     let stderr = agent.get(&format!("/v1/exec/{}/output?stream=stderr", exec.id)).await;
+    let mut replay = agent.frames(&format!("/v1/exec/{}/replay", exec.id)).await;
+    assert_eq!(replay.replay().await.1.text(), "aaacccddd");
+    assert_eq!(replay.next().await, None);
     assert_eq!(&stderr.body[..], b"BBB");
     agent.get(&format!("/v1/exec/{}/attach", exec.id)).await.error(405);
     agent.get("/v1/exec/00000000/output").await.error(404);

@@ -110,6 +110,13 @@ async fn one(exec: &Arc<Exec>, path: &[&str], request: Request) -> Answer<Respon
             });
             Ok(StatusCode::NO_CONTENT.into_response())
         }
+        ["replay"] => {
+            let offset = exec.log.lock().unwrap().len().saturating_sub(REPLAY_BYTES);
+            let id = exec.id.as_str().as_bytes().try_into().unwrap();
+            let frames = [Frame::Started { id, offset }].into_iter().chain(exec.since(offset).0);
+            let frames = frames.chain([Frame::ReplayEnd]).map(|frame| frame.to_bytes());
+            Ok(frames.collect::<Vec<_>>().concat().into_response())
+        }
         ["attach"] => {
             let end = exec.log.lock().unwrap().len();
             let offset = match parameter(&request, "offset") {
