@@ -1,5 +1,7 @@
 //! The one error document.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use warren_types::{Error, ErrorKind};
@@ -12,6 +14,9 @@ pub struct ErrorBody {
     /// A name for programs, where they tell cases apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// Figures for programs, where a sentence is not enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<BTreeMap<String, u64>>,
     /// Present and true when the same request may succeed later.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retryable: bool,
@@ -29,6 +34,7 @@ impl From<Error> for ErrorBody {
             retryable: error.kind.retryable(),
             error: error.message,
             code: error.code,
+            details: error.details,
             active: None,
             limit: None,
         }

@@ -3,12 +3,15 @@
 //! Everything here is compatible with the OpenComputer API. Fields marked *additive* are Warren's own; clients of
 //! the published SDKs never send or need them. Unknown fields in requests are ignored, as those clients expect.
 
+pub mod checkpoints;
 pub mod error;
 pub mod exec;
 pub mod files;
 pub mod identity;
+pub mod logs;
 pub mod pty;
 pub mod sandboxes;
+pub mod scaling;
 pub mod tags;
 
 pub use error::ErrorBody;

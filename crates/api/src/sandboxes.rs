@@ -38,6 +38,11 @@ pub struct SandboxCreate {
     /// *Additive.* Tags to start with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<BTreeMap<String, String>>,
+    /// *Additive.* Shell commands (`bash -c`, user `sandbox`) that are started whenever the sandbox begins to run: when it is
+    /// made, woken, rebooted, restored or forked, where its processes are not kept. No call waits for them; they are listed
+    /// like any other command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_commands: Option<Vec<String>>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]
@@ -140,9 +145,26 @@ pub struct Sandbox {
     /// *Additive.* Why `status` is `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_reason: Option<String>,
+    /// *Additive.* Something that was tried for it and did not work, and what becomes of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// *Additive.* Grows with each change of `status`.
     #[serde(default)]
     pub generation: u64,
+    /// The checkpoint it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_checkpoint_id: Option<String>,
+    /// Why the last run of its checkpoint's patches failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_error: Option<String>,
+    /// *Additive.* What hibernating keeps: `disk` (processes end; start commands run again when it wakes) or `memory`
+    /// (everything goes on where it was).
+    #[serde(default)]
+    pub hibernation_keeps: String,
+    /// *Additive.* When its present processes began: later than `startedAt` when they ended meanwhile. While it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub processes_since: Option<Timestamp>,
 }
 
 /// Query of `GET /api/sandboxes`; all additive. Without any, the newest 200 of every status.
@@ -163,12 +185,34 @@ pub struct SandboxListQuery {
 /// *Additive.* Header of a list that has more: pass its value as `cursor`.
 pub const NEXT_CURSOR_HEADER: &str = "x-next-cursor";
 
-/// Body of `POST …/timeout` (required there) and `POST …/wake` (optional there).
+/// Body of `POST …/timeout`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct TimeoutChange {
     /// Seconds; 0 = never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<i64>,
+}
+
+/// Body of `POST …/wake`; may be absent.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct Wake {
+    /// Replaces the idle time-out. Seconds; 0 = never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i64>,
+    /// *Additive.* `previous`: with the disk as it was before it last woke; for a disk that was refused as damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+/// Answer of `POST …/wake`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Woken {
+    #[serde(flatten)]
+    pub sandbox: Sandbox,
+    /// *Additive.* What became of its processes: `running` (it was awake), `kept`, or `restarted` (they had ended; its start
+    /// commands were started again).
+    #[serde(default)]
+    pub processes: String,
 }
 
 /// Answer of `POST …/hibernate`.
@@ -177,4 +221,7 @@ pub struct Hibernated {
     #[serde(rename = "sandboxID")]
     pub sandbox_id: String,
     pub status: String,
+    /// *Additive.* What was kept: `disk` or `memory`.
+    #[serde(default)]
+    pub keeps: String,
 }

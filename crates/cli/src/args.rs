@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    completions, config, cp, create, doctor, exec, execs, files, get, hibernate, keys, kill, ls, shell, tags,
-    timeout, version, wake,
+    completions, config, cp, create, doctor, exec, execs, files, get, hibernate, keys, kill, logs, ls, shell,
+    tags, timeout, version, wake,
 };
 use crate::{failure, serve};
 
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     /// Commands of a sandbox: list, attach, kill
     #[command(subcommand)]
     Execs(execs::ExecsCommand),
+    /// Show what a sandbox has logged, and follow it
+    Logs(logs::LogsArgs),
     /// Open a terminal in a sandbox
     Shell(shell::ShellArgs),
     /// Copy files and folders to or from a sandbox
@@ -115,6 +117,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Kill(args) => kill::run(&context, args).await,
         Command::Exec(args) => exec::run(&context, args).await,
         Command::Execs(command) => execs::run(&context, command).await,
+        Command::Logs(args) => logs::run(&context, args).await,
         Command::Shell(args) => shell::run(&context, args).await,
         Command::Cp(args) => cp::run(&context, args).await,
         Command::Files(command) => files::run(&context, command).await,

@@ -6,6 +6,7 @@
 
 mod exec;
 mod files;
+mod logs;
 mod pty;
 mod sandboxes;
 
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::failure::{Refused, Unreachable, chain_of, hinted};
 use crate::ws;
 
+pub(crate) use logs::{LogFilter, LogStream};
 pub(crate) use sandboxes::ListFilter;
 
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);

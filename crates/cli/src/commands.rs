@@ -12,6 +12,7 @@ pub(crate) mod get;
 pub(crate) mod hibernate;
 pub(crate) mod keys;
 pub(crate) mod kill;
+pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod shell;
 pub(crate) mod tags;

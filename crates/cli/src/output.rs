@@ -50,6 +50,11 @@ impl Output {
         self.write(table.render(self.colour).as_bytes())
     }
 
+    /// The text in a colour (its SGR number; 0 for none), on a terminal.
+    pub(crate) fn painted(self, colour: u8, text: &str) -> String {
+        if self.colour && colour != 0 { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
     /// Says something to the person, unless asked to be quiet.
     pub(crate) fn note(self, text: &str) {
         if !self.quiet {

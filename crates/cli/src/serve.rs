@@ -135,10 +135,10 @@ async fn start(
     };
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;
     let config = ControlConfig {
-        data_dir: data_dir.to_owned(),
         region: args.region.clone(),
         public_url: args.public_url.clone(),
         max_running_per_org: args.max_running,
+        ..ControlConfig::new(data_dir)
     };
     let control = Control::start(config, NodeClient::new(node.router()), stop.clone(), tasks.clone())
         .await

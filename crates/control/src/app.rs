@@ -5,14 +5,17 @@
 //! leaves no half-made thing.
 
 pub(crate) mod auth;
+pub(crate) mod checkpoints;
 pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod guest;
 pub(crate) mod idempotency;
 pub(crate) mod identity;
 pub(crate) mod in_flight;
+pub(crate) mod logs;
 pub(crate) mod pty;
 pub(crate) mod sandboxes;
+pub(crate) mod scaling;
 pub(crate) mod tags;
 pub(crate) mod token;
 
@@ -20,6 +23,7 @@ use std::future::Future;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -29,7 +33,7 @@ use warren_types::Error;
 use crate::store::Store;
 use auth::UsedKeys;
 use idempotency::KeyLocks;
-use in_flight::InFlight;
+use in_flight::{CheckpointsInFlight, InFlight};
 use token::TokenSigner;
 
 /// How long a node may take to say what it is.
@@ -39,15 +43,26 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) node: NodeClient,
     pub(crate) in_flight: InFlight,
+    pub(crate) checkpoints_in_flight: CheckpointsInFlight,
+    /// Told when a checkpoint is seen to have changed.
+    pub(crate) checkpoint_changed: Notify,
     pub(crate) used_keys: UsedKeys,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) public_url: Option<String>,
+    pub(crate) autoscale: Pace,
     node_info: RwLock<Arc<NodeInfo>>,
     tokens: TokenSigner,
     key_locks: KeyLocks,
     region: String,
     max_running_per_org: u32,
+}
+
+/// How often sandboxes that scale by themselves are looked at, and what counts as a minute there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub every: Duration,
+    pub minute: Duration,
 }
 
 /// What an [`App`] is made of.
@@ -59,6 +74,7 @@ pub(crate) struct Parts {
     pub region: String,
     pub public_url: Option<String>,
     pub max_running_per_org: u32,
+    pub autoscale: Pace,
     pub shutdown: CancellationToken,
     pub tasks: TaskTracker,
 }
@@ -71,10 +87,13 @@ impl App {
             store: parts.store,
             node: parts.node,
             in_flight: InFlight::default(),
+            checkpoints_in_flight: CheckpointsInFlight::default(),
+            checkpoint_changed: Notify::new(),
             used_keys: UsedKeys::default(),
             shutdown: parts.shutdown,
             tasks: parts.tasks,
             public_url: parts.public_url,
+            autoscale: parts.autoscale,
             node_info: RwLock::new(Arc::new(parts.node_info)),
             tokens: parts.tokens,
             key_locks: KeyLocks::default(),

@@ -1,6 +1,7 @@
 //! What a control plane is told when it starts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Settings of the control plane, read once.
 #[derive(Debug, Clone)]
@@ -13,12 +14,18 @@ pub struct Config {
     pub public_url: Option<String>,
     /// Sandboxes an organisation may have running at once.
     pub max_running_per_org: u32,
+    /// How often sandboxes that scale by themselves are looked at.
+    pub autoscale_every: Duration,
+    /// What counts as a minute there.
+    pub autoscale_minute: Duration,
 }
 
 impl Config {
     pub const DEFAULT_REGION: &str = "local";
     /// On one's own hardware the hardware is the limit; this one catches programs that have gone wild.
     pub const DEFAULT_MAX_RUNNING_PER_ORG: u32 = 1000;
+
+    const DEFAULT_AUTOSCALE_EVERY: Duration = Duration::from_secs(30);
 
     /// The defaults, with everything kept in `data_dir`.
     #[must_use]
@@ -28,6 +35,8 @@ impl Config {
             region: Self::DEFAULT_REGION.to_owned(),
             public_url: None,
             max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,
+            autoscale_every: Self::DEFAULT_AUTOSCALE_EVERY,
+            autoscale_minute: Duration::from_secs(60),
         }
     }
 }

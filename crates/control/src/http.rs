@@ -6,22 +6,27 @@
 mod auth;
 mod body;
 mod channel;
+mod checkpoints;
 mod errors;
 mod exec;
 mod exec_answer;
 mod exec_ws;
+mod file_list;
 mod files;
 mod headers;
 mod health;
 mod identity;
 mod json_text;
+mod logs;
 mod openapi;
 mod params;
+mod patches;
 mod pty;
 mod query;
 mod relay;
 mod request_id;
 mod sandboxes;
+mod scaling;
 mod tags;
 mod unread;
 
@@ -50,7 +55,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// Every route that clients may know of, with its description.
 fn documented() -> OpenApiRouter<Arc<App>> {
-    let api = sandboxes::routes().merge(tags::routes()).merge(identity::routes()).merge(data_plane());
+    let api = sandboxes::routes()
+        .merge(checkpoints::routes())
+        .merge(patches::routes())
+        .merge(scaling::routes())
+        .merge(logs::routes())
+        .merge(tags::routes())
+        .merge(identity::routes())
+        .merge(data_plane());
     OpenApiRouter::with_openapi(openapi::about()).merge(health::routes()).nest("/api", api)
 }
 

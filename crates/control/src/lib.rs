@@ -29,7 +29,7 @@ use warren_node_api::NodeClient;
 use warren_types::Error;
 
 use app::token::{self, TokenSigner};
-use app::{App, Parts};
+use app::{App, Pace, Parts};
 pub use config::Config;
 use store::Store;
 pub use store::StoreError;
@@ -54,10 +54,10 @@ pub enum StartError {
     #[error("what the node has could not be compared with what is stored")]
     Reconcile(#[source] Error),
     #[error(
-        "the database in {data_dir} is new, but the node has {sandboxes} sandboxes it would delete as unknown; put the \
-         old control.sqlite back, or remove the node's volume to give them up"
+        "the database in {data_dir} is new, but the node has {sandboxes} sandboxes and {checkpoints} checkpoints it would \
+         delete as unknown; put the old control.sqlite back, or remove the node's volume to give them up"
     )]
-    Orphans { data_dir: String, sandboxes: usize },
+    Orphans { data_dir: String, sandboxes: usize, checkpoints: usize },
 }
 
 impl Control {
@@ -87,6 +87,7 @@ impl Control {
             region: config.region,
             public_url: config.public_url,
             max_running_per_org: config.max_running_per_org,
+            autoscale: Pace { every: config.autoscale_every, minute: config.autoscale_minute },
             shutdown,
             tasks,
         }));
@@ -109,9 +110,10 @@ impl Control {
 /// The reconciler removes what no row knows. Over a lost database that would be everything.
 async fn refuse_orphans(node: &NodeClient, data_dir: &Path) -> Result<(), StartError> {
     let sandboxes = node.list_sandboxes().await.map_err(StartError::Node)?.len();
-    if sandboxes == 0 {
+    let checkpoints = node.list_checkpoints().await.map_err(StartError::Node)?.len();
+    if sandboxes == 0 && checkpoints == 0 {
         return Ok(());
     }
     Store::remove_new(data_dir);
-    Err(StartError::Orphans { data_dir: data_dir.display().to_string(), sandboxes })
+    Err(StartError::Orphans { data_dir: data_dir.display().to_string(), sandboxes, checkpoints })
 }

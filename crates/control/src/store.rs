@@ -8,11 +8,14 @@
 //!
 //! Nothing here decides anything: no rights, no defaults, no words for clients.
 
+pub(crate) mod checkpoints;
 mod error;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
 mod memory;
+pub(crate) mod patches;
 pub(crate) mod sandboxes;
+pub(crate) mod scaling;
 pub(crate) mod tags;
 
 use std::fs::{DirBuilder, File, OpenOptions};

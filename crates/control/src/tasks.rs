@@ -1,6 +1,7 @@
-//! What runs beside requests: the reconciler, the watch on the node's changes, and the sync of the store. The first two
+//! What runs beside requests: the reconciler, the watch on the node's changes, the autoscaler, and the sync of the store. The first two
 //! are idempotent and take no input but what is stored and what the node says, so missing a turn costs nothing but time.
 
+mod autoscale;
 pub(crate) mod reconcile;
 mod watch;
 
@@ -14,6 +15,7 @@ use crate::app::App;
 pub(crate) fn spawn(app: &Arc<App>) {
     start(app, info_span!("reconcile"), reconcile::sweep(Arc::clone(app)));
     start(app, info_span!("watch"), watch::watch(Arc::clone(app)));
+    start(app, info_span!("autoscale"), autoscale::autoscale(Arc::clone(app)));
     let store = app.store.clone();
     start(app, info_span!("sync"), async move { store.keep_synced().await });
 }

@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 /// Longest path accepted, in bytes (the kernel's `PATH_MAX`).
 pub const MAX_PATH_BYTES: usize = 4096;
 
+/// Entries of a folder that can be listed; one with more is refused.
+pub const MAX_LIST_ENTRIES: usize = 250_000;
+/// Bytes their names may have together.
+pub const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
+/// Longest line of a listing: a path and a name whose every byte JSON writes as six.
+pub const MAX_LIST_LINE_BYTES: usize = 64 * 1024;
+
 /// One line of a folder listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {

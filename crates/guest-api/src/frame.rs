@@ -24,6 +24,7 @@ pub const EXIT: u8 = 3;
 pub const REPLAY_END: u8 = 4;
 pub const STDIN_END: u8 = 5;
 pub const STARTED: u8 = 6;
+pub const INPUT_TAKEN: u8 = 7;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
@@ -43,6 +44,8 @@ pub enum Frame {
         id: [u8; 8],
         offset: u64,
     },
+    /// So many more bytes of input may be sent, see [`crate::input`]. Payload: their number as big-endian `u32`.
+    InputTaken(u32),
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +84,7 @@ impl Frame {
                 payload[8..].copy_from_slice(&offset.to_be_bytes());
                 put(STARTED, &payload);
             }
+            Self::InputTaken(bytes) => put(INPUT_TAKEN, &bytes.to_be_bytes()),
         }
     }
 
@@ -157,6 +161,7 @@ fn check(kind: u8, length: usize) -> Result<(), FrameError> {
         EXIT => length == 5,
         REPLAY_END | STDIN_END => length == 0,
         STARTED => length == 16,
+        INPUT_TAKEN => length == 4,
         _ => return Err(FrameError::UnknownKind(kind)),
     };
     if fits { Ok(()) } else { Err(FrameError::BadPayload { kind, length }) }
@@ -189,6 +194,10 @@ fn parse(kind: u8, payload: Bytes) -> Result<Frame, FrameError> {
                 .ok_or(FrameError::BadPayload { kind, length: payload.len() })?;
             Frame::Started { id, offset: u64::from_be_bytes(offset) }
         }
+        INPUT_TAKEN => {
+            let bytes: [u8; 4] = payload[..].try_into().map_err(|_| bad)?;
+            Frame::InputTaken(u32::from_be_bytes(bytes))
+        }
         _ => return Err(FrameError::UnknownKind(kind)),
     })
 }
@@ -214,6 +223,7 @@ mod tests {
             Just(Frame::ReplayEnd),
             Just(Frame::StdinEnd),
             (any::<[u8; 8]>(), any::<u64>()).prop_map(|(id, offset)| Frame::Started { id, offset }),
+            any::<u32>().prop_map(Frame::InputTaken),
         ]
     }
 

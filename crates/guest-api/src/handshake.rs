@@ -24,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub const MAGIC: [u8; 8] = *b"WARRENGA";
 /// Oldest and newest protocol version this code speaks.
-pub const OLDEST: u16 = 1;
-pub const NEWEST: u16 = 1;
+pub const OLDEST: u16 = 2;
+pub const NEWEST: u16 = 2;
 
 const LENGTH: usize = 16;
 const STATUS_OK: u16 = 0;
@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn an_answer_to_somebody_else_is_refused() {
         let (mut node, mut agent) = tokio::io::duplex(64);
-        agent.write_all(&encode(1, STATUS_OK, 8)).await.unwrap();
+        agent.write_all(&encode(NEWEST, STATUS_OK, 8)).await.unwrap();
         assert!(matches!(connect(&mut node, 7).await, Err(HandshakeError::WrongNonce)));
     }
 

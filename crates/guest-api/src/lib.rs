@@ -16,17 +16,22 @@
 //! | `GET /v1/exec/{id}` | | [`exec::Exec`] |
 //! | `GET /v1/exec/{id}/wait?ms=` | | [`exec::Exec`], as soon as it has exited or after `ms` |
 //! | `GET /v1/exec/{id}/output?stream=stdout\|stderr` | | raw bytes kept of that stream so far |
-//! | `POST /v1/exec/{id}/attach?offset=` | frames: `Stdin`, `StdinEnd` | frames: replay, `ReplayEnd`, live output, `Exit` |
+//! | `GET /v1/exec/{id}/replay` | | frames: `Started`, the newest output so far, `ReplayEnd`; attaches nobody |
+//! | `POST /v1/exec/{id}/attach?offset=` | | frames: `Started`, replay, `ReplayEnd`, live output, `Exit` |
+//! | `POST /v1/exec/{id}/input` | frames: `Stdin`, `StdinEnd` | frames: `InputTaken`, see [`input`] |
 //! | `POST /v1/exec/{id}/kill` | [`exec::Kill`] | 204 |
+//! | `POST /v1/logs` | [`logs::Query`] | JSON lines of [`logs::Row`], a blank one after the history |
+//! | `GET /v1/logs/journal` | | the files of the [`logs::journal`], oldest first, as one stream |
 //! | `POST /v1/pty` | [`pty::PtyStart`] | 201 [`pty::Pty`] |
 //! | `GET /v1/pty` | | array of [`pty::Pty`] |
-//! | `POST /v1/pty/{id}/attach` | frames: `Stdin` | frames: `Stdout` (scrollback first), `Exit` |
+//! | `POST /v1/pty/{id}/attach` | | frames: `Stdout` (scrollback first), `Exit` |
+//! | `POST /v1/pty/{id}/input` | frames: `Stdin` | frames: `InputTaken`, see [`input`] |
 //! | `POST /v1/pty/{id}/resize` | [`pty::Resize`] | 204 |
 //! | `DELETE /v1/pty/{id}` | | 204 |
 //! | `GET`, `HEAD /v1/files?path=` | header `Range` | 200 or 206 bytes |
 //! | `PUT /v1/files?path=&mode=` | bytes | 204 |
 //! | `DELETE /v1/files?path=` | | 204 |
-//! | `GET /v1/files/list?path=` | | array of [`files::Entry`] |
+//! | `GET /v1/files/list?path=` | | lines of [`files::Entry`] as JSON, by name |
 //! | `GET /v1/files/stat?path=` | | [`files::Stat`] |
 //! | `POST /v1/files/mkdir?path=` | | 204 |
 //! | `POST /v1/files/move` | [`files::Move`] | 204 |
@@ -41,6 +46,8 @@ pub mod exec;
 pub mod files;
 pub mod frame;
 pub mod handshake;
+pub mod input;
+pub mod logs;
 pub mod machine;
 pub mod network;
 pub mod pty;

@@ -6,16 +6,28 @@
 pub fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;
-        let needed = match bytes[at] {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => 1,
-        };
-        return if needed > back { at } else { bytes.len() };
+        if !continues(bytes[at]) {
+            return if length_of(bytes[at]) > back { at } else { bytes.len() };
+        }
     }
     bytes.len()
+}
+
+/// Whether this byte belongs to a UTF-8 sequence that another one began.
+#[must_use]
+pub fn continues(byte: u8) -> bool {
+    byte & 0xc0 == 0x80
+}
+
+/// Bytes of the UTF-8 sequence that `first` begins; 1 where it begins none.
+#[must_use]
+pub fn length_of(first: u8) -> usize {
+    match first {
+        0xc2..=0xdf => 2,
+        0xe0..=0xef => 3,
+        0xf0..=0xf4 => 4,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use crate::archive::Transfers;
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
 use crate::exec::Commands;
+use crate::files::list::Listings;
+use crate::journal::{Journal, var_log};
 use crate::machine::renew;
 use crate::pty::Terminals;
 use crate::rest::Rest;
@@ -30,11 +32,20 @@ pub struct Places {
     pub cgroup: PathBuf,
     /// Where the output of commands is kept.
     pub output: PathBuf,
+    /// Where the journal is kept.
+    pub journal: PathBuf,
+    /// The text files to be logged.
+    pub var_log: PathBuf,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self { cgroup: CGROUP_DIR.into(), output: "/var/lib/warren/exec".into() }
+        Self {
+            cgroup: CGROUP_DIR.into(),
+            output: "/var/lib/warren/exec".into(),
+            journal: "/var/lib/warren/journal".into(),
+            var_log: "/var/log".into(),
+        }
     }
 }
 
@@ -42,7 +53,9 @@ pub(crate) struct Agent {
     pub(crate) commands: Rc<Commands>,
     pub(crate) terminals: Rc<Terminals>,
     pub(crate) files: Workers,
+    pub(crate) journal: Rc<Journal>,
     pub(crate) transfers: Transfers,
+    pub(crate) listings: Listings,
     pub(crate) rest: Rc<Rest>,
     environment: Rc<Environment>,
     owner: Cell<Owner>,
@@ -69,18 +82,24 @@ impl Agent {
         let rest = Rc::<Rest>::default();
         // Its own thread, so that no file can keep the output of commands waiting.
         let keeper = Workers::start("output", 1)?;
+        let files = Workers::start("files", FILE_THREADS)?;
+        let journal = Journal::new(places.journal.clone(), keeper.clone(), files.clone());
+        var_log::start(&places.var_log, &journal, &files);
         let commands = Commands::new(
             Rc::clone(&environment),
             Rc::clone(&cgroups),
             places.output.clone(),
             keeper.clone(),
+            Rc::clone(&journal),
             Rc::clone(&rest),
         );
         Ok(Rc::new(Self {
             commands,
             terminals: Terminals::new(Rc::clone(&environment), cgroups, keeper, Rc::clone(&rest)),
-            files: Workers::start("files", FILE_THREADS)?,
+            files,
+            journal,
             transfers: Transfers::default(),
+            listings: Listings::default(),
             rest,
             environment,
             owner: Cell::new(owner),

@@ -10,7 +10,6 @@ mod unpack;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use hyper::body::Incoming;
@@ -20,7 +19,7 @@ use warren_types::error::Result;
 
 use crate::buffer::{self, Buffer};
 use crate::paths::GuestPath;
-use crate::reply::{Chunk, Source};
+use crate::reply::Pieces;
 use crate::request::next_bytes;
 
 const MAX_TRANSFERS: usize = 4;
@@ -58,7 +57,7 @@ impl Transfers {
     }
 
     /// A folder as a stream.
-    pub(crate) async fn pack(&self, path: GuestPath) -> Result<Packed> {
+    pub(crate) async fn pack(&self, path: GuestPath) -> Result<Pieces> {
         let (pieces, queue) = mpsc::channel(QUEUE);
         let (opened, answer) = oneshot::channel();
         self.run(move || match pack::open(&path) {
@@ -75,7 +74,7 @@ impl Transfers {
             }
         })?;
         answer.await.unwrap_or_else(|_| Err(Error::internal("the folder could not be packed")))?;
-        Ok(Packed(queue))
+        Ok(Pieces(queue))
     }
 
     /// Unpacks a stream into a folder. An archive that is refused or breaks off half-way leaves what came before.
@@ -110,15 +109,6 @@ impl Transfers {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A folder on its way out.
-pub(crate) struct Packed(mpsc::Receiver<io::Result<Bytes>>);
-
-impl Source for Packed {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Chunk>>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Chunk::from)))
     }
 }
 

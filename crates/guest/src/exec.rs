@@ -25,10 +25,11 @@ use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, ExecId};
 
 pub(crate) use self::command::Command;
-pub(crate) use self::input::{Input, each_frame};
-pub(crate) use self::stream::{ExecStream, SingleStream, exit_chunk, to_chunk};
+pub(crate) use self::input::Input;
+pub(crate) use self::stream::{Course, ExecStream, SingleStream, exit_chunk, to_chunk};
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
+use crate::journal::Journal;
 use crate::log::Limits;
 use crate::output::Reader;
 use crate::rest::Rest;
@@ -57,6 +58,7 @@ pub(crate) struct Commands {
     /// Where the logs' files go.
     folder: PathBuf,
     workers: Workers,
+    journal: Rc<Journal>,
     rest: Rc<Rest>,
     commands: RefCell<BTreeMap<ExecId, Rc<Command>>>,
     /// Oldest first.
@@ -71,6 +73,7 @@ impl Commands {
         cgroups: Rc<Cgroups>,
         folder: PathBuf,
         workers: Workers,
+        journal: Rc<Journal>,
         rest: Rc<Rest>,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -78,6 +81,7 @@ impl Commands {
             cgroups,
             folder,
             workers,
+            journal,
             rest,
             commands: RefCell::default(),
             finished: RefCell::default(),
@@ -119,6 +123,7 @@ impl Commands {
             start,
             &self.environment,
             &self.cgroups,
+            &self.journal,
             (LOG_LIMITS, log, self.workers.clone()),
         )
         .await?;
@@ -160,15 +165,22 @@ impl Commands {
         self.commands.borrow().len().saturating_sub(self.finished.borrow().len())
     }
 
-    /// A client that reads from `offset`, by default the newest [`api::REPLAY_BYTES`].
+    /// A client that reads from `offset`, by default the newest output, up to [`api::REPLAY_BYTES`].
     pub(crate) fn attach(&self, id: &str, offset: Option<u64>) -> Result<(Rc<Command>, Reader)> {
         let command = self.get(id)?;
         if command.output.clients() >= MAX_CLIENTS {
             let message = format!("{MAX_CLIENTS} clients are attached to this command already");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
-        let offset = offset.unwrap_or_else(|| command.output.end().saturating_sub(api::REPLAY_BYTES));
+        let offset = offset.unwrap_or_else(|| command.output.replay_start(api::REPLAY_BYTES));
         let reader = command.output.reader(offset, true);
+        Ok((command, reader))
+    }
+
+    /// A reader of the newest output that is not a client.
+    pub(crate) fn replay(&self, id: &str) -> Result<(Rc<Command>, Reader)> {
+        let command = self.get(id)?;
+        let reader = command.output.reader(command.output.replay_start(api::REPLAY_BYTES), false);
         Ok((command, reader))
     }
 

@@ -4,6 +4,7 @@
 //! folders belong to the user. Everything here may wait for a disk and is run on worker threads.
 
 pub(crate) mod errors;
+pub(crate) mod list;
 mod owner;
 pub(crate) mod read;
 mod remove;
@@ -13,8 +14,7 @@ use std::fs::{self, DirBuilder, FileType, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 
-use warren_guest_api::MAX_JSON_BYTES;
-use warren_guest_api::files::{Chmod, Entry, FileKind, Move, Stat};
+use warren_guest_api::files::{Chmod, FileKind, Move, Stat};
 use warren_types::error::Result;
 use warren_types::{Error, ErrorKind};
 
@@ -22,32 +22,6 @@ use self::errors::explain;
 pub(crate) use self::owner::Owner;
 pub(crate) use self::remove::remove;
 use crate::paths::GuestPath;
-
-/// What is in a folder, by name.
-pub(crate) fn list(path: &GuestPath) -> Result<Vec<Entry>> {
-    let failed = |error: io::Error| explain(&error, path);
-    let mut entries = Vec::new();
-    let mut length = 2;
-    for entry in fs::read_dir(path.as_path()).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        // It may have gone since; then it is not in the folder.
-        let Ok(meta) = entry.metadata() else { continue };
-        let entry = Entry {
-            name: entry.file_name().to_string_lossy().into_owned(),
-            path: entry.path().to_string_lossy().into_owned(),
-            is_dir: meta.is_dir(),
-            size: meta.len(),
-        };
-        length += 60 + entry.name.len() + entry.path.len();
-        if length > MAX_JSON_BYTES {
-            let message = format!("{path} has too many entries to list; use a command such as `find` in it");
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        entries.push(entry);
-    }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
-}
 
 pub(crate) fn stat(path: &GuestPath) -> Result<Stat> {
     let meta = fs::symlink_metadata(path.as_path()).map_err(|error| explain(&error, path))?;

@@ -20,11 +20,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use warren_guest_api::text::whole_characters;
 
 use self::segment::Segment;
 pub(crate) use self::segment::{Batch, Stream};
 use self::spill::Spill;
 pub(crate) use self::spill::{ReadJob, SpillJob};
+
+/// Bytes not counted as room, for beginnings of characters that were held back, and for what is left free where a segment
+/// ends between two characters.
+const SPARE: usize = 16;
 
 /// How large the parts of a log are.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +91,12 @@ impl Log {
         self.segments.back().map_or(0, Segment::end)
     }
 
+    /// The first offset from `offset` on at which a segment begins, or the end. Segments begin between characters.
+    pub(crate) fn seam(&self, offset: u64) -> u64 {
+        let index = self.segments.partition_point(|segment| segment.start < offset);
+        self.segments.get(index).map_or(self.end(), |segment| segment.start)
+    }
+
     /// Bytes held in memory, about.
     pub(crate) fn memory(&self) -> usize {
         self.segments
@@ -106,21 +117,25 @@ impl Log {
         let open = self.segments.back().map_or(0, |open| open.room(self.limits.segment));
         let next = if self.may_seal() { Segment::new(0).room(self.limits.segment) } else { 0 };
         // Crumbs at the end of a segment are not worth a read; a whole segment is never a crumb.
-        if next == 0 && open < 64 { 0 } else { open + next }
+        if next == 0 && open < 64 { 0 } else { (open + next).saturating_sub(SPARE) }
     }
 
-    /// Adds bytes that were read from `stream`; at most [`Log::room`].
+    /// Adds bytes that were read from `stream`; at most [`Log::room`], and a held back beginning of a character.
     pub(crate) fn append(&mut self, stream: Stream, mut bytes: Bytes) {
         let size = self.limits.segment;
         while !bytes.is_empty() {
             let room = self.open().room(size);
-            // Small pieces are not cut in two, so that a character stays in one piece.
-            if room == 0 || (room < bytes.len() && bytes.len() <= size / 4) {
+            let fitting = match bytes.len() {
+                length if length <= room => length,
+                // Small pieces are not worth a cut.
+                length if length <= size / 4 => 0,
+                _ => whole_characters(&bytes[..room]),
+            };
+            if fitting == 0 {
                 self.seal();
                 continue;
             }
-            let piece = bytes.split_to(room.min(bytes.len()));
-            self.open().push(stream, piece);
+            self.open().push(stream, bytes.split_to(fitting));
         }
     }
 

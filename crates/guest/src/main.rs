@@ -1,5 +1,6 @@
-//! `warren-agent init`: PID 1 of a container. `warren-agent machine`: the first process of a virtual machine. `warren-agent serve [--cgroup DIR] [--output DIR]`: the agent alone, for
-//! tests. The first and the last find their listener and their settings on descriptors 3 and 4.
+//! `warren-agent init`: PID 1 of a container. `warren-agent machine`: the first process of a virtual machine.
+//! `warren-agent serve`, with options for the places it uses: the agent alone, for tests. The first and the last find their
+//! listener and their settings on descriptors 3 and 4.
 
 use std::process::ExitCode;
 
@@ -16,6 +17,8 @@ fn main() -> ExitCode {
                 match option.to_str() {
                     Some("--cgroup") => places.cgroup = value.into(),
                     Some("--output") => places.output = value.into(),
+                    Some("--journal") => places.journal = value.into(),
+                    Some("--var-log") => places.var_log = value.into(),
                     _ => return usage(),
                 }
             }
@@ -33,6 +36,8 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: warren-agent init | machine | serve [--cgroup DIR] [--output DIR]");
+    eprintln!(
+        "usage: warren-agent init | machine | serve [--cgroup DIR] [--output DIR] [--journal DIR] [--var-log DIR]"
+    );
     ExitCode::from(2)
 }

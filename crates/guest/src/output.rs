@@ -1,9 +1,9 @@
 //! The output of one command or terminal, while it grows: its log, who reads it, and how it ended.
 //!
 //! ```text
-//!   pump ──take_in──▶ log ──poll_batch──▶ readers
-//!     ▲                │ spill
-//!     └── room ────────┴──▶ a worker thread and the file
+//!   pump ──take_in──▶ whole characters ──▶ log ──poll_batch──▶ readers
+//!     ▲                                     │ spill
+//!     └── room ─────────────────────────────┴──▶ a worker thread and the file
 //! ```
 //!
 //! A reader is registered with the log from its first byte to its last, so between what it replays and what it sees
@@ -21,6 +21,8 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use warren_guest_api::exec::Exit;
 
+use crate::characters::Characters;
+use crate::journal::CommandLog;
 use crate::log::{Batch, Limits, Log, Read, ReaderId, Stream};
 use crate::notice::{Notice, Waiter};
 use crate::workers::Workers;
@@ -31,8 +33,13 @@ const SMALL_LOG: usize = 64 * 1024;
 /// A reader this close behind is served from memory; one further behind is waited for this long after each large read.
 const CLOSE: u64 = 768 * 1024;
 const PACE: Duration = Duration::from_millis(5);
+/// How long the beginning of a character waits for its rest, at least; twice that at most.
+const HOLD: Duration = Duration::from_millis(10);
 
 pub(crate) struct Output {
+    characters: RefCell<Characters>,
+    /// A task looks after what `characters` holds.
+    releasing: Cell<bool>,
     log: RefCell<Log>,
     /// Grew or ended.
     changed: Rc<Notice>,
@@ -42,6 +49,8 @@ pub(crate) struct Output {
     clients_changed: Rc<Notice>,
     exit: Cell<Option<Exit>>,
     workers: Workers,
+    /// Logs what comes, besides.
+    logged: Option<Rc<CommandLog>>,
 }
 
 /// Takes output from some offset on. Dropping it leaves.
@@ -56,8 +65,15 @@ pub(crate) struct Reader {
 }
 
 impl Output {
-    pub(crate) fn new(limits: Limits, spill_path: PathBuf, workers: Workers) -> Rc<Self> {
+    pub(crate) fn new(
+        limits: Limits,
+        spill_path: PathBuf,
+        workers: Workers,
+        logged: Option<Rc<CommandLog>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
+            characters: RefCell::default(),
+            releasing: Cell::new(false),
             log: RefCell::new(Log::new(limits, spill_path)),
             changed: Rc::default(),
             room: Rc::default(),
@@ -65,6 +81,7 @@ impl Output {
             clients_changed: Rc::default(),
             exit: Cell::new(None),
             workers,
+            logged,
         })
     }
 
@@ -74,6 +91,11 @@ impl Output {
 
     pub(crate) fn end(&self) -> u64 {
         self.log.borrow().end()
+    }
+
+    /// Where a replay of the newest `most` bytes begins, or a little later: between two characters.
+    pub(crate) fn replay_start(&self, most: u64) -> u64 {
+        self.log.borrow().seam(self.end().saturating_sub(most))
     }
 
     pub(crate) fn memory(&self) -> usize {
@@ -110,9 +132,32 @@ impl Output {
 
     /// Adds output; at most [`Output::room`] bytes.
     pub(crate) fn take_in(self: &Rc<Self>, stream: Stream, bytes: Bytes) {
-        self.log.borrow_mut().append(stream, bytes);
+        if let Some(logged) = &self.logged {
+            logged.take(stream, &bytes);
+        }
+        let mut characters = self.characters.borrow_mut();
+        characters.pass(stream, bytes, |bytes| self.log.borrow_mut().append(stream, bytes));
+        if characters.held().is_some() && !self.releasing.replace(true) {
+            let output = Rc::clone(self);
+            tokio::task::spawn_local(async move { output.release_in_time().await });
+        }
+        drop(characters);
         self.changed.notify();
         self.spill();
+    }
+
+    /// Lets go of beginnings of characters whose rest does not come, until none is held.
+    async fn release_in_time(self: &Rc<Self>) {
+        loop {
+            let Some(held) = self.characters.borrow().held() else { break };
+            tokio::time::sleep(HOLD).await;
+            if let Some((stream, bytes)) = self.characters.borrow_mut().release(held) {
+                self.log.borrow_mut().append(stream, bytes);
+                self.changed.notify();
+                self.spill();
+            }
+        }
+        self.releasing.set(false);
     }
 
     pub(crate) fn exit(&self) -> Option<Exit> {
@@ -121,9 +166,16 @@ impl Output {
 
     /// There will be no more output.
     pub(crate) fn finish(self: &Rc<Self>, exit: Exit) {
+        if let Some(logged) = &self.logged {
+            logged.finish(exit);
+        }
         self.exit.set(Some(exit));
         {
             let mut log = self.log.borrow_mut();
+            let mut characters = self.characters.borrow_mut();
+            while let Some((stream, bytes)) = characters.held().and_then(|held| characters.release(held)) {
+                log.append(stream, bytes);
+            }
             if log.memory() > SMALL_LOG {
                 log.flush();
             }

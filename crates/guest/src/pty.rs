@@ -71,7 +71,8 @@ impl Terminals {
 
     async fn launch(self: &Rc<Self>, size: Resize, shell: Option<String>) -> Result<Rc<Terminal>> {
         let id = self.new_id();
-        let output = crate::output::Output::new(LOG_LIMITS, std::path::PathBuf::new(), self.workers.clone());
+        let output =
+            crate::output::Output::new(LOG_LIMITS, std::path::PathBuf::new(), self.workers.clone(), None);
         let terminal = Terminal::launch(id, size, shell, output, &self.environment, &self.cgroups).await?;
         self.terminals.borrow_mut().insert(terminal.id.clone(), Rc::clone(&terminal));
         let terminals = Rc::clone(self);
@@ -109,14 +110,13 @@ impl Terminals {
         self.terminals.borrow().len()
     }
 
-    pub(crate) fn attach(&self, id: &str) -> Result<(Rc<Terminal>, Reader)> {
+    pub(crate) fn attach(&self, id: &str) -> Result<Reader> {
         let terminal = self.get(id)?;
         if terminal.output.clients() >= MAX_CLIENTS {
             let message = format!("{MAX_CLIENTS} clients are attached to this terminal already");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
-        let reader = terminal.output.reader(0, true);
-        Ok((terminal, reader))
+        Ok(terminal.output.reader(0, true))
     }
 
     pub(crate) fn resize(&self, id: &str, size: &Resize) -> Result<()> {

@@ -9,6 +9,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
+use tokio::sync::mpsc;
 use warren_guest_api::frame::{self, HEADER};
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
 use warren_types::{Error, ErrorKind};
@@ -77,6 +78,15 @@ impl Buf for Chunk {
 /// its end.
 pub(crate) trait Source {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Chunk>>>;
+}
+
+/// A body that a task or a thread writes.
+pub(crate) struct Pieces(pub(crate) mpsc::Receiver<io::Result<Bytes>>);
+
+impl Source for Pieces {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Chunk>>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Chunk::from)))
+    }
 }
 
 /// The body of an answer.

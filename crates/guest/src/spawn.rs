@@ -3,7 +3,7 @@
 //! Used by commands and terminals alike. A start that fails leaves nothing behind and says which part of it was wrong.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -81,6 +81,14 @@ impl Program {
             environment: environment::to_strings(variables)?,
             folder: c_string("the working directory", folder)?,
         })
+    }
+
+    /// The place at which there is such a program, whether it runs or not.
+    fn found(&self) -> Option<String> {
+        let folder = Path::new(OsStr::from_bytes(self.folder.to_bytes()));
+        let path = |candidate: &CString| folder.join(OsStr::from_bytes(candidate.to_bytes()));
+        let found = self.candidates.iter().map(path).find(|path| path.is_file())?;
+        Some(format!("{found:?}"))
     }
 }
 
@@ -175,13 +183,17 @@ fn explain(program: &Program, stage: Stage, error: &io::Error, cgroups: &Cgroups
         (Stage::Folder, _) => {
             Error::invalid(format!("working directory {} cannot be used: {text}", quoted(&program.folder)))
         }
+        (Stage::Program, Some(libc::ENOENT)) if let Some(found) = program.found() => Error::invalid(format!(
+            "cannot start {:?}: {found} is there, but not what it needs to run (its interpreter or loader)",
+            program.name
+        )),
         (Stage::Program, _) => Error::invalid(format!("cannot start {:?}: {text}", program.name)),
         (Stage::Prepare, _) => Error::internal(format!("cannot prepare to start {:?}: {text}", program.name)),
     }
 }
 
 fn quoted(path: &CStr) -> String {
-    format!("{:?}", std::ffi::OsStr::from_bytes(path.to_bytes()))
+    format!("{:?}", OsStr::from_bytes(path.to_bytes()))
 }
 
 /// The system's words for an error, without the number.
@@ -193,7 +205,8 @@ pub(crate) fn describe(error: &io::Error) -> String {
     }
 }
 
-fn no_room(error: &io::Error, cgroups: &Cgroups) -> Error {
+/// Why a process, or what connects it, cannot be made.
+pub(crate) fn no_room(error: &io::Error, cgroups: &Cgroups) -> Error {
     let text = match error.raw_os_error() {
         Some(libc::EAGAIN) => match cgroups.process_limit() {
             Some(limit) => format!("the sandbox has no room for another process (its limit is {limit})"),

@@ -9,9 +9,13 @@ use serde::de::DeserializeOwned;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceExt};
 use warren_guest_api::MAX_JSON_BYTES;
-use warren_types::{Error, ErrorKind, SandboxId};
+use warren_guest_api::logs::Query;
+use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, Size};
 
-use crate::{NodeInfo, Report, SandboxSpec, Timeout};
+use crate::{
+    CheckpointCreate, CheckpointReport, NodeInfo, Patch, PatchRun, Reboot, Report, Restore, SandboxSpec,
+    Timeout, Usage, Wake,
+};
 
 /// Talks to one node, whatever carries the requests.
 #[derive(Clone)]
@@ -53,17 +57,77 @@ impl NodeClient {
         self.call(Method::PUT, &format!("/v1/sandboxes/{id}/timeout"), Some(&timeout)).await
     }
 
-    pub async fn ensure_awake(&self, id: &SandboxId) -> Result<Report, Error> {
-        self.call(Method::POST, &format!("/v1/sandboxes/{id}/wake"), None::<&()>).await
+    pub async fn ensure_awake(&self, id: &SandboxId, wake: Wake) -> Result<Report, Error> {
+        self.call(Method::POST, &format!("/v1/sandboxes/{id}/wake"), Some(&wake)).await
     }
 
     pub async fn ensure_hibernated(&self, id: &SandboxId) -> Result<Report, Error> {
         self.call(Method::POST, &format!("/v1/sandboxes/{id}/hibernate"), None::<&()>).await
     }
 
-    /// Opens the stream of changes: JSON lines of [`Report`].
+    /// Ends what runs in a sandbox and starts it again on the same disk.
+    pub async fn reboot(&self, id: &SandboxId, reboot: Reboot) -> Result<Report, Error> {
+        self.call(Method::POST, &format!("/v1/sandboxes/{id}/reboot"), Some(&reboot)).await
+    }
+
+    pub async fn ensure_size(&self, id: &SandboxId, size: Size) -> Result<Report, Error> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}/size"), Some(&size)).await
+    }
+
+    /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
+    pub async fn restore(&self, id: &SandboxId, restore: &Restore) -> Result<Report, Error> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}/restore"), Some(restore)).await
+    }
+
+    pub async fn list_patch_runs(&self, id: &SandboxId) -> Result<Vec<PatchRun>, Error> {
+        self.call(Method::GET, &format!("/v1/sandboxes/{id}/patches"), None::<&()>).await
+    }
+
+    pub async fn list_usage(&self) -> Result<Vec<Usage>, Error> {
+        self.call(Method::GET, "/v1/usage", None::<&()>).await
+    }
+
+    pub async fn list_checkpoints(&self) -> Result<Vec<CheckpointReport>, Error> {
+        self.call(Method::GET, "/v1/checkpoints", None::<&()>).await
+    }
+
+    pub async fn get_checkpoint(&self, id: &CheckpointId) -> Result<CheckpointReport, Error> {
+        self.call(Method::GET, &format!("/v1/checkpoints/{id}"), None::<&()>).await
+    }
+
+    /// Makes a checkpoint, or returns it as it is when the node has it already.
+    pub async fn ensure_checkpoint(
+        &self,
+        id: &CheckpointId,
+        create: &CheckpointCreate,
+    ) -> Result<CheckpointReport, Error> {
+        self.call(Method::PUT, &format!("/v1/checkpoints/{id}"), Some(create)).await
+    }
+
+    /// Returns once nothing of the checkpoint is left on the node. What was made from it stays.
+    pub async fn ensure_checkpoint_absent(&self, id: &CheckpointId) -> Result<(), Error> {
+        let request = build(Method::DELETE, &format!("/v1/checkpoints/{id}"), Body::empty(), None)?;
+        self.send(request).await.map(drop)
+    }
+
+    /// Replaces the patches of a checkpoint.
+    pub async fn ensure_patches(&self, id: &CheckpointId, patches: &[Patch]) -> Result<(), Error> {
+        self.call(Method::PUT, &format!("/v1/checkpoints/{id}/patches"), Some(&patches)).await
+    }
+
+    /// Opens the stream of changes: JSON lines of [`crate::Change`].
     pub async fn watch_changes(&self) -> Result<Body, Error> {
         let request = build(Method::GET, "/v1/changes", Body::empty(), None)?;
+        self.send(request).await.map(Response::into_body)
+    }
+
+    /// What a sandbox has logged, without waking it: JSON lines as [`warren_guest_api::logs`] describes them. A body that
+    /// ends after the history belongs to a sandbox that does not run.
+    pub async fn read_logs(&self, id: &SandboxId, query: &Query) -> Result<Body, Error> {
+        let json = serde_json::to_vec(query)
+            .map_err(|error| Error::internal(format!("could not encode a node request: {error}")))?;
+        let path = format!("/v1/sandboxes/{id}/logs");
+        let request = build(Method::POST, &path, Body::from(json), Some("application/json"))?;
         self.send(request).await.map(Response::into_body)
     }
 

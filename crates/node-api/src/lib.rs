@@ -12,19 +12,44 @@
 //! | `PUT /v1/sandboxes/{id}` | [`SandboxSpec`] | [`Report`], once it is running |
 //! | `DELETE /v1/sandboxes/{id}` | | 204, once nothing of it is left; unknown ids too |
 //! | `PUT /v1/sandboxes/{id}/timeout` | [`Timeout`] | [`Report`] |
-//! | `POST /v1/sandboxes/{id}/wake` | | [`Report`] |
+//! | `POST /v1/sandboxes/{id}/wake` | [`Wake`] or nothing | [`Report`] |
 //! | `POST /v1/sandboxes/{id}/hibernate` | | [`Report`] |
+//! | `POST /v1/sandboxes/{id}/logs` | [`warren_guest_api::logs::Query`] | as `POST /v1/logs` there; never wakes it, and ends after the history when it does not run |
 //! | any `/v1/sandboxes/{id}/guest/{path}` | as in `warren-guest-api` `/v1/{path}` | as there; wakes the sandbox |
-//! | `GET /v1/changes` | | JSON lines: a [`Report`] for every sandbox, then one for each change, for as long as the connection lives; blank lines keep it alive |
+//! | `POST /v1/sandboxes/{id}/reboot` | [`Reboot`] | [`Report`], once it is running again |
+//! | `PUT /v1/sandboxes/{id}/size` | [`Size`] | [`Report`], once the limits are in force |
+//! | `PUT /v1/sandboxes/{id}/restore` | [`Restore`] | [`Report`], once it is certain to happen; later calls wait for its end |
+//! | `GET /v1/sandboxes/{id}/patches` | | array of [`PatchRun`] |
+//! | `GET /v1/usage` | | array of [`Usage`], running sandboxes only |
+//! | `GET /v1/checkpoints` | | array of [`CheckpointReport`] |
+//! | `GET /v1/checkpoints/{id}` | | [`CheckpointReport`] |
+//! | `PUT /v1/checkpoints/{id}` | [`CheckpointCreate`] | [`CheckpointReport`], once it is captured or after [`CAPTURE_WAIT_SECONDS`] |
+//! | `DELETE /v1/checkpoints/{id}` | | 204, once nothing of it is left; unknown ids too |
+//! | `PUT /v1/checkpoints/{id}/patches` | array of [`Patch`] | 204; replaces all |
+//! | `GET /v1/changes` | | JSON lines: a [`Change`] for every sandbox and checkpoint, then one for each change, for as long as the connection lives; blank lines keep it alive |
 
+mod checkpoint;
 mod client;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use warren_types::{SandboxId, SandboxState, Size};
+use warren_types::{CheckpointId, SandboxId, SandboxState, Size};
 
+pub use checkpoint::{
+    CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Consistency, Holds, Patch,
+    PatchRun, Restore,
+};
 pub use client::{NodeClient, error_of};
+
+/// How long a node lets the maker of a checkpoint wait for its capture.
+pub const CAPTURE_WAIT_SECONDS: u64 = 10;
+/// Code of the error that refuses to run a disk which is not what was written.
+pub const CODE_DISK_DAMAGED: &str = "disk_damaged";
+/// Code of the error that refuses to use a checkpoint whose content is not what was written.
+pub const CODE_CHECKPOINT_DAMAGED: &str = "checkpoint_damaged";
+/// Code of the error that refuses a size below what is in use; its details are `usedBytes` and `limitBytes`.
+pub const CODE_OOM_FLOOR: &str = "oom_floor";
 
 /// What a sandbox is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +63,12 @@ pub struct SandboxSpec {
     pub timeout_seconds: u32,
     /// Whether it may open connections to the outside.
     pub network: bool,
+    /// Shell commands that are started whenever it begins to run; nobody waits for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_commands: Vec<String>,
+    /// Its disk starts as that of this checkpoint; empty when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_checkpoint: Option<CheckpointId>,
 }
 
 /// What a sandbox is, as its node last saw it.
@@ -50,6 +81,78 @@ pub struct Report {
     /// Why it is in [`SandboxState::Error`], in words for its owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Something that was tried and did not work, in words for its owner; it is tried again, or waits for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+    /// Its size, once the node has one in force for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// When its present processes began, in milliseconds since the Unix epoch; while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes_since_ms: Option<u64>,
+    /// How far the patches of the checkpoint it came from were applied.
+    #[serde(default)]
+    pub patches: PatchProgress,
+}
+
+/// How far patches were applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchProgress {
+    /// Sequence number of the last one that succeeded; 0 when none has.
+    pub applied: u32,
+    /// Why the next one failed, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A line of the stream of changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Change {
+    Checkpoint(CheckpointReport),
+    Sandbox(Report),
+}
+
+/// How a sandbox is to be started again.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Reboot {
+    /// Without asking its processes to end first.
+    pub hard: bool,
+}
+
+/// How a sandbox is to wake.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Wake {
+    /// With the disk as it was when it hibernated the time before the last; for a disk that was refused as damaged.
+    #[serde(default)]
+    pub previous_disk: bool,
+}
+
+/// What a running sandbox uses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Usage {
+    pub id: SandboxId,
+    /// Memory that cannot be taken back without harm: without caches of files.
+    pub memory_bytes: u64,
+}
+
+// === impl Report ===
+
+impl Report {
+    /// A report with nothing but the state.
+    #[must_use]
+    pub fn new(id: SandboxId, state: SandboxState, generation: u64) -> Self {
+        Self {
+            id,
+            state,
+            generation,
+            reason: None,
+            warning: None,
+            size: None,
+            processes_since_ms: None,
+            patches: PatchProgress::default(),
+        }
+    }
 }
 
 /// New idle time-out, in seconds; 0 = never. Restarts the timer.

@@ -3,13 +3,17 @@
 //! ```text
 //!   <volume>/templates/<digest>.img      read-only ext4, mounted once, shared by all its sandboxes
 //!   <volume>/blanks/<MiB>.img            an empty writable image of each size that was asked for
-//!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one; attached and mounted by the sandbox's launch
+//!   <volume>/stock/<n>.img               reflinks of the usual blank one, mounted ahead of their use
+//!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one, or of a checkpoint's; mounted while the sandbox runs
+//!   <volume>/checkpoints/<id>/disk.img   see `crate::checkpoint`
 //! ```
 //!
 //! The volume is a file system with reflinks: the data directory itself, or an XFS in a file of it. An image is never
 //! attached twice: [`wait_released`] holds back whoever wants it before the kernel has let go of it.
 
 mod blank;
+pub(crate) mod digest;
+pub(crate) mod verified;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -20,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use warren_runtime_container::Disk;
 use warren_types::SandboxId;
 
 use crate::config::{Config, StartError};
@@ -52,6 +57,10 @@ impl Disks {
         for name in ["templates", "blanks", "sandboxes"] {
             create_folder("a folder of the volume", &volume.join(name))?;
         }
+        let stock = volume.join("stock");
+        // Of an earlier run: whatever was mounted went with it.
+        let _ = std::fs::remove_dir_all(&stock);
+        create_folder("a folder of the volume", &stock)?;
         import_template(&volume, &config.template).await?;
         let blanks = blank::Blanks::new(volume.join("blanks"));
         let disks = Self {
@@ -95,13 +104,32 @@ impl Disks {
         self.volume.join("sandboxes")
     }
 
+    pub(crate) fn checkpoints_dir(&self) -> PathBuf {
+        self.volume.join("checkpoints")
+    }
+
     pub(crate) fn volume(&self) -> &Path {
         &self.volume
     }
 
-    /// An empty image of that size, to be reflinked.
-    pub(crate) async fn blank(&self, disk_mb: u32) -> io::Result<PathBuf> {
-        self.blanks.ensure(disk_mb).await.map_err(io::Error::other)
+    /// Where images are kept that no sandbox has yet.
+    pub(crate) fn stock_dir(&self) -> PathBuf {
+        self.volume.join("stock")
+    }
+
+    /// An empty disk of that size in the file `to`, mounted.
+    pub(crate) async fn make(&self, disk_mb: u32, to: PathBuf) -> io::Result<Disk> {
+        let blank = self.blanks.ensure(disk_mb).await.map_err(io::Error::other)?;
+        on_a_thread(move || {
+            reflink(&File::open(blank)?, &to)?;
+            Disk::attach(&to).map_err(io::Error::other)
+        })
+        .await
+    }
+
+    /// Mounts the disk of a sandbox that is not running.
+    pub(crate) async fn attach(&self, image: PathBuf) -> io::Result<Disk> {
+        on_a_thread(move || Disk::attach(&image).map_err(io::Error::other)).await
     }
 
     /// Bytes free on the volume.
@@ -141,29 +169,40 @@ async fn unmount(path: &Path) {
     }
 }
 
+/// Work that waits for the drive.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
 /// Makes `to` share all blocks of `from`.
-pub(crate) fn reflink(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
+pub(crate) fn reflink(from: &File, to: &Path) -> io::Result<()> {
     let target = OpenOptions::new().write(true).create(true).truncate(true).open(to)?;
-    rustix::fs::ioctl_ficlone(&target, &source).map_err(Into::into)
+    rustix::fs::ioctl_ficlone(&target, from).map_err(Into::into)
 }
 
 /// Waits until the loop device `major:minor` no longer has `image`.
 pub(crate) async fn wait_released(device: &str, image: &Path) -> io::Result<()> {
     let backing = PathBuf::from(format!("/sys/dev/block/{device}/loop/backing_file"));
-    let name = image.as_os_str().as_encoded_bytes();
     let started = tokio::time::Instant::now();
-    loop {
-        match std::fs::read(&backing) {
-            // The name of a file that was deleted meanwhile has a suffix.
-            Ok(text) if text.starts_with(name) => {}
-            _ => return Ok(()),
-        }
+    while std::fs::read(&backing).is_ok_and(|attached| names(&attached, image)) {
         if started.elapsed() > RELEASE_DEADLINE {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel still writes the disk out"));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    Ok(())
+}
+
+/// Whether that is the name under which the kernel has `image`: from the root of the volume, because the sandbox's
+/// mounts are not the host's, so only its last two parts can be compared. They hold the sandbox's id.
+fn names(attached: &[u8], image: &Path) -> bool {
+    let Ok(attached) = std::str::from_utf8(attached) else { return false };
+    // The name of a file that was replaced or deleted meanwhile has a suffix; another may have its place by now.
+    let attached = Path::new(attached.trim_end_matches('\n'));
+    attached.file_name() == image.file_name()
+        && attached.parent().and_then(Path::file_name) == image.parent().and_then(Path::file_name)
 }
 
 /// Like [`wait_released`], when it is not known which device has it.
@@ -215,4 +254,22 @@ async fn mount_template(image: &Path, root: &Path) -> Result<(), StartError> {
     run_command("mount", "mount", &[&args[..], &[image.as_os_str(), root.as_os_str()]].concat())
         .await
         .map_err(|source| StartError::Command { what: "mount the template".into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_whichever_name_the_kernel_has_for_it() {
+        let image = Path::new("/data/volume/sandboxes/sb-01234567/disk.img");
+        for attached in ["/sandboxes/sb-01234567/disk.img\n", "/data/volume/sandboxes/sb-01234567/disk.img"] {
+            assert!(names(attached.as_bytes(), image), "{attached}");
+        }
+        for other in
+            ["", "/sandboxes/sb-01234567/disk.img (deleted)\n", "/sandboxes/sb-76543210/disk.img", "disk.img"]
+        {
+            assert!(!names(other.as_bytes(), image), "{other}");
+        }
+    }
 }

@@ -8,13 +8,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tracing::debug;
 use warren_guest_api::{MAX_JSON_BYTES, Status, handshake};
+use warren_node_api::error_of;
 use warren_types::{Error, ErrorKind};
 
 /// Longest wait for a connection and its handshake.
@@ -98,6 +101,51 @@ impl Guest {
         tokio::time::timeout(CONNECT_DEADLINE, asked)
             .await
             .unwrap_or_else(|_| Err(nonsense("it took too long to answer".into())))
+    }
+
+    /// A call with JSON in and JSON out; `path_and_query` starts with `/v1/`.
+    pub(crate) async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Error> {
+        let nonsense = |what: String| Error::new(ErrorKind::SandboxFailed, what);
+        let json = match body {
+            Some(body) => serde_json::to_vec(body)
+                .map_err(|error| Error::internal(format!("a request has no JSON form: {error}")))?,
+            None => Vec::new(),
+        };
+        let mut request = Request::new(Body::from(json));
+        *request.method_mut() = method;
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let answer = self.call(request, path_and_query).await?;
+        let status = answer.status();
+        let bytes = Limited::new(answer.into_body(), MAX_JSON_BYTES).collect().await;
+        let bytes =
+            bytes.map_err(|error| nonsense(format!("the agent's answer broke off: {error}")))?.to_bytes();
+        if !status.is_success() {
+            return Err(error_of(status, &bytes));
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|error| nonsense(format!("the agent's answer cannot be read: {error}")))
+    }
+
+    /// The last `length` bytes of an answer.
+    pub(crate) async fn tail(&self, path_and_query: &str, length: usize) -> Result<Vec<u8>, Error> {
+        let mut body = self.call(Request::new(Body::empty()), path_and_query).await?.into_body();
+        let mut kept = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                Error::new(ErrorKind::SandboxFailed, format!("the agent's answer broke off: {error}"))
+            })?;
+            if let Ok(bytes) = frame.into_data() {
+                kept.extend_from_slice(&bytes);
+                let surplus = kept.len().saturating_sub(length);
+                kept.drain(..surplus);
+            }
+        }
+        Ok(kept)
     }
 
     /// Makes a call of the guest API; `path_and_query` starts with `/v1/`.

@@ -13,18 +13,24 @@ use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::error::RecvError;
+use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
-use warren_node_api::{Report, SandboxSpec, Timeout};
-use warren_types::{Error, SandboxId};
+use warren_node_api::{CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, Timeout, Wake};
+use warren_types::{CheckpointId, Error, SandboxId, Size};
 
 use crate::registry::Registry;
-use crate::sandbox::{Handle, activity};
+use crate::sandbox::log::{self, Log};
+use crate::sandbox::restore::Order;
+use crate::sandbox::{Handle, activity, patch};
 
 type Shared = State<Arc<Registry>>;
 type Result<T> = std::result::Result<T, Failure>;
 
 /// Changes are preceded by a blank line this often, so that both ends notice a dead connection.
 const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(15);
+
+const NO_LOGS: &str =
+    "this sandbox was started by an older server and keeps no log; hibernate and wake it to start one";
 
 pub(crate) fn router(registry: Arc<Registry>) -> Router {
     Router::new()
@@ -35,7 +41,16 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/sandboxes/{id}/timeout", put(timeout))
         .route("/v1/sandboxes/{id}/wake", post(wake))
         .route("/v1/sandboxes/{id}/hibernate", post(hibernate))
+        .route("/v1/sandboxes/{id}/reboot", post(reboot))
+        .route("/v1/sandboxes/{id}/size", put(resize))
+        .route("/v1/sandboxes/{id}/restore", put(restore))
+        .route("/v1/sandboxes/{id}/patches", get(patch_runs))
+        .route("/v1/sandboxes/{id}/logs", post(logs))
         .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
+        .route("/v1/usage", get(usage))
+        .route("/v1/checkpoints", get(list_checkpoints))
+        .route("/v1/checkpoints/{id}", get(show_checkpoint).put(ensure_checkpoint).delete(remove_checkpoint))
+        .route("/v1/checkpoints/{id}/patches", put(set_patches))
         .with_state(registry)
 }
 
@@ -69,7 +84,8 @@ async fn decode<T: DeserializeOwned>(body: Body) -> Result<T> {
         .await
         .map_err(|error| Error::invalid(format!("the request could not be read: {error}")))?
         .to_bytes();
-    serde_json::from_slice(&bytes)
+    let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    serde_json::from_slice(bytes)
         .map_err(|error| Failure(Error::invalid(format!("the request is not what was expected: {error}"))))
 }
 
@@ -107,14 +123,88 @@ async fn timeout(State(registry): Shared, Path(id): Path<String>, body: Body) ->
     Ok(report(&registry.get(&parse(&id)?)?.set_timeout(timeout_seconds).await?))
 }
 
-async fn wake(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
-    let handle = registry.get(&parse(&id)?)?;
-    handle.use_guest().await?;
-    Ok(report(&handle.report().await?))
+async fn wake(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let wake: Wake = decode(body).await?;
+    Ok(report(&registry.get(&parse(&id)?)?.wake(wake).await?))
+}
+
+async fn reboot(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let Reboot { hard } = decode(body).await?;
+    Ok(report(&registry.get(&parse(&id)?)?.begin(Order::Reboot { hard }).await?))
+}
+
+async fn resize(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let size: Size = decode(body).await?;
+    Ok(report(&registry.get(&parse(&id)?)?.resize(size).await?))
+}
+
+async fn restore(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let Restore { checkpoint_id } = decode(body).await?;
+    Ok(report(&registry.restore(&parse(&id)?, &checkpoint_id).await?))
+}
+
+async fn patch_runs(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
+    let id = parse(&id)?;
+    registry.get(&id)?;
+    Ok(json(StatusCode::OK, &patch::runs(&registry.sandbox_dir(&id))))
+}
+
+async fn usage(State(registry): Shared) -> Response {
+    json(StatusCode::OK, &registry.usage().await)
+}
+
+fn parse_checkpoint(id: &str) -> Result<CheckpointId> {
+    id.parse().map_err(|_| Failure(Error::not_found(format!("checkpoint {id} not found"))))
+}
+
+async fn list_checkpoints(State(registry): Shared) -> Response {
+    json(StatusCode::OK, &registry.checkpoints().list())
+}
+
+async fn show_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
+    Ok(json(StatusCode::OK, &registry.checkpoints().get(&parse_checkpoint(&id)?)?))
+}
+
+async fn ensure_checkpoint(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let create: CheckpointCreate = decode(body).await?;
+    Ok(json(StatusCode::OK, &registry.ensure_checkpoint(parse_checkpoint(&id)?, create).await?))
+}
+
+async fn remove_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {
+    registry.checkpoints().remove(&parse_checkpoint(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn set_patches(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<StatusCode> {
+    let patches: Vec<Patch> = decode(body).await?;
+    registry.checkpoints().set_patches(&parse_checkpoint(&id)?, patches).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn hibernate(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
     Ok(report(&registry.get(&parse(&id)?)?.hibernate().await?))
+}
+
+/// What a sandbox has logged. Does not wake it and does not keep it awake.
+async fn logs(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let query: Query = decode(body).await?;
+    let query = query.checked();
+    let handle = registry.get(&parse(&id)?)?;
+    let mut failed = None;
+    loop {
+        let agent = match handle.log().await? {
+            Log::Agent(agent) => agent,
+            Log::Copy(folder) => return Ok(log::of_copy(&folder, &query).await?.into_response()),
+        };
+        match (log::of_agent(&agent, &query).await, failed) {
+            (Ok(Some(answer)), _) => return Ok(answer),
+            (Ok(None), _) => return Err(Error::unavailable(NO_LOGS).into()),
+            (Err(error), Some(())) => return Err(error.into()),
+            // It may have ended a moment ago.
+            (Err(_), None) => handle.doubt().await,
+        }
+        failed = Some(());
+    }
 }
 
 fn report(report: &Report) -> Response {
@@ -132,8 +222,8 @@ async fn guest(
     let target = request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str);
     let rest = target.strip_prefix(&prefix).ok_or_else(|| Error::invalid("this path cannot be asked for"))?;
     let path = format!("/v1{rest}");
-    // An attached stream counts by its traffic, any other call from beginning to end.
-    let is_stream = request.uri().path().ends_with("/attach");
+    // Output and input of who is attached count by their traffic, any other call from beginning to end.
+    let is_stream = ["/attach", "/input"].iter().any(|end| request.uri().path().ends_with(end));
     let (connection, call) = handle.use_guest().await?;
     if is_stream {
         request = watch_traffic(request, &handle);
@@ -158,16 +248,16 @@ fn watch_traffic(request: Request, handle: &Handle) -> Request {
     request.map(|body| activity::count(body, handle.activity.clone()))
 }
 
-/// Every sandbox, then every change, as JSON lines.
+/// Every sandbox and checkpoint, then every change, as JSON lines.
 async fn changes(State(registry): Shared) -> Response {
     let (sender, receiver) =
         tokio::sync::mpsc::channel::<std::result::Result<Bytes, std::convert::Infallible>>(64);
     tokio::spawn(async move {
         let mut changes = registry.watch();
-        let mut pending = registry.list().await;
+        let mut pending = registry.list_all().await;
         loop {
-            for report in pending.drain(..) {
-                let mut line = serde_json::to_vec(&report).unwrap_or_default();
+            for change in pending.drain(..) {
+                let mut line = serde_json::to_vec(&change).unwrap_or_default();
                 line.push(b'\n');
                 if sender.send(Ok(line.into())).await.is_err() {
                     return;
@@ -177,9 +267,9 @@ async fn changes(State(registry): Shared) -> Response {
                 () = registry.stop.cancelled() => return,
                 () = sender.closed() => return,
                 change = changes.recv() => match change {
-                    Ok(report) => pending.push(report),
+                    Ok(change) => pending.push(change),
                     // Too slow for the backlog: everything anew says the same.
-                    Err(RecvError::Lagged(_)) => pending = registry.list().await,
+                    Err(RecvError::Lagged(_)) => pending = registry.list_all().await,
                     Err(RecvError::Closed) => return,
                 },
                 () = tokio::time::sleep(KEEP_ALIVE) => {

@@ -11,12 +11,14 @@
 //! sandbox's disk; [`Node::start`] re-adopts what runs, and undoes what is half made.
 
 mod agent;
+mod checkpoint;
 mod config;
 mod cpus;
 mod disk;
 pub mod doctor;
 mod guest;
 mod http;
+mod inotify;
 mod lxcfs;
 mod network;
 mod registry;

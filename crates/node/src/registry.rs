@@ -6,26 +6,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use warren_node_api::{NodeInfo, Report, SandboxSpec};
+use warren_node_api::{Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, Usage};
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
-use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, SandboxState};
 
+use crate::checkpoint::Checkpoints;
 use crate::config::{Config, StartError};
 use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
 use crate::network::{Plan, Pool};
 use crate::sandbox::machine::{self, Machine};
-use crate::sandbox::record::{Record, boot_id};
-use crate::sandbox::{Handle, actor};
-use crate::{agent, lxcfs};
+use crate::sandbox::record::{Record, Transition, boot_id};
+use crate::sandbox::restore::Order;
+use crate::sandbox::stock::{self, Stock};
+use crate::sandbox::{DISK, Handle, NEXT_DISK, actor, log};
+use crate::{agent, inotify, lxcfs};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;
+/// Disks read at the same time; one reader is as fast as a drive.
+const MEASURED: usize = 2;
 /// Sandboxes taken over at the same time at start.
 const ADOPTIONS: usize = 16;
 /// Changes a slow watcher may be behind before it is sent everything anew.
@@ -33,6 +38,8 @@ const CHANGES: usize = 1024;
 
 /// A change is on the drive at most this much later, and the time that takes.
 const SYNC_AFTER: Duration = Duration::from_millis(500);
+/// Between two sweeps for what is left of checkpoints.
+const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 
 /// What becomes of the sandboxes when the node stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +53,13 @@ pub enum Shutdown {
 /// What the sandboxes of a node share.
 pub(crate) struct Host {
     pub(crate) disks: Disks,
+    pub(crate) checkpoints: Arc<Checkpoints>,
     pub(crate) network: Arc<Pool>,
     pub(crate) cpus: Cpus,
-    pub(crate) starting: Semaphore,
+    starting: Semaphore,
+    pub(crate) stock: Stock,
+    /// Disks of hibernated sandboxes that are read at the same time.
+    pub(crate) measuring: Semaphore,
     pub(crate) cgroup_parent: String,
     pub(crate) stage_dir: PathBuf,
     pub(crate) agent: PathBuf,
@@ -56,14 +67,27 @@ pub(crate) struct Host {
     hierarchies: Hierarchies,
     program: PathBuf,
     launcher: Mutex<Arc<Launcher>>,
-    changes: broadcast::Sender<Report>,
+    changes: Arc<Changes>,
+}
+
+/// What has changed on this node.
+struct Changes {
+    sender: broadcast::Sender<Change>,
     /// Something on the volume has changed that is not synced.
     unsynced: Notify,
 }
 
+impl Changes {
+    fn publish(&self, change: Change) {
+        self.unsynced.notify_one();
+        // Fails only when nobody watches.
+        let _ = self.sender.send(change);
+    }
+}
+
 impl Host {
-    pub(crate) fn cgroup(&self, id: &SandboxId) -> Cgroup {
-        self.hierarchies.group(&self.cgroup_parent, id.as_str())
+    pub(crate) fn cgroup(&self, name: &str) -> Cgroup {
+        self.hierarchies.group(&self.cgroup_parent, name)
     }
 
     /// The launcher; another one when it has died.
@@ -76,11 +100,14 @@ impl Host {
         Ok(launcher.clone())
     }
 
+    /// One's turn to start a sandbox; over when dropped.
+    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))
+    }
+
     /// Tells who watches of a change that has just been written down.
     pub(crate) fn publish(&self, report: Report) {
-        self.unsynced.notify_one();
-        // Fails only when nobody watches.
-        let _ = self.changes.send(report);
+        self.changes.publish(Change::Sandbox(report));
     }
 }
 
@@ -109,6 +136,7 @@ impl Registry {
         if let Err(error) = hierarchies.favour_moves() {
             info!(%error, "this kernel cannot favour moves between cgroups: some creates will take longer");
         }
+        inotify::raise_limits();
         let agent_dir = config.data_dir.join("agent");
         let agent = agent::ensure(&agent_dir).map_err(|source| StartError::Folder {
             what: "the guest agent",
@@ -118,6 +146,8 @@ impl Registry {
         let lxcfs = lxcfs::ensure(&run.join("lxcfs")).await;
         let launcher = Launcher::spawn(&config.program).map_err(StartError::Launcher)?;
 
+        let changes = Arc::new(Changes { sender: broadcast::channel(CHANGES).0, unsynced: Notify::new() });
+        let checkpoints = open_checkpoints(&disks, &changes)?;
         let (records, strays) = read_records(&disks);
         let adopted = slots_in_use(&records);
         let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
@@ -125,9 +155,12 @@ impl Registry {
 
         let host = Arc::new(Host {
             disks,
+            checkpoints,
             network,
             cpus: Cpus::detect(),
             starting: Semaphore::new(LAUNCHES),
+            stock: Stock::default(),
+            measuring: Semaphore::new(MEASURED),
             cgroup_parent,
             stage_dir,
             agent,
@@ -135,10 +168,11 @@ impl Registry {
             hierarchies,
             program: config.program.clone(),
             launcher: Mutex::new(Arc::new(launcher)),
-            changes: broadcast::channel(CHANGES).0,
-            unsynced: Notify::new(),
+            changes,
         });
         tasks.spawn(keep_synced(host.clone(), stop.clone()));
+        tasks.spawn(stock::fill(host.clone(), stop.clone()));
+        tasks.spawn(keep_swept(host.checkpoints.clone(), stop.clone()));
         let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
         registry.undo_strays(&strays, &records).await;
         futures_util::stream::iter(records)
@@ -149,15 +183,15 @@ impl Registry {
 
     /// Ends and removes what was half made, and groups that belong to nobody.
     async fn undo_strays(&self, strays: &[PathBuf], records: &[Record]) {
-        let known: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let known: BTreeSet<&str> = records.iter().map(Record::cgroup).collect();
         let groups = self.host.hierarchies.list(&self.host.cgroup_parent).unwrap_or_default();
         for name in groups.iter().filter(|name| !known.contains(name.as_str())) {
             info!(name, "ending processes of a sandbox that was half made");
-            machine::end_processes(&self.host.hierarchies.group(&self.host.cgroup_parent, name)).await;
+            machine::end_processes(&self.host.cgroup(name)).await;
         }
         for folder in strays {
             info!(folder = %folder.display(), "removing what is left of a sandbox that was half made");
-            let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
+            let _ = disk::wait_released_by_all(&folder.join(DISK)).await;
             if let Err(error) = std::fs::remove_dir_all(folder) {
                 warn!(%error, folder = %folder.display(), "could not remove it");
             }
@@ -167,11 +201,14 @@ impl Registry {
     async fn adopt(self: &Arc<Self>, mut record: Record) {
         let folder = self.host.disks.sandbox_dir(&record.id);
         let mut machine: Option<Machine> = None;
-        if record.state == SandboxState::Running && record.hibernating {
-            machine::end_processes(&self.host.cgroup(&record.id)).await;
-            let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
-            record.machine = None;
-            record.become_state(SandboxState::Hibernated, None);
+        if record.state == SandboxState::Running && record.transition.is_some() {
+            self.end_rest(&mut record).await;
+            // The others are carried on by the actor.
+            if record.transition == Some(Transition::Hibernate) {
+                // It was cut off, perhaps before that was done.
+                log::note_missing(&folder).await;
+                record.become_state(SandboxState::Hibernated, None);
+            }
         } else if record.state == SandboxState::Running {
             match machine::adopt(&self.host, &record, &folder).await {
                 Ok(adopted) => machine = Some(adopted),
@@ -180,21 +217,23 @@ impl Registry {
                     record.machine = None;
                     if rebooted {
                         // Its processes went with the host; its disk is whole and the next use starts it again.
+                        log::note_missing(&folder).await;
                         record.become_state(SandboxState::Hibernated, None);
                     } else {
                         info!(id = %record.id, reason, "a sandbox ended while the node was down");
-                        record.become_state(
-                            SandboxState::Error,
-                            Some(format!("while the node was down, {reason}")),
-                        );
+                        let reason = format!("while the node was down, {reason}");
+                        log::note_failure(&folder, &reason).await;
+                        record.become_state(SandboxState::Error, Some(reason));
                     }
                 }
             }
         } else {
             // A wake or a hibernation was cut off: what ran is ended, the disk stays.
-            machine::end_processes(&self.host.cgroup(&record.id)).await;
-            let _ = disk::wait_released_by_all(&folder.join("disk.img")).await;
-            record.machine = None;
+            self.end_rest(&mut record).await;
+        }
+        if !matches!(record.transition, Some(Transition::Restore { .. })) {
+            // Of a restore that nobody was told would happen.
+            let _ = std::fs::remove_file(folder.join(NEXT_DISK));
         }
         if let Err(error) = record.save(&folder) {
             warn!(%error, id = %record.id, "could not write a sandbox's record");
@@ -202,6 +241,13 @@ impl Registry {
         let id = record.id.clone();
         let handle = actor::resume(self.host.clone(), folder, record, machine, self.forget(&id));
         self.lock().insert(id, handle);
+    }
+
+    /// Ends what is left of a sandbox's processes.
+    async fn end_rest(&self, record: &mut Record) {
+        machine::end_processes(&self.host.cgroup(record.cgroup())).await;
+        let _ = disk::wait_released_by_all(&self.host.disks.sandbox_dir(&record.id).join(DISK)).await;
+        record.machine = None;
     }
 
     fn forget(self: &Arc<Self>, id: &SandboxId) -> impl FnOnce() + Send + 'static {
@@ -239,7 +285,47 @@ impl Registry {
                 }
             }
         };
-        handle.report().await
+        handle.settled().await
+    }
+
+    /// Makes a checkpoint, unless it is there.
+    pub(crate) async fn ensure_checkpoint(
+        &self,
+        id: CheckpointId,
+        create: CheckpointCreate,
+    ) -> Result<CheckpointReport, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::unavailable("the node is stopping"));
+        }
+        let sandbox = self.get(&create.sandbox_id)?;
+        self.host.checkpoints.ensure(id, create, sandbox).await
+    }
+
+    /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
+    pub(crate) async fn restore(&self, id: &SandboxId, checkpoint: &CheckpointId) -> Result<Report, Error> {
+        let sandbox = self.get(id)?;
+        let whole = self.host.checkpoints.open_whole(checkpoint).await?;
+        sandbox.begin(Order::Restore(whole)).await
+    }
+
+    pub(crate) fn checkpoints(&self) -> &Arc<Checkpoints> {
+        &self.host.checkpoints
+    }
+
+    pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
+        self.host.disks.sandbox_dir(id)
+    }
+
+    /// What running sandboxes use.
+    pub(crate) async fn usage(&self) -> Vec<Usage> {
+        let handles: Vec<(SandboxId, Handle)> =
+            self.lock().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
+        futures_util::stream::iter(handles)
+            .map(async |(id, handle)| Some(Usage { id, memory_bytes: handle.memory_in_use().await.ok()?? }))
+            .buffer_unordered(ADOPTIONS)
+            .filter_map(async |usage| usage)
+            .collect()
+            .await
     }
 
     pub(crate) async fn list(&self) -> Vec<Report> {
@@ -253,8 +339,14 @@ impl Registry {
     }
 
     /// Changes from now on.
-    pub(crate) fn watch(&self) -> broadcast::Receiver<Report> {
-        self.host.changes.subscribe()
+    pub(crate) fn watch(&self) -> broadcast::Receiver<Change> {
+        self.host.changes.sender.subscribe()
+    }
+
+    /// Everything there is, as changes.
+    pub(crate) async fn list_all(&self) -> Vec<Change> {
+        let sandboxes = self.list().await.into_iter().map(Change::Sandbox);
+        sandboxes.chain(self.host.checkpoints.list().into_iter().map(Change::Checkpoint)).collect()
     }
 
     pub(crate) async fn info(&self) -> NodeInfo {
@@ -305,7 +397,7 @@ async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = host.unsynced.notified() => {}
+            () = host.changes.unsynced.notified() => {}
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -321,6 +413,27 @@ async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
             Err(error) => warn!(%error, "the volume could not be synced"),
         }
     }
+}
+
+/// Removes what is left of checkpoints that were being made or removed when something failed.
+async fn keep_swept(checkpoints: Arc<Checkpoints>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        let checkpoints = checkpoints.clone();
+        let swept = tokio::task::spawn_blocking(move || checkpoints.sweep()).await;
+        if let Err(error) = swept.map_err(std::io::Error::other).flatten() {
+            warn!(%error, "checkpoints could not be swept");
+        }
+    }
+}
+
+fn open_checkpoints(disks: &Disks, changes: &Arc<Changes>) -> Result<Arc<Checkpoints>, StartError> {
+    let (folder, changes) = (disks.checkpoints_dir(), changes.clone());
+    let opened = Checkpoints::open(folder.clone(), move |change| changes.publish(change));
+    opened.map(Arc::new).map_err(|source| StartError::Folder { what: "checkpoints", path: folder, source })
 }
 
 /// The records of whole sandboxes, and the folders of those that were half made.
@@ -339,7 +452,7 @@ fn read_records(disks: &Disks) -> (Vec<Record>, Vec<PathBuf>) {
 fn slots_in_use(records: &[Record]) -> BTreeSet<u16> {
     records
         .iter()
-        .filter(|record| record.state == SandboxState::Running && !record.hibernating)
+        .filter(|record| record.state == SandboxState::Running && record.transition.is_none())
         .filter_map(|record| record.machine.as_ref().map(|machine| machine.slot))
         .collect()
 }

@@ -4,26 +4,34 @@
 //! namespaces, cgroup limits, a seccomp filter and a root of its own. Its user namespace owns none of the other
 //! namespaces: root inside has no right over the mounts, the network or the clock it lives with.
 //!
-//! The launcher (`warren_runtime::launcher`) forks a set-up process for each [`Launch`]:
+//! The launcher (`warren_runtime::launcher`) forks a set-up process for each root to prepare:
 //!
 //! ```text
-//!   node ──Launch + descriptors──▶ launcher ──fork──▶ set-up process        (host root, new mount namespace)
-//!                                                        │  cgroup, network namespace, disk, root file system
-//!                                                        └─clone─▶ PID 1    (new PID namespace)
-//!                                                                    /proc, user namespace, capabilities,
-//!                                                                    seccomp, exec of the guest agent
-//!   node ◀──────────────── Launched or LaunchError ──────┘  the set-up process ends here
+//!   node ──Preparation + descriptors──▶ launcher ──fork──▶ set-up process   (host root, new mount namespace)
+//!                                                            │  network and user namespaces, root file system
+//!   node ◀─────────────── Prepared or LaunchError ───────────┤  waits
+//!   node makes the cgroup, moves the set-up process in
+//!   node ──Launch + descriptors─────────────────────────────▶│  cgroup namespace
+//!                                                            └─clone─▶ PID 1    (new PID namespace)
+//!                                                                        /proc, user namespace, capabilities,
+//!                                                                        seccomp, exec of the guest agent
+//!   node ◀─────────────── Launched or LaunchError ───────────┘  the set-up process ends here
 //! ```
 //!
 //! Everything a sandbox holds (mounts, loop device, network namespace) hangs on its processes, so the kernel takes it
-//! back when they end, whatever became of us. Only its cgroup directories are left to remove.
+//! back when they end, whatever became of us. Only its cgroup directories are left to remove: `warren_runtime::cgroup::Cgroup`.
 
 pub mod plan;
 
+mod capture;
+mod client;
+mod disk;
 mod init;
 mod rootfs;
 mod seccomp;
 mod setup;
 
-pub use plan::{Launch, Launched, launch};
+pub use client::{Root, capture};
+pub use disk::Disk;
+pub use plan::{Capture, Captured, Launched, Preparation};
 pub use setup::Container;

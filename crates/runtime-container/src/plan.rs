@@ -1,58 +1,84 @@
 //! What the node asks of the launcher, and what comes back.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use warren_guest_api::boot::Boot;
-use warren_runtime::client::memory_file;
-use warren_runtime::{CgroupPlan, Launcher, Result, Step};
 
-/// What its launches are sent under.
+/// What its requests are sent under.
 pub(crate) const NAME: &str = "container";
 
-/// A sandbox to start.
-///
-/// Two descriptors travel with it: the network namespace, and the file that holds [`Boot`].
+/// What the launcher can be asked for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Launch {
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Request {
+    Prepare(Preparation),
+    Capture(Capture),
+}
+
+/// The disk of a running sandbox, to be taken while everything in it stands still.
+///
+/// Three descriptors travel with it: a folder of the sandbox's root, its image, and an empty file on the same file system.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Capture {
+    pub cgroup_parent: String,
+    pub cgroup_name: String,
+    /// A sandbox that does not come to rest within this is taken as it is.
+    pub rest_within_ms: u64,
+    /// Longest time it is kept at rest.
+    pub rest_at_most_ms: u64,
+}
+
+/// A disk that was taken.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Captured {
+    /// Everything stood still, and all that had been written is in the image.
+    pub quiesced: bool,
+    /// From the first process that was stopped to the last that went on, in microseconds.
+    pub pause_us: u64,
+}
+
+/// A root to prepare: what of a sandbox does not depend on who will have it.
+///
+/// Three descriptors travel with it: the network namespace, the mounted disk, and one end of a packet socket on which the
+/// launch comes later.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Preparation {
     pub hostname: String,
     /// First of the 65536 host ids its user namespace maps to 0.
     pub id_base: u32,
-    pub cgroup: CgroupPlan,
     /// Where the template's read-only file system is mounted on the host.
     pub template_root: PathBuf,
-    /// The ext4 image it writes to, with the folders `upper` and `work`.
-    pub disk_image: PathBuf,
-    /// Folder in which the agent's socket `agent.sock` is made; nothing inside the sandbox can reach it.
-    pub run_dir: PathBuf,
     /// Empty folders on which the set-up process assembles the root: `template`, `disk` and `root`.
     pub stage_dir: PathBuf,
-    /// The guest agent program.
-    pub agent: PathBuf,
     /// Mount point of an lxcfs, when there is one.
     pub lxcfs: Option<PathBuf>,
 }
+
+/// A root that waits for its sandbox. Nothing runs in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    /// The set-up process that holds it, as the host counts. It wants to be moved into the sandbox's cgroup.
+    pub(crate) pid: i32,
+    pub(crate) steps: Vec<(String, u32)>,
+}
+
+/// What starts a sandbox in a prepared root: this word and four descriptors. They are the folder in which the agent's
+/// socket `agent.sock` is made, which nothing inside the sandbox can reach; the guest agent program; the file that holds
+/// [`Boot`]; and the write end of a pipe for the answer.
+pub(crate) const LAUNCH: &[u8] = b"launch";
 
 /// A sandbox whose agent program is running; the agent answers on `run_dir/agent.sock`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Launched {
     /// Its PID 1, as the host counts.
     pub pid: i32,
-    /// The loop device of its disk, as `major:minor`.
-    pub disk_device: String,
     /// Microseconds spent on each step, for benchmarks and traces.
     pub steps: Vec<(String, u32)>,
 }
 
-/// Starts a sandbox; returns when its agent program runs. `boot` is what the agent reads at its start.
-pub async fn launch(
-    launcher: &Launcher,
-    launch: &Launch,
-    network_namespace: BorrowedFd<'_>,
-    boot: &Boot,
-) -> Result<Launched> {
-    let boot = serde_json::to_vec(boot).expect("a map of strings is always valid JSON");
-    let boot = memory_file(&boot).step("write the agent's settings")?;
-    launcher.launch(NAME, launch, &[network_namespace, boot.as_fd()]).await
+/// Encodes what the agent reads at its start.
+#[must_use]
+pub fn encode_boot(boot: &Boot) -> Vec<u8> {
+    serde_json::to_vec(boot).expect("a map of strings is always valid JSON")
 }

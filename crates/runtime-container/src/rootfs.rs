@@ -4,20 +4,20 @@
 //! Everything is mounted by host root in the set-up process's own mount namespace, which the sandbox's user namespace
 //! does not own. Both layers are id-mapped, so that on disk root is 0 whichever host ids the sandbox runs with.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{chown, symlink};
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MountPropagationFlags,
-    MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 
-use warren_runtime::{LaunchError, Result, Step, sys};
+use warren_runtime::{Result, Step, sys};
 
-use crate::plan::Launch;
+use crate::plan::Preparation;
 
 /// Host group that `tty` (5) of the sandbox maps to: terminals belong to it.
 const TTY_GROUP: u32 = 5;
@@ -32,28 +32,6 @@ const HIDDEN_PROC_FOLDERS: [&str; 5] = ["acpi", "scsi", "asound", "irq", "bus"];
 /// Folders of `/sys` that list the host's devices.
 const HIDDEN_SYS_FOLDERS: [&str; 5] = ["block", "dev", "firmware", "class/block", "devices/virtual/block"];
 
-/// The writable image, attached and mounted.
-pub(crate) struct Disk {
-    /// Its loop device, as `major:minor`.
-    pub(crate) device: String,
-    mount: OwnedFd,
-}
-
-impl Disk {
-    /// Makes what is written outlast a loss of power, from here on.
-    ///
-    /// Mounting writes the superblock and waits for the drive: a third of a create on a quiet machine, far more on a
-    /// busy one. It protects nothing, because nobody has written anything yet. So the disk is mounted without barriers and
-    /// gets them as soon as the node has its answer, while the agent starts.
-    pub(crate) fn keep_order(&self) -> Result<()> {
-        let step = "turn on the disk's write barriers";
-        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
-        let picked = rustix::mount::fspick(self.mount.as_fd(), c"", flags).step(step)?;
-        rustix::mount::fsconfig_set_flag(picked.as_fd(), "barrier").step(step)?;
-        rustix::mount::fsconfig_reconfigure(picked.as_fd()).step(step)
-    }
-}
-
 /// Cuts this process's mounts off from the host's, both ways.
 pub(crate) fn own_mounts() -> Result<()> {
     sys::unshare(libc::CLONE_NEWNS).step("make a mount namespace")?;
@@ -62,32 +40,26 @@ pub(crate) fn own_mounts() -> Result<()> {
 }
 
 /// Mounts template, disk and their overlay under `stage_dir`; the root is then at `stage_dir/root`.
-pub(crate) fn assemble(launch: &Launch, user_namespace: BorrowedFd<'_>) -> Result<Disk> {
+pub(crate) fn assemble(
+    preparation: &Preparation,
+    disk: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+) -> Result<()> {
     let template = rustix::mount::open_tree(
         CWD,
-        &launch.template_root,
+        &preparation.template_root,
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )
     .step("open the template")?;
-    attach(template.as_fd(), user_namespace, &launch.stage_dir.join("template"))
+    attach(template.as_fd(), user_namespace, &preparation.stage_dir.join("template"))
         .step("mount the template")?;
 
-    let (device_path, device, held) = attach_loop(&launch.disk_image)?;
-    let disk = file_system(
-        "ext4",
-        &[("source", &device_path)],
-        &["noinit_itable", "nobarrier"],
-        MountAttrFlags::MOUNT_ATTR_NODEV,
-    )
-    .step("mount the disk")?;
-    attach(disk.as_fd(), user_namespace, &launch.stage_dir.join("disk")).step("place the disk")?;
-    // The mount keeps the device from here on.
-    drop(held);
+    attach(disk, user_namespace, &preparation.stage_dir.join("disk")).step("place the disk")?;
 
-    let layer = |name: &str| launch.stage_dir.join(name).display().to_string();
+    let layer = |name: &str| preparation.stage_dir.join(name).display().to_string();
     // The overlay writes to its upper layer with the ids it was mounted with. Host root has no place in that layer's
     // mapping; root of the sandbox has.
-    let root = sys::as_file_owner(launch.id_base, || {
+    let root = sys::as_file_owner(preparation.id_base, || {
         file_system(
             "overlay",
             &[
@@ -104,14 +76,13 @@ pub(crate) fn assemble(launch: &Launch, user_namespace: BorrowedFd<'_>) -> Resul
     })
     .step("take on the sandbox's ids")?
     .step("mount the overlay of template and disk")?;
-    place(root.as_fd(), &launch.stage_dir.join("root")).step("place the root")?;
-    Ok(Disk { device, mount: disk })
+    place(root.as_fd(), &preparation.stage_dir.join("root")).step("place the root")
 }
 
-/// Fills `/dev`, `/sys` and `/run` of the assembled root. The network and cgroup namespaces must be the sandbox's own.
-pub(crate) fn populate(launch: &Launch) -> Result<()> {
-    let root = launch.stage_dir.join("root");
-    let base = launch.id_base;
+/// Fills `/dev`, `/sys` and `/run` of the assembled root. The network namespace must be the sandbox's own.
+pub(crate) fn populate(preparation: &Preparation) -> Result<()> {
+    let root = preparation.stage_dir.join("root");
+    let base = preparation.id_base;
     let owner = [("uid", base.to_string()), ("gid", base.to_string())];
     let owned = |mode: &'static str, size: &'static str| {
         [("mode", mode), ("uid", owner[0].1.as_str()), ("gid", owner[1].1.as_str()), ("size", size)]
@@ -135,10 +106,16 @@ pub(crate) fn populate(launch: &Launch) -> Result<()> {
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV | no_programs;
     let mount = file_system("sysfs", &[], &[], read_only).step("mount /sys")?;
     place(mount.as_fd(), &root.join("sys")).step("place /sys")?;
-    let groups = file_system("cgroup2", &[], &[], MountAttrFlags::MOUNT_ATTR_NODEV | no_programs)
-        .step("mount /sys/fs/cgroup")?;
-    place(groups.as_fd(), &root.join("sys/fs/cgroup")).step("place /sys/fs/cgroup")?;
     HIDDEN_SYS_FOLDERS.iter().try_for_each(|name| hide_folder(&root.join("sys").join(name)))
+}
+
+/// Mounts the cgroup tree below `/sys`. The cgroup namespace must be the sandbox's own.
+pub(crate) fn mount_cgroups() -> Result<()> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let groups = file_system("cgroup2", &[], &[], attributes).step("mount /sys/fs/cgroup")?;
+    place(groups.as_fd(), Path::new("/sys/fs/cgroup")).step("place /sys/fs/cgroup")
 }
 
 /// Makes the assembled root this process's root and lets go of the host's.
@@ -204,7 +181,7 @@ fn hide_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes a mounted, not yet placed, file system.
-fn file_system(
+pub(crate) fn file_system(
     kind: &str,
     settings: &[(&str, &str)],
     flags: &[&str],
@@ -228,31 +205,6 @@ fn place(mount: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<()> {
 fn attach(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, path: &Path) -> std::io::Result<()> {
     sys::idmap_mount(mount, user_namespace)?;
     place(mount, path).map_err(Into::into)
-}
-
-/// Binds a free loop device to `image`: its path, its `major:minor`, and the descriptor that holds it for now.
-fn attach_loop(image: &Path) -> Result<(String, String, File)> {
-    let step = "attach the disk image to a loop device";
-    let image = OpenOptions::new().read(true).write(true).open(image).step("open the disk image")?;
-    let control =
-        OpenOptions::new().read(true).write(true).open("/dev/loop-control").step("open /dev/loop-control")?;
-    // Others take devices at the same time; whoever loses the race for one asks for the next.
-    for _ in 0..1000 {
-        let number = sys::free_loop_device(control.as_fd()).step(step)?;
-        let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(&path).step(step)?;
-        match sys::configure_loop_device(&device, &image) {
-            Ok(()) => {
-                let id = device.metadata().step(step)?.rdev();
-                let id = format!("{}:{}", rustix::fs::major(id), rustix::fs::minor(id));
-                return Ok((path.display().to_string(), id, device));
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(LaunchError::new(step, error)),
-        }
-    }
-    Err(LaunchError::new(step, "every free device was taken by somebody else, a thousand times over"))
 }
 
 fn devices(dev: &Path, base: u32) -> std::io::Result<()> {

@@ -1,26 +1,24 @@
 //! The set-up process: everything between the launcher's fork and the sandbox's PID 1.
 //!
-//! It is host root in a mount namespace of its own. It enters the sandbox's cgroup first, so that what it makes is
-//! charged there and PID 1 is born in it; and it ends as soon as the agent program runs. When a step fails, its mounts
-//! and the loop device go with it; it ends PID 1 and removes the cgroup.
+//! It is host root in a mount namespace of its own and does its work in two steps. First it prepares a root: namespaces,
+//! mounts, devices, on an empty disk or a sandbox's own. Then it waits for the sandbox that is to live there. By the time it
+//! hears of it the node has moved it into the sandbox's cgroup, so that PID 1 is born in there; it starts the agent
+//! program and ends as soon as that runs. It also ends when a step fails or the node lets go of the root, and its mounts
+//! and the disk go with it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::time::Instant;
 
-use rustix::process::Pid;
-
-use warren_runtime::cgroup::{Cgroup, Hierarchies};
-use warren_runtime::launcher::{Answer, Runtime};
+use rustix::process::{Pid, Signal};
+use warren_runtime::launcher::{Answer, Runtime, decode};
 use warren_runtime::sys::{self, Fork};
-use warren_runtime::{LaunchError, Result, Step};
+use warren_runtime::{Clock, LaunchError, Result, Step, packet};
 
-use crate::init;
-use crate::plan::{self, Launch, Launched};
-use crate::rootfs::{self, Disk};
+use crate::plan::{LAUNCH, Launched, NAME, Preparation, Prepared, Request};
 use crate::seccomp::{self, Instruction};
+use crate::{capture, disk, init, rootfs};
 
 /// Ids a sandbox has, mapped to as many of the host's.
 pub(crate) const IDS: u32 = 65536;
@@ -31,7 +29,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Made once, before the first launch: the filter is the same for all.
+    /// Made once, before the first request: the filter is the same for all.
     #[must_use]
     pub fn new() -> Self {
         Self { filter: seccomp::filter() }
@@ -46,130 +44,143 @@ impl Default for Container {
 
 impl Runtime for Container {
     fn name(&self) -> &'static str {
-        plan::NAME
+        NAME
     }
 
-    fn set_up(&self, launch: &[u8], descriptors: Vec<OwnedFd>, answer: Answer) {
-        let read = serde_json::from_slice::<Launch>(launch).step("read the request");
-        let taken = <[OwnedFd; 2]>::try_from(descriptors).map_err(|got| {
-            LaunchError::new("receive a request", format!("{} descriptors came with it", got.len()))
-        });
-        match read.and_then(|launch| Ok((launch, taken?))) {
-            Ok((launch, [network_namespace, boot])) => {
-                run(&launch, network_namespace, &boot, answer, &self.filter);
+    fn serve(&self, request: &[u8], descriptors: Vec<OwnedFd>, answer: Answer) {
+        let given =
+            decode::<Request>(request).and_then(|request| Ok((request, packet::exactly(descriptors)?)));
+        match given {
+            Ok((Request::Prepare(preparation), [network_namespace, disk, control])) => {
+                run(&preparation, network_namespace, disk, &control, answer, &self.filter);
             }
-            Err(error) => answer.send::<Launched>(&Err(error)),
+            Ok((Request::Capture(capture), [root, source, target])) => {
+                capture::run(&capture, &capture::Descriptors { root, source, target }, answer);
+            }
+            Err(error) => answer.send::<()>(&Err(error)),
         }
     }
 }
 
-/// Starts the sandbox and answers. The life of the set-up process.
-fn run(launch: &Launch, network_namespace: OwnedFd, boot: &OwnedFd, answer: Answer, filter: &[Instruction]) {
-    let hierarchies = match Hierarchies::detect().step("find the cgroup hierarchies") {
-        Ok(hierarchies) => hierarchies,
-        Err(error) => return answer.send::<Launched>(&Err(error)),
+/// The life of the set-up process. The [`LAUNCH`] comes over `control`.
+fn run(
+    preparation: &Preparation,
+    network_namespace: OwnedFd,
+    disk: OwnedFd,
+    control: &OwnedFd,
+    answer: Answer,
+    filter: &[Instruction],
+) {
+    let root = match Root::prepare(preparation, network_namespace, disk) {
+        Ok(root) => root,
+        Err(error) => return answer.send::<Prepared>(&Err(error)),
     };
-    let cgroup = hierarchies.group(&launch.cgroup.parent, &launch.cgroup.name);
-    match start(launch, &cgroup, network_namespace, boot, filter) {
-        Ok((launched, disk)) => {
-            answer.send(&Ok(launched));
-            // A disk that cannot be trusted is not to be used: the node sees the sandbox end.
-            if disk.keep_order().is_err() {
-                cgroup.undo();
-            }
-        }
-        Err(error) => {
-            cgroup.undo();
-            answer.send::<Launched>(&Err(error));
-        }
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    answer.send(&Ok(Prepared { pid, steps: root.steps.clone() }));
+    let mut buffer = [0; 64];
+    // A node that has gone, or has no use for the root, closes its end.
+    let Ok(Some((LAUNCH, descriptors))) = packet::receive(control, &mut buffer) else { return };
+    let Ok([run_dir, agent, boot, reply]) = packet::exactly(descriptors) else { return };
+    let launched = root.start(&Inside { run_dir, agent, boot }, filter);
+    Answer::through(reply).send(&launched);
+    // A disk that cannot be trusted is not to be used: the node sees the sandbox end.
+    if let Ok(Launched { pid, .. }) = launched
+        && disk::keep_order(root.disk.as_fd()).is_err()
+    {
+        end(pid);
     }
 }
 
-/// Times the steps of a launch.
-struct Clock {
-    last: Instant,
+/// What a sandbox brings into its root.
+struct Inside {
+    run_dir: OwnedFd,
+    agent: OwnedFd,
+    boot: OwnedFd,
+}
+
+/// Everything a sandbox will have but processes.
+struct Root {
+    user_namespace: OwnedFd,
+    disk: OwnedFd,
+    lxcfs: Vec<(&'static str, OwnedFd)>,
     steps: Vec<(String, u32)>,
 }
 
-impl Clock {
-    fn lap(&mut self, step: &str) {
-        let micros = u32::try_from(self.last.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.steps.push((step.to_owned(), micros));
-        self.last = Instant::now();
+impl Root {
+    fn prepare(preparation: &Preparation, network_namespace: OwnedFd, disk: OwnedFd) -> Result<Self> {
+        let mut clock = Clock::start();
+        sys::join_namespace(network_namespace.as_fd(), libc::CLONE_NEWNET)
+            .step("enter the network namespace")?;
+        drop(network_namespace);
+        let user_namespace = make_user_namespace(preparation.id_base)?;
+        clock.lap("user namespace");
+
+        let lxcfs = preparation.lxcfs.as_deref().map(rootfs::open_lxcfs).unwrap_or_default();
+        rootfs::own_mounts()?;
+        clock.lap("mount namespace");
+        rootfs::assemble(preparation, disk.as_fd(), user_namespace.as_fd())?;
+        clock.lap("overlay");
+        sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).step("make namespaces")?;
+        rootfs::populate(preparation)?;
+        rustix::system::sethostname(preparation.hostname.as_bytes()).step("set the host name")?;
+        rootfs::enter(&preparation.stage_dir)?;
+        clock.lap("virtual file systems");
+        Ok(Self { user_namespace, disk, lxcfs, steps: clock.steps })
     }
-}
 
-fn start(
-    launch: &Launch,
-    cgroup: &Cgroup,
-    network_namespace: OwnedFd,
-    boot: &OwnedFd,
-    filter: &[Instruction],
-) -> Result<(Launched, Disk)> {
-    let mut clock = Clock { last: Instant::now(), steps: Vec::new() };
-    cgroup.create(&launch.cgroup).step("make the sandbox's cgroup")?;
-    cgroup.enter().step("enter the sandbox's cgroup")?;
-    clock.lap("cgroup");
+    fn start(&self, inside: &Inside, filter: &[Instruction]) -> Result<Launched> {
+        let mut clock = Clock::start();
+        let listener = listen(&inside.run_dir)?;
+        sys::unshare(libc::CLONE_NEWCGROUP).step("make a cgroup namespace")?;
+        rootfs::mount_cgroups()?;
+        clock.lap("cgroup namespace");
 
-    sys::join_namespace(network_namespace.as_fd(), libc::CLONE_NEWNET).step("enter the network namespace")?;
-    drop(network_namespace);
-    let user_namespace = make_user_namespace(launch.id_base)?;
-    clock.lap("user namespace");
-
-    let listener = listen(launch)?;
-    let agent = File::open(&launch.agent).step("open the guest agent")?;
-    let lxcfs = launch.lxcfs.as_deref().map(rootfs::open_lxcfs).unwrap_or_default();
-
-    rootfs::own_mounts()?;
-    clock.lap("mount namespace");
-    let disk = rootfs::assemble(launch, user_namespace.as_fd())?;
-    clock.lap("disk");
-    cgroup.limit_io(&launch.cgroup, &disk.device).step("limit the sandbox's disk")?;
-    cgroup.delegate(launch.id_base).step("hand the cgroup to the sandbox")?;
-    sys::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).step("make namespaces")?;
-    rootfs::populate(launch)?;
-    rootfs::enter(&launch.stage_dir)?;
-    rustix::system::sethostname(launch.hostname.as_bytes()).step("set the host name")?;
-    clock.lap("root file system");
-
-    let (failure, failure_end) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
-    let pid = match sys::fork(libc::CLONE_NEWPID).step("start PID 1")? {
-        Fork::Parent(pid) => pid,
-        Fork::Child => {
-            drop(failure);
-            let error = init::become_agent(&init::Inherited {
-                user_namespace: user_namespace.as_fd(),
-                listener: listener.as_fd(),
-                boot: boot.as_fd(),
-                agent: agent.as_fd(),
-                failure: failure_end.as_fd(),
-                lxcfs: &lxcfs,
-                filter,
+        let (failure, failure_end) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
+        let pid = match sys::fork(libc::CLONE_NEWPID).step("start PID 1")? {
+            Fork::Parent(pid) => pid,
+            Fork::Child => {
+                drop(failure);
+                let error = init::become_agent(&init::Inherited {
+                    user_namespace: self.user_namespace.as_fd(),
+                    listener: listener.as_fd(),
+                    boot: inside.boot.as_fd(),
+                    agent: inside.agent.as_fd(),
+                    failure: failure_end.as_fd(),
+                    lxcfs: &self.lxcfs,
+                    filter,
+                });
+                let _ = File::from(failure_end).write_all(&serde_json::to_vec(&error).unwrap_or_default());
+                sys::exit_now(1);
+            }
+        };
+        drop(failure_end);
+        // The pipe closes when the agent program runs, and carries the reason when it does not.
+        let mut reason = Vec::new();
+        File::from(failure).take(64 * 1024).read_to_end(&mut reason).step("hear from PID 1")?;
+        if !reason.is_empty() {
+            end(pid);
+            let error = serde_json::from_slice(&reason).unwrap_or_else(|error| {
+                LaunchError::new("start PID 1", format!("it ended without a reason: {error}"))
             });
-            let _ = File::from(failure_end).write_all(&serde_json::to_vec(&error).unwrap_or_default());
-            sys::exit_now(1);
+            return Err(error);
         }
-    };
-    drop(failure_end);
-    // The pipe closes when the agent program runs, and carries the reason when it does not.
-    let mut reason = Vec::new();
-    File::from(failure).take(64 * 1024).read_to_end(&mut reason).step("hear from PID 1")?;
-    if !reason.is_empty() {
-        let error = serde_json::from_slice(&reason).unwrap_or_else(|error| {
-            LaunchError::new("start PID 1", format!("it ended without a reason: {error}"))
-        });
-        return Err(error);
+        clock.lap("agent program");
+        Ok(Launched { pid, steps: clock.steps })
     }
-    clock.lap("agent program");
-    Ok((Launched { pid, disk_device: disk.device.clone(), steps: clock.steps }, disk))
 }
 
-/// The socket on which the agent hears its node, in a folder that only the host can reach.
-fn listen(launch: &Launch) -> Result<UnixListener> {
+/// Ends PID 1 and with it everything in the sandbox.
+fn end(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The socket on which the agent hears its node.
+fn listen(folder: &OwnedFd) -> Result<UnixListener> {
     let step = "make the agent's socket";
-    // A path of any length fits only relative to the current folder: socket addresses hold 108 bytes.
-    std::env::set_current_dir(&launch.run_dir).step(step)?;
+    rustix::process::fchdir(folder).step(step)?;
     match fs::remove_file("agent.sock") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(LaunchError::new(step, error)),
         _ => {}
@@ -179,8 +190,16 @@ fn listen(launch: &Launch) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Makes a user namespace whose ids 0 to 65535 are the host's from `base` on, and in which no further user namespaces can
-/// be made. It is held by the descriptor alone.
+/// What a user namespace may have at most: no further ones in it, and as many inotify instances as a user on a plain
+/// machine, since all sandboxes' count against the host's root as well.
+const NAMESPACE_LIMITS: [(&str, &str); 3] = [
+    ("/proc/sys/user/max_user_namespaces", "0"),
+    ("/proc/sys/user/max_inotify_instances", "128"),
+    ("/proc/sys/user/max_inotify_watches", "65536"),
+];
+
+/// Makes a user namespace whose ids 0 to 65535 are the host's from `base` on, with its limits set. It is held by the
+/// descriptor alone.
 fn make_user_namespace(base: u32) -> Result<OwnedFd> {
     let step = "make the user namespace";
     let (ready, ready_end) = rustix::pipe::pipe().step(step)?;
@@ -191,9 +210,9 @@ fn make_user_namespace(base: u32) -> Result<OwnedFd> {
             drop((ready, mapped_end));
             let mut mapped = File::from(mapped);
             let mut byte = [0];
-            let limited = mapped
-                .read_exact(&mut byte)
-                .and_then(|()| fs::write("/proc/sys/user/max_user_namespaces", "0"));
+            let limited = mapped.read_exact(&mut byte).and_then(|()| {
+                NAMESPACE_LIMITS.iter().try_for_each(|(limit, value)| fs::write(limit, value))
+            });
             let _ = File::from(ready_end).write_all(&[u8::from(limited.is_ok())]);
             // Holds the namespace until our parent has opened it, or is gone.
             let _ = mapped.read(&mut byte);
@@ -208,7 +227,7 @@ fn make_user_namespace(base: u32) -> Result<OwnedFd> {
         let mut byte = [0];
         File::from(ready).read_exact(&mut byte)?;
         if byte[0] != 1 {
-            return Err(io::Error::other("the limit on nested user namespaces could not be set"));
+            return Err(io::Error::other("the limits of the user namespace could not be set"));
         }
         File::open(format!("/proc/{pid}/ns/user")).map(OwnedFd::from)
     })();

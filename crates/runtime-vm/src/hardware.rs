@@ -183,7 +183,7 @@ fn channels(bus: &str) -> Vec<String> {
 
 fn disks(launch: &Launch) -> Vec<String> {
     let bus = launch.hardware.bus();
-    let (bytes, operations) = (launch.cgroup.io_bytes_per_second, launch.cgroup.io_operations_per_second);
+    let (bytes, operations) = (launch.io_bytes_per_second, launch.io_operations_per_second);
     // The first is the template; their order is the guest's.
     words(&[
         "-add-fd",

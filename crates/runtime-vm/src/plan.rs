@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use warren_runtime::{CgroupPlan, Launcher, Result};
+use warren_runtime::{Launcher, Result};
 
 use crate::hardware::Hardware;
 
@@ -23,7 +23,13 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 pub struct Launch {
     /// The host user that QEMU runs as, nobody else's.
     pub user: u32,
-    pub cgroup: CgroupPlan,
+    /// The group it is started in: of all sandboxes of the node, and its own in there. The node has made it.
+    pub cgroup_parent: String,
+    pub cgroup_name: String,
+    /// Bytes per second it may read and write on its disk, each.
+    pub io_bytes_per_second: u64,
+    /// Operations per second it may read and write on its disk, each.
+    pub io_operations_per_second: u64,
     /// A tree with QEMU and all it loads: [`crate::emulator::Emulator::tree`].
     pub emulator_tree: PathBuf,
     pub hardware: Hardware,
@@ -73,5 +79,5 @@ pub async fn launch(
 ) -> Result<Launched> {
     let descriptors: Vec<BorrowedFd<'_>> =
         [network_namespace, complaints].into_iter().chain(device_state).collect();
-    launcher.launch(NAME, launch, &descriptors).await
+    launcher.ask(NAME, launch, &descriptors)?.hear().await
 }

@@ -12,14 +12,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Instant;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit};
-use warren_runtime::cgroup::{Cgroup, Hierarchies};
-use warren_runtime::launcher::{Answer, Runtime};
+use warren_runtime::cgroup::Hierarchies;
+use warren_runtime::launcher::{Answer, Runtime, decode};
 use warren_runtime::sys::{self, Fork};
-use warren_runtime::{LaunchError, Result, Step};
+use warren_runtime::{Clock, LaunchError, Result, Step};
 
 use crate::hardware::{
     self, AGENT_FD, Accelerator, CONTROL_FD, DISK_FD, INITRAMFS, KERNEL, MEMORY, PROGRAM, STATE_FD, TAP_FD,
@@ -42,12 +41,10 @@ impl Runtime for Vm {
         NAME
     }
 
-    fn set_up(&self, launch: &[u8], descriptors: Vec<OwnedFd>, answer: Answer) {
-        let started = serde_json::from_slice::<Launch>(launch).step("read the request").and_then(|launch| {
+    fn serve(&self, request: &[u8], descriptors: Vec<OwnedFd>, answer: Answer) {
+        let started = decode::<Launch>(request).and_then(|launch| {
             let given = Given::take(&launch, descriptors)?;
-            let hierarchies = Hierarchies::detect().step("find the cgroup hierarchies")?;
-            let cgroup = hierarchies.group(&launch.cgroup.parent, &launch.cgroup.name);
-            start(&launch, &cgroup, &given).inspect_err(|_| cgroup.undo())
+            start(&launch, &given)
         });
         answer.send(&started);
     }
@@ -85,9 +82,10 @@ struct Inherited {
     disk: File,
 }
 
-fn start(launch: &Launch, cgroup: &Cgroup, given: &Given) -> Result<Launched> {
-    let mut clock = Clock { last: Instant::now(), steps: Vec::new() };
-    cgroup.create(&launch.cgroup).step("make the sandbox's cgroup")?;
+fn start(launch: &Launch, given: &Given) -> Result<Launched> {
+    let mut clock = Clock::start();
+    let hierarchies = Hierarchies::detect().step("find the cgroup hierarchies")?;
+    let cgroup = hierarchies.group(&launch.cgroup_parent, &launch.cgroup_name);
     cgroup.enter().step("enter the sandbox's cgroup")?;
     clock.lap("cgroup");
 
@@ -136,20 +134,6 @@ fn start(launch: &Launch, cgroup: &Cgroup, given: &Given) -> Result<Launched> {
     }
     clock.lap("program");
     Ok(Launched { pid, steps: clock.steps })
-}
-
-/// Times the steps of a launch.
-struct Clock {
-    last: Instant,
-    steps: Vec<(String, u32)>,
-}
-
-impl Clock {
-    fn lap(&mut self, step: &str) {
-        let micros = u32::try_from(self.last.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.steps.push((step.to_owned(), micros));
-        self.last = Instant::now();
-    }
 }
 
 /// A socket on which QEMU hears the node, in a folder that only the host can reach.

@@ -6,17 +6,31 @@
 //! controller is: in version 2 on the very group the guest sees (its files stay the host's), in version 1 in
 //! hierarchies the guest cannot see.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::plan::CgroupPlan;
-
 /// Controllers that limits need.
 pub const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 
-const CPU_PERIOD_US: u64 = 100_000;
+/// What a sandbox may use.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub cpu_count: u32,
+    /// CPUs it may run on; empty = all.
+    pub cpus: Vec<u32>,
+    pub memory_bytes: u64,
+    pub pids: u32,
+    /// The block device of its disk, as `major:minor`.
+    pub disk_device: Option<String>,
+    /// Bytes per second it may read and write on its disk, each.
+    pub io_bytes_per_second: u64,
+    /// Operations per second it may read and write on its disk, each.
+    pub io_operations_per_second: u64,
+}
 
 /// Where this host keeps its cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +57,10 @@ pub enum CgroupError {
     Create { path: PathBuf, source: io::Error },
     #[error("could not remove the cgroup {path}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error("{used} bytes of memory are in use, more than the limit of {limit} that was asked for")]
+    InUse { used: u64, limit: u64 },
+    #[error("the change was interrupted: {0}")]
+    Interrupted(String),
 }
 
 type Result<T> = std::result::Result<T, CgroupError>;
@@ -178,66 +196,29 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the group and sets its limits, except those of the disk.
-    pub fn create(&self, plan: &CgroupPlan) -> Result<()> {
+    /// Name of the group of all sandboxes of its node, and its own in there.
+    #[must_use]
+    pub fn names(&self) -> (String, String) {
+        let name = |path: Option<&std::ffi::OsStr>| path.unwrap_or_default().to_string_lossy().into_owned();
+        (name(self.path.parent().map(Path::as_os_str)), name(self.path.file_name()))
+    }
+
+    /// Makes the group and sets its limits.
+    pub fn create(&self, limits: &Limits) -> Result<()> {
         for root in self.hierarchies.roots() {
             create(&root.join(&self.path))?;
         }
-        self.limit_cpu(plan)?;
-        self.limit_memory(plan)?;
+        self.limit_cpu(limits.cpu_count, &limits.cpus)?;
+        self.limit_memory(limits.memory_bytes)?;
         if let Some((_, folder)) = self.hierarchies.controller("pids", &self.path) {
-            write(&folder.join("pids.max"), &plan.pids.to_string())?;
+            write(&folder.join("pids.max"), &limits.pids.to_string())?;
         }
-        Ok(())
+        self.limit_io(limits)
     }
 
-    fn limit_cpu(&self, plan: &CgroupPlan) -> Result<()> {
-        let quota = u64::from(plan.cpu_count) * CPU_PERIOD_US;
-        match self.hierarchies.controller("cpu", &self.path) {
-            Some((Version::Two, folder)) => {
-                write(&folder.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}"))?;
-            }
-            Some((Version::One, folder)) => {
-                write(&folder.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
-                write(&folder.join("cpu.cfs_quota_us"), &quota.to_string())?;
-            }
-            None => {}
-        }
-        let Some((version, folder)) = self.hierarchies.controller("cpuset", &self.path) else {
-            return Ok(());
-        };
-        let cpus: Vec<String> = plan.cpus.iter().map(u32::to_string).collect();
-        if version == Version::One {
-            let parent = folder.parent().expect("a group is below the root");
-            write(&folder.join("cpuset.mems"), read(&parent.join("cpuset.mems"))?.trim())?;
-            if cpus.is_empty() {
-                write(&folder.join("cpuset.cpus"), read(&parent.join("cpuset.cpus"))?.trim())?;
-            }
-        }
-        if !cpus.is_empty() {
-            write(&folder.join("cpuset.cpus"), &cpus.join(","))?;
-        }
-        Ok(())
-    }
-
-    fn limit_memory(&self, plan: &CgroupPlan) -> Result<()> {
-        let bytes = plan.memory_bytes.to_string();
-        match self.hierarchies.controller("memory", &self.path) {
-            Some((Version::Two, folder)) => {
-                write(&folder.join("memory.max"), &bytes)?;
-                write_if_there(&folder.join("memory.swap.max"), "0")
-            }
-            Some((Version::One, folder)) => {
-                write(&folder.join("memory.limit_in_bytes"), &bytes)?;
-                write_if_there(&folder.join("memory.memsw.limit_in_bytes"), &bytes)
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Limits what goes to and from the block device `major:minor`.
-    pub fn limit_io(&self, plan: &CgroupPlan, device: &str) -> Result<()> {
-        let (bytes, operations) = (plan.io_bytes_per_second, plan.io_operations_per_second);
+    fn limit_io(&self, limits: &Limits) -> Result<()> {
+        let Some(device) = &limits.disk_device else { return Ok(()) };
+        let (bytes, operations) = (limits.io_bytes_per_second, limits.io_operations_per_second);
         match self.hierarchies.controller("io", &self.path) {
             Some((Version::Two, folder)) => write(
                 &folder.join("io.max"),
@@ -258,9 +239,15 @@ impl Cgroup {
         }
     }
 
-    /// Moves this process into the group, in every hierarchy; children follow.
+    /// Moves a process into the group, in every hierarchy; children that it has later follow.
+    pub fn admit(&self, pid: i32) -> Result<()> {
+        let pid = pid.to_string();
+        self.hierarchies.roots().try_for_each(|root| write(&root.join(&self.path).join("cgroup.procs"), &pid))
+    }
+
+    /// Moves this process into the group.
     pub fn enter(&self) -> Result<()> {
-        self.hierarchies.roots().try_for_each(|root| write(&root.join(&self.path).join("cgroup.procs"), "0"))
+        self.admit(0)
     }
 
     /// Lets host id `id` make groups below this one and move processes among them. The limits stay ours.
@@ -282,16 +269,23 @@ impl Cgroup {
         write_if_there(&self.hierarchies.unified.join(&self.path).join("cgroup.kill"), "1")
     }
 
-    /// Ends what a failed set-up process has started and removes the group, as far as possible: the node sweeps what is
-    /// left.
-    pub fn undo(&self) {
-        // The set-up process is in that group itself; it leaves before the group is killed.
-        for root in self.hierarchies.roots() {
-            let _ = fs::write(root.join("cgroup.procs"), "0");
-        }
-        let _ = self.kill();
-        while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::empty()) {}
-        let _ = self.remove();
+    /// Asks every process of the group and of those below it to stop where it is; [`Self::is_frozen`] says when all have.
+    pub fn freeze(&self) -> Result<()> {
+        write(&self.freezer(), "1")
+    }
+
+    /// Lets them go on. One that was not frozen, or is gone, stays as it is.
+    pub fn thaw(&self) -> Result<()> {
+        write_if_there(&self.freezer(), "0")
+    }
+
+    pub fn is_frozen(&self) -> Result<bool> {
+        let events = read(&self.hierarchies.unified.join(&self.path).join("cgroup.events"))?;
+        Ok(events.lines().any(|line| line == "frozen 1"))
+    }
+
+    fn freezer(&self) -> PathBuf {
+        self.hierarchies.unified.join(&self.path).join("cgroup.freeze")
     }
 
     /// Whether a process is left in the group or below it.

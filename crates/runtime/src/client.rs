@@ -1,8 +1,7 @@
 //! The node's end of the launcher.
 
 use std::fs::File;
-use std::io::{IoSlice, Write};
-use std::mem::MaybeUninit;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,19 +10,17 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SeekFrom};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
 use rustix::pipe::PipeFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use crate::launcher::{MAX_DESCRIPTORS, SOCKET_FD};
-use crate::plan::{LaunchError, MAX_REQUEST_BYTES, Result, Step};
+use crate::launcher::SOCKET_FD;
+use crate::packet;
+use crate::plan::{LaunchError, Result, Step};
 
-/// A launch that takes longer than this is given up.
+/// A request that takes longer than this is given up.
 const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_REPLY_BYTES: u64 = 64 * 1024;
 
@@ -36,12 +33,7 @@ pub struct Launcher {
 impl Launcher {
     /// Starts `program launcher`.
     pub fn spawn(program: &Path) -> std::io::Result<Self> {
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // Packets are at most as large as the buffers allow.
-        for end in [&ours, &theirs] {
-            rustix::net::sockopt::set_socket_send_buffer_size(end, 2 * MAX_REQUEST_BYTES)?;
-        }
+        let (ours, theirs) = packet::pair()?;
         let mut command = Command::new(program);
         command.arg("launcher").stdin(Stdio::null()).env_clear().process_group(0);
         let child = crate::sys::spawn_with_descriptor(&mut command, theirs.as_fd(), SOCKET_FD)?;
@@ -54,48 +46,48 @@ impl Launcher {
         matches!(child.try_wait(), Ok(None))
     }
 
-    /// Has the runtime of that name start a sandbox, and waits for its answer. The descriptors arrive in this order.
-    pub async fn launch<L: Serialize, A: DeserializeOwned>(
+    /// Sends a request to the runtime of that name and returns the answer to come. The descriptors arrive in this order.
+    pub fn ask<Q: Serialize>(
         &self,
         runtime: &str,
-        launch: &L,
+        request: &Q,
         descriptors: &[BorrowedFd<'_>],
-    ) -> Result<A> {
-        let step = "send the launch request";
-        let (reply, reply_end) =
-            rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(step)?;
-        let mut request = format!("{runtime}\n").into_bytes();
-        serde_json::to_writer(&mut request, launch).step(step)?;
-        if request.len() > MAX_REQUEST_BYTES {
-            return Err(LaunchError::new(step, "it is too large"));
-        }
-        // The launcher's end of the pipe must block: the set-up process writes its answer in one go.
-        rustix::fs::fcntl_setfl(&reply_end, rustix::fs::OFlags::empty()).step(step)?;
-        let descriptors: Vec<BorrowedFd<'_>> =
-            descriptors.iter().copied().chain([reply_end.as_fd()]).collect();
-        self.send(&request, &descriptors).step(step)?;
-        drop(reply_end);
+    ) -> Result<Reply> {
+        let mut bytes = format!("{runtime}\n").into_bytes();
+        serde_json::to_writer(&mut bytes, request).step("write a request")?;
+        ask(&self.socket, &bytes, descriptors)
+    }
+}
 
+/// Sends a request with a pipe for its answer.
+pub fn ask(socket: impl AsFd, request: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<Reply> {
+    let step = "make a pipe";
+    let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(step)?;
+    // Theirs must block: the set-up process writes its answer in one go.
+    rustix::fs::fcntl_setfl(&theirs, rustix::fs::OFlags::empty()).step(step)?;
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().copied().chain([theirs.as_fd()]).collect();
+    packet::send(socket, request, &descriptors)?;
+    Ok(Reply(pipe::Receiver::from_owned_fd_unchecked(ours).step(step)?))
+}
+
+/// An answer on its way.
+pub struct Reply(pipe::Receiver);
+
+impl Reply {
+    pub async fn hear<T: DeserializeOwned>(self) -> Result<T> {
         let step = "hear from the launcher";
-        let reply = pipe::Receiver::from_owned_fd_unchecked(reply).step(step)?;
         let mut answer = Vec::new();
-        tokio::time::timeout(DEADLINE, reply.take(MAX_REPLY_BYTES).read_to_end(&mut answer))
+        tokio::time::timeout(DEADLINE, self.0.take(MAX_REPLY_BYTES).read_to_end(&mut answer))
             .await
             .map_err(|_| LaunchError::new(step, "it took too long"))?
             .step(step)?;
         if answer.is_empty() {
-            return Err(LaunchError::new(step, "the set-up process ended without an answer"));
+            return Err(LaunchError::new(
+                step,
+                "the process that served the request ended without an answer",
+            ));
         }
-        serde_json::from_slice::<Result<A>>(&answer).step(step)?
-    }
-
-    fn send(&self, request: &[u8], descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let pushed = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
-        debug_assert!(pushed, "the buffer is made for as many descriptors");
-        rustix::net::sendmsg(&self.socket, &[IoSlice::new(request)], &mut ancillary, SendFlags::NOSIGNAL)
-            .map(drop)
+        serde_json::from_slice::<Result<T>>(&answer).step(step)?
     }
 }
 
@@ -109,7 +101,7 @@ impl Drop for Launcher {
 
 /// A file of memory to hand over, at its beginning.
 pub fn memory_file(content: &[u8]) -> std::io::Result<File> {
-    let fd = rustix::fs::memfd_create("warren-boot", MemfdFlags::CLOEXEC)?;
+    let fd = rustix::fs::memfd_create("warren", MemfdFlags::CLOEXEC)?;
     let mut file = File::from(fd);
     file.write_all(content)?;
     rustix::fs::seek(&file, SeekFrom::Start(0))?;

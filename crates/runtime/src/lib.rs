@@ -1,12 +1,12 @@
 //! What both runtimes share: the launcher, cgroups, processes to watch.
 //!
-//! The node's daemon never forks. A small single-threaded program, the [`launcher`], does, and runs one runtime's set-up in
+//! The node's daemon never forks. A small single-threaded program, the [`launcher`], does, and runs one runtime's part in
 //! the child:
 //!
 //! ```text
-//!   node ──launch + descriptors──▶ launcher ──fork──▶ set-up process        (host root)
+//!   node ──request + descriptors──▶ launcher ──fork──▶ set-up process        (host root)
 //!                                                        └──clone──▶ the sandbox's first process
-//!   node ◀────────────── answer or LaunchError ──────────┘  the set-up process ends here
+//!   node ◀─────────────── answer or LaunchError ──────────┘  the set-up process ends here
 //! ```
 //!
 //! Everything a sandbox holds (mounts, devices, network namespace) hangs on its processes, so the kernel takes it back when
@@ -15,12 +15,13 @@
 pub mod cgroup;
 pub mod client;
 pub mod launcher;
+pub mod packet;
 pub mod plan;
 pub mod process;
 pub mod sys;
 
 pub use client::Launcher;
-pub use plan::{CgroupPlan, LaunchError, Result, Step};
+pub use plan::{Clock, LaunchError, Result, Step};
 
 /// Network namespaces, for threads made for nothing else.
 pub mod network_namespace {

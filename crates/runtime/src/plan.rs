@@ -1,26 +1,11 @@
-//! What every launch has: limits, and reasons why it failed.
+//! What every request to the launcher has: a size it keeps to, and reasons why it failed.
+
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// Largest request, in bytes; environments are the large part.
-pub const MAX_REQUEST_BYTES: usize = 2 * 1024 * 1024;
-
-/// The cgroup of a sandbox and its limits.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CgroupPlan {
-    /// Name of the group of all sandboxes of this node.
-    pub parent: String,
-    pub name: String,
-    pub cpu_count: u32,
-    /// CPUs it may run on; empty = all.
-    pub cpus: Vec<u32>,
-    pub memory_bytes: u64,
-    pub pids: u32,
-    /// Bytes per second it may read and write on its disk, each.
-    pub io_bytes_per_second: u64,
-    /// Operations per second it may read and write on its disk, each.
-    pub io_operations_per_second: u64,
-}
+/// Largest request, in bytes; paths are the large part.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("could not {step}: {message}")]
@@ -46,5 +31,26 @@ pub trait Step<T> {
 impl<T, E: std::fmt::Display> Step<T> for std::result::Result<T, E> {
     fn step(self, what: &str) -> Result<T> {
         self.map_err(|error| LaunchError::new(what, error))
+    }
+}
+
+/// Times the steps of a set-up.
+#[derive(Debug)]
+pub struct Clock {
+    last: Instant,
+    /// Microseconds spent on each.
+    pub steps: Vec<(String, u32)>,
+}
+
+impl Clock {
+    #[must_use]
+    pub fn start() -> Self {
+        Self { last: Instant::now(), steps: Vec::new() }
+    }
+
+    pub fn lap(&mut self, step: &str) {
+        let micros = u32::try_from(self.last.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.steps.push((step.to_owned(), micros));
+        self.last = Instant::now();
     }
 }

@@ -1,5 +1,6 @@
 //! The application error: what went wrong, in words for the caller, free of any transport.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -62,13 +63,16 @@ pub struct Error {
     /// A machine-readable name, where clients tell cases apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// Figures for programs, where a sentence is not enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<BTreeMap<String, u64>>,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), code: None }
+        Self { kind, message: message.into(), code: None, details: None }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -94,6 +98,12 @@ impl Error {
     #[must_use]
     pub fn with_code(mut self, code: &str) -> Self {
         self.code = Some(code.to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn with_details<const N: usize>(mut self, details: [(&str, u64); N]) -> Self {
+        self.details = Some(details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect());
         self
     }
 }

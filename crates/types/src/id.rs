@@ -85,6 +85,69 @@ hex_id!(
     PtyId, "terminal", "", "8 lowercase hex digits"
 );
 
+/// A checkpoint: a UUID in lowercase.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckpointId(String);
+
+impl CheckpointId {
+    /// A random one (version 4).
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut bytes: [u8; 16] = rand::random();
+        bytes[6] = bytes[6] & 0x0f | 0x40;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        Self(parts.join("-"))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for CheckpointId {
+    type Err = ParseIdError;
+
+    /// Capitals are accepted, as in any UUID, and become small.
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let lower = text.to_ascii_lowercase();
+        let mut parts = lower.split('-');
+        let whole = [8, 4, 4, 4, 12]
+            .into_iter()
+            .all(|length| parts.next().is_some_and(|part| part.len() == length && is_lower_hex(part)));
+        if whole && parts.next().is_none() {
+            return Ok(Self(lower));
+        }
+        Err(ParseIdError { kind: "checkpoint", expected: "a UUID" })
+    }
+}
+
+impl fmt::Display for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for CheckpointId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for CheckpointId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// An organisation, the owner of keys and sandboxes. A UUID, made by the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -113,6 +176,9 @@ mod tests {
         for _ in 0..100 {
             let id = SandboxId::generate();
             assert_eq!(id.as_str().parse::<SandboxId>().unwrap(), id);
+            let id = CheckpointId::generate();
+            assert_eq!(id.as_str().to_uppercase().parse::<CheckpointId>().unwrap(), id);
+            assert_eq!((&id.as_str()[14..15], id.as_str().len()), ("4", 36));
         }
     }
 
@@ -132,13 +198,23 @@ mod tests {
         ] {
             assert!(text.parse::<SandboxId>().is_err(), "{text:?}");
         }
+        let uuid = "01234567-89ab-4def-8123-456789abcdef";
+        assert!(uuid.parse::<CheckpointId>().is_ok());
+        for text in
+            ["", "-", &uuid[1..], &uuid[..35], &format!("{uuid}-"), &uuid.replace('-', ""), "../../../../etc"]
+        {
+            assert!(text.parse::<CheckpointId>().is_err(), "{text:?}");
+        }
     }
 
     proptest! {
         #[test]
         fn anything_that_parses_prints_itself(text in "\\PC{0,16}") {
             if let Ok(id) = text.parse::<SandboxId>() {
-                prop_assert_eq!(id.to_string(), text);
+                prop_assert_eq!(id.to_string(), &*text);
+            }
+            if let Ok(id) = text.parse::<CheckpointId>() {
+                prop_assert_eq!(id.to_string(), text.to_ascii_lowercase());
             }
         }
     }

@@ -8,7 +8,7 @@ pub mod state;
 pub mod tags;
 
 pub use error::{Error, ErrorKind};
-pub use id::{ExecId, OrgId, PtyId, SandboxId};
+pub use id::{CheckpointId, ExecId, OrgId, PtyId, SandboxId};
 pub use secret::Secret;
 pub use size::Size;
 pub use state::SandboxState;

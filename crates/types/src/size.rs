@@ -19,6 +19,13 @@ pub struct Size {
     pub disk_mb: u32,
 }
 
+/// To more memory, or to less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Up,
+    Down,
+}
+
 impl Size {
     /// Fills in what a request leaves out and refuses what is not a tier.
     pub fn resolve(cpu_count: Option<i64>, memory_mb: Option<i64>, disk_mb: Option<i64>) -> Result<Self> {
@@ -40,6 +47,31 @@ impl Size {
             }
         };
         Ok(Self { cpu_count, memory_mb, disk_mb: disk(disk_mb)? })
+    }
+
+    /// The same disk with another tier's memory and vCPUs.
+    pub fn with_memory(self, memory_mb: i64) -> Result<Self> {
+        let (memory_mb, cpu_count) = tier_of_memory(memory_mb)?;
+        Ok(Self { cpu_count, memory_mb, ..self })
+    }
+
+    /// The smallest tier with at least that much memory and no less than this one; the largest when there is none.
+    #[must_use]
+    pub fn with_memory_between_this_and_largest(self, memory_mb: i64) -> Self {
+        let floor = memory_mb.max(i64::from(self.memory_mb));
+        let largest = TIERS[TIERS.len() - 1];
+        let (memory_mb, cpu_count) =
+            TIERS.into_iter().find(|tier| i64::from(tier.0) >= floor).unwrap_or(largest);
+        Self { cpu_count, memory_mb, ..self }
+    }
+
+    /// The tier above or below this one.
+    #[must_use]
+    pub fn next_tier(self, direction: Direction) -> Option<u32> {
+        match direction {
+            Direction::Up => TIERS.into_iter().map(|tier| tier.0).find(|memory| *memory > self.memory_mb),
+            Direction::Down => TIERS.into_iter().map(|tier| tier.0).rfind(|memory| *memory < self.memory_mb),
+        }
     }
 }
 
@@ -114,6 +146,27 @@ mod tests {
             let error = Size::resolve(cpu, memory, None).unwrap_err();
             assert!(error.message.contains(says), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn a_fork_gets_a_tier_that_is_no_smaller_than_its_checkpoint() {
+        let size = Size { cpu_count: 1, memory_mb: 4096, disk_mb: 20480 };
+        for (asked, given) in [
+            (0, 4096),
+            (-5, 4096),
+            (1024, 4096),
+            (4096, 4096),
+            (4097, 8192),
+            (16384, 16384),
+            (i64::MAX, 16384),
+        ] {
+            assert_eq!(size.with_memory_between_this_and_largest(asked).memory_mb, given, "{asked}");
+        }
+        assert_eq!(size.next_tier(Direction::Up), Some(8192));
+        assert_eq!(size.next_tier(Direction::Down), Some(1024));
+        assert_eq!(size.with_memory(16384).unwrap().next_tier(Direction::Up), None);
+        assert_eq!(size.with_memory(1024).unwrap().next_tier(Direction::Down), None);
+        assert!(size.with_memory(2048).is_err());
     }
 
     #[test]

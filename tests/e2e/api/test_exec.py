@@ -206,6 +206,18 @@ def test_a_short_command_may_come_inline_and_a_long_one_is_polled(box):
     assert result_of(box, handle["execId"]) == final
 
 
+def test_who_asks_for_a_result_is_not_attached(box):
+    session = box.start("sh", "-c", "seq 1 100000; exec sleep 600", maxRunAfterDisconnect=2)
+    with ThreadPoolExecutor(4) as pool:
+        polls = [pool.submit(lambda: [result_of(box, session) for _ in range(8)]) for _ in range(3)]
+        seen = set()
+        while not all(poll.done() for poll in polls):
+            seen.add(box.session(session)["attachedClients"])
+        assert all(poll.result() for poll in polls)
+    assert seen == {0}
+    assert result_of(box, session)["exitCode"] == 137, "asking does not keep it from being abandoned"
+
+
 def test_a_result_poll_waits_a_moment(box):
     handle = run_async(box, "sleep 3").json()
     start = time.monotonic()
@@ -233,6 +245,33 @@ def test_a_handle_s_time_limit_is_minus_one(box):
 def test_an_unknown_handle_is_404(shared, exec_id):
     assert shared.call("GET", f"/exec/{exec_id}/result").status_code == 404
     assert shared.call("POST", f"/exec/{exec_id}/kill", json={}).status_code == 404
+
+
+def test_a_sandbox_that_has_deleted_itself_says_what_is_missing(api):
+    with api.create() as box:
+        box.call("POST", "/exec/run", json={"cmd": "sudo rm -rf --no-preserve-root / 2>/dev/null"})
+        for route in ("/exec/run", "/exec/run-async", "/exec"):
+            for fields, says in [
+                ({"cmd": "echo hi"}, 'working directory "/home/sandbox" does not exist'),
+                ({"cmd": "echo hi", "cwd": "/"}, 'cannot start "/bin/sh": No such file or directory'),
+                ({"cmd": "/bin/ls", "args": ["-l"], "cwd": "/"}, 'cannot start "/bin/ls": No such file or directory'),
+            ]:
+                answer = box.call("POST", route, json=fields)
+                assert (answer.status_code, answer.json()["error"]) == (400, says), route
+                assert not answer.json().get("retryable")
+        answer = box.call("POST", "/pty", json={})
+        assert answer.status_code == 400 and "/home/sandbox" in answer.json()["error"]
+        box.write("/home/sandbox/still", b"writable")
+        assert box.read("/home/sandbox/still") == b"writable"
+        answer = box.call("POST", "/pty", json={})
+        assert answer.status_code == 400 and "/bin/sh" in answer.json()["error"]
+
+
+def test_a_program_without_its_loader_says_so(api):
+    with api.create() as box:
+        box.out("sudo rm /lib64/ld-linux-x86-64.so.2 || sudo rm /lib/ld-linux-aarch64.so.1")
+        answer = box.call("POST", "/exec/run", json={"cmd": "echo hi"})
+        assert answer.status_code == 400 and "loader" in answer.json()["error"], answer.text
 
 
 # Sessions over REST.

@@ -5,13 +5,31 @@ from harness.sockets import refused, ws_url
 PATH = "path=/tmp/foreign"
 
 
+CHECKPOINT = "01234567-89ab-4def-8123-456789abcdef"
+
+
 def routes(base, exec_id, pty_id):
-    return [
+    control_only = [
+        ("POST", f"{base}/reboot", None),
+        ("POST", f"{base}/power-cycle", None),
+        ("POST", f"{base}/scale", {"memoryMB": 4096}),
+        ("GET", f"{base}/autoscale", None),
+        ("PUT", f"{base}/autoscale", {"enabled": True}),
+        ("GET", f"{base}/scaling-lock", None),
+        ("PUT", f"{base}/scaling-lock", {"locked": True}),
+        ("POST", f"{base}/checkpoints", {"name": "stolen"}),
+        ("GET", f"{base}/checkpoints", None),
+        ("POST", f"{base}/checkpoints/{CHECKPOINT}/restore", None),
+        ("DELETE", f"{base}/checkpoints/{CHECKPOINT}", None),
+        ("GET", f"{base}/patches", None),
+    ]
+    return control_only + [
         ("GET", base, None),
         ("POST", f"{base}/timeout", {"timeout": 1}),
         ("POST", f"{base}/hibernate", None),
         ("POST", f"{base}/wake", {}),
         ("GET", f"{base}/tags", None),
+        ("GET", f"{base}/logs", None),
         ("PUT", f"{base}/tags", {"stolen": "yes"}),
         ("POST", f"{base}/exec/run", {"cmd": "touch /tmp/foreign"}),
         ("POST", f"{base}/exec/run-async", {"cmd": "touch /tmp/foreign"}),

@@ -32,8 +32,9 @@ def test_text_and_bytes_both_reach_the_shell(shared):
 
 def test_control_characters_do_what_they_do(shared):
     with PtySocket(shared, open_pty(shared)) as pty:
-        pty.send("sleep 600\n")
-        pty.until("sleep 600")
+        # The terminal echoes what is typed before the shell has read it; only the shell itself can say that it has.
+        pty.send("echo re''ady; sleep 600\n")
+        pty.until("ready")
         pty.send(b"\x03")
         pty.send("echo $?-after\n")
         pty.until("130-after")

@@ -55,6 +55,12 @@ class Api:
         assert answer.status_code == 201, answer.text
         return Box(self, answer.json())
 
+    def fork(self, checkpoint_id, **fields):
+        """Makes a sandbox from a checkpoint."""
+        answer = self.post(f"/api/sandboxes/from-checkpoint/{checkpoint_id}", json=fields)
+        assert answer.status_code == 201, answer.text
+        return Box(self, answer.json())
+
     def list_all(self, **query):
         """Every sandbox, through all pages."""
         found, cursor = [], None
@@ -131,6 +137,36 @@ class Box:
     def kill(self):
         answer = self.call("DELETE", "")
         assert answer.status_code == 204, answer.text
+
+    def checkpoint(self, name, ready=True, **fields):
+        """Takes a checkpoint, and unless told otherwise waits until it is ready; its id."""
+        answer = self.call("POST", "/checkpoints", json={"name": name} | fields)
+        assert answer.status_code == 201, answer.text
+        checkpoint_id = answer.json()["id"]
+        if ready:
+            self.wait_checkpoint(checkpoint_id)
+        return checkpoint_id
+
+    def checkpoints(self):
+        answer = self.call("GET", "/checkpoints")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def find_checkpoint(self, checkpoint_id):
+        return next((each for each in self.checkpoints() if each["id"] == checkpoint_id), None)
+
+    def wait_checkpoint(self, checkpoint_id, status="ready", within=30.0):
+        def seen():
+            found = self.find_checkpoint(checkpoint_id)
+            assert found and (found["status"] in ("processing", status)), found
+            return found["status"] == status and found
+
+        return wait_for(seen, f"{checkpoint_id} is {status}", within)
+
+    def restore(self, checkpoint_id):
+        answer = self.call("POST", f"/checkpoints/{checkpoint_id}/restore")
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == {"sandboxId": self.id, "checkpointId": checkpoint_id, "status": "restoring"}
 
     def wait_status(self, status, within=10.0):
         return wait_for(lambda: self.status() == status, f"{self.id} is {status}", within)

@@ -2,13 +2,14 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "create",
     "ls",
     "get",
     "kill",
     "exec",
     "execs",
+    "logs",
     "shell",
     "cp",
     "files",

@@ -7,6 +7,7 @@ mod exec;
 mod harness;
 mod help;
 mod keys;
+mod logs;
 mod sandboxes;
 mod server;
 mod settings;

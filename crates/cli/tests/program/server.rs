@@ -119,6 +119,12 @@ impl Server {
         self.world.lock().answers.entry(line.to_owned()).or_default().push_back((status, headers, body));
     }
 
+    /// The same with a body that is no JSON.
+    pub(crate) fn answer_text(&self, line: &str, status: u16, body: &str) {
+        let prepared = (status, Vec::new(), body.as_bytes().to_vec());
+        self.world.lock().answers.entry(line.to_owned()).or_default().push_back(prepared);
+    }
+
     /// What the next WebSocket meets.
     pub(crate) fn connection(&self, connection: Connection) {
         self.world.lock().connections.push_back(connection);

@@ -2,6 +2,7 @@
 //! `progress`; the log of output itself lives in the sandbox.
 
 pub(crate) mod attach;
+mod frames;
 pub(crate) mod output;
 pub(crate) mod progress;
 pub(crate) mod run;

@@ -1,16 +1,19 @@
 //! Files: paths are checked here, what they mean is decided inside the sandbox. Contents are passed on as streams.
 
+mod listing;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
-use warren_api::files::{FileChmod, FileEntry, FileMove, FileStat};
-use warren_guest_api::files::{Chmod, Entry, FileKind, MAX_PATH_BYTES, Move, Stat};
+use warren_api::files::{FileChmod, FileMove, FileStat};
+use warren_guest_api::files::{Chmod, FileKind, MAX_PATH_BYTES, Move, Stat};
 use warren_types::{Error, ErrorKind};
 
 use super::App;
 use super::auth::Live;
 use super::guest::query_value;
+pub(crate) use listing::Listing;
 
 const MAX_MODE: u32 = 0o7777;
 
@@ -49,7 +52,33 @@ impl FilePath {
     }
 }
 
+/// Permission bits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileMode(u32);
+
+impl FileMode {
+    pub(crate) fn parse(text: &str) -> Result<Self, Error> {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| digits && *mode <= MAX_MODE);
+        mode.map(Self).ok_or_else(|| Error::invalid("mode must be octal permission bits such as \"0755\""))
+    }
+}
+
 impl App {
+    /// Writes a file. Without a mode a new one gets 0644, and one that is there keeps its own.
+    pub(crate) async fn write_file(
+        &self,
+        live: &Live,
+        path: &FilePath,
+        mode: Option<FileMode>,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<(), Error> {
+        let mode = mode.map(|FileMode(mode)| format!("&mode={mode:o}")).unwrap_or_default();
+        let path = format!("files?path={}{mode}", query_value(&path.0));
+        self.guest(live, Method::PUT, &path, headers, body).await.map(drop)
+    }
+
     /// A call about one path whose body, if any, is content.
     pub(crate) async fn guest_file(
         &self,
@@ -64,16 +93,11 @@ impl App {
         self.guest(live, method, &path, headers, body).await
     }
 
-    pub(crate) async fn list_files(&self, live: &Live, path: &FilePath) -> Result<Vec<FileEntry>, Error> {
-        let path = format!("files/list?path={}", query_value(&path.0));
-        let entries: Vec<Entry> = self.guest_json(live, Method::GET, &path, None::<&()>).await?;
-        let view = |entry: Entry| FileEntry {
-            name: entry.name,
-            is_dir: entry.is_dir,
-            size: entry.size,
-            path: entry.path,
-        };
-        Ok(entries.into_iter().map(view).collect())
+    /// Opens a folder's listing.
+    pub(crate) async fn list_files(&self, live: &Live, path: &FilePath) -> Result<Listing, Error> {
+        let answer =
+            self.guest_file(live, Method::GET, "files/list", path, HeaderMap::new(), Body::empty()).await?;
+        Ok(Listing::new(answer.into_body()))
     }
 
     pub(crate) async fn stat_file(&self, live: &Live, path: &FilePath) -> Result<FileStat, Error> {
@@ -102,10 +126,7 @@ impl App {
 
     pub(crate) async fn chmod_file(&self, live: &Live, body: FileChmod) -> Result<(), Error> {
         let path = FilePath::from_field("path", body.path)?;
-        let mode = u32::from_str_radix(&body.mode, 8)
-            .ok()
-            .filter(|mode| *mode <= MAX_MODE)
-            .ok_or_else(|| Error::invalid("mode must be octal permission bits such as \"0755\""))?;
+        let FileMode(mode) = FileMode::parse(&body.mode)?;
         self.guest_json::<()>(live, Method::POST, "files/chmod", Some(&Chmod { path: path.0, mode })).await
     }
 }

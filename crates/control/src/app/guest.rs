@@ -8,6 +8,7 @@ use axum::response::Response;
 use http::{HeaderMap, Method};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use warren_node_api::Wake;
 use warren_types::{Error, ErrorKind};
 
 use super::App;
@@ -44,7 +45,7 @@ impl App {
     /// who asks right after it could still read the old state.
     async fn wake_for(&self, live: &Live) -> Result<(), Error> {
         if live.is_asleep() {
-            self.on_node(self.node.ensure_awake(live.id())).await?;
+            self.on_node(self.node.ensure_awake(live.id(), Wake::default())).await?;
             live.has_woken();
         }
         Ok(())
@@ -66,7 +67,9 @@ pub(crate) fn from_node(error: Error) -> Error {
     let name = |code: &String| {
         code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
     };
-    Error { kind, message, code: error.code.filter(name) }
+    let details =
+        error.details.filter(|details| details.len() <= 16 && details.keys().all(|key| key.len() <= 64));
+    Error { kind, message, code: error.code.filter(name), details }
 }
 
 /// Percent-encodes a value for a query, so that any reader of queries gets it back.

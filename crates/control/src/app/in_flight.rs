@@ -3,11 +3,22 @@
 //! While an id is in here its row and its sandbox belong to the create alone: the reconciler keeps off, and reports
 //! about it wait here until the create has settled its row. An id leaves after its row is settled, never before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use warren_node_api::Report;
-use warren_types::SandboxId;
+use warren_types::{CheckpointId, SandboxId};
+
+/// Checkpoints under way in this process: between their row and their node's first word of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CheckpointsInFlight(Arc<Mutex<HashSet<CheckpointId>>>);
+
+/// One of them; dropping it ends that.
+#[derive(Debug)]
+pub(crate) struct CheckpointFlight {
+    all: CheckpointsInFlight,
+    id: CheckpointId,
+}
 
 type Held = HashMap<SandboxId, Option<Report>>;
 
@@ -70,6 +81,29 @@ impl Flight {
 }
 
 impl Drop for Flight {
+    fn drop(&mut self) {
+        self.all.held().remove(&self.id);
+    }
+}
+
+// === impl CheckpointsInFlight ===
+
+impl CheckpointsInFlight {
+    pub(crate) fn begin(&self, id: &CheckpointId) -> CheckpointFlight {
+        self.held().insert(id.clone());
+        CheckpointFlight { all: self.clone(), id: id.clone() }
+    }
+
+    pub(crate) fn contains(&self, id: &CheckpointId) -> bool {
+        self.held().contains(id)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<CheckpointId>> {
+        self.0.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl Drop for CheckpointFlight {
     fn drop(&mut self) {
         self.all.held().remove(&self.id);
     }

@@ -4,7 +4,7 @@ pub(crate) mod create;
 mod delete;
 mod lifecycle;
 pub(crate) mod list;
-mod request;
+pub(crate) mod request;
 mod view;
 
 use warren_api::sandboxes::Sandbox;

@@ -20,10 +20,11 @@ use warren_types::{Error, ErrorKind};
 
 use super::body::{Body as JsonBody, JsonObject};
 use super::errors::ApiError;
+use super::file_list;
 use super::query::Query;
 use crate::app::App;
 use crate::app::auth::Live;
-use crate::app::files::FilePath;
+use crate::app::files::{FileMode, FilePath};
 
 /// Largest file that can be written in one call.
 const MAX_FILE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
@@ -74,9 +75,14 @@ async fn file_read(
 }
 
 /// Writes a file whole, and the folders above it. Nothing changes unless all of it arrives.
+///
+/// Without `mode` a new file gets 0644, and one that is there keeps its own.
 #[utoipa::path(
     put, path = "/sandboxes/{id}/files", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
-    params(("id" = String, Path), ("path" = String, Query)),
+    params(
+        ("id" = String, Path), ("path" = String, Query),
+        ("mode" = Option<String>, Query, description = "Octal permission bits such as 0755")
+    ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 410, body = ErrorBody), (status = 413, body = ErrorBody))
@@ -88,14 +94,15 @@ async fn file_write(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
+    let mode = query.get("mode").map(FileMode::parse).transpose()?;
     let path = FilePath::from_query(query.take("path"))?;
     if declared(&headers).is_some_and(|length| length > MAX_FILE_BYTES) {
         return Err(too_large().into());
     }
     let headers = only(&headers, &[header::CONTENT_LENGTH]);
     let (body, exceeded) = limited(body, MAX_FILE_BYTES);
-    match app.guest_file(&live, Method::PUT, "files", &path, headers, body).await {
-        Ok(_) => Ok(StatusCode::NO_CONTENT),
+    match app.write_file(&live, &path, mode, headers, body).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
         // Whatever the node made of a body that was cut off.
         Err(_) if exceeded.load(Ordering::Relaxed) => Err(too_large().into()),
         Err(error) => Err(error.into()),
@@ -114,20 +121,19 @@ async fn file_delete(State(app): State<Arc<App>>, live: Live, query: Query) -> R
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What is in a folder; `/` when no path is given.
+/// What is in a folder, by name; `/` when no path is given.
+///
+/// A folder with more than 250,000 entries is refused.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/files/list", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path), ("path" = Option<String>, Query)),
     responses((status = 200, body = [FileEntry]), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
-        (status = 410, body = ErrorBody))
+        (status = 410, body = ErrorBody), (status = 413, body = ErrorBody), (status = 429, body = ErrorBody))
 )]
-async fn file_list(
-    State(app): State<Arc<App>>,
-    live: Live,
-    query: Query,
-) -> Result<Json<Vec<FileEntry>>, ApiError> {
+async fn file_list(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<Response, ApiError> {
     let path = query.take("path").filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
-    Ok(Json(app.list_files(&live, &FilePath::from_query(Some(path))?).await?))
+    let listing = app.list_files(&live, &FilePath::from_query(Some(path))?).await?;
+    Ok(file_list::answer(listing).await?)
 }
 
 /// Makes a folder and those above it; one that is there is fine.

@@ -4,10 +4,11 @@ use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::request::Parts;
-use warren_types::{Error, ExecId, PtyId, SandboxId};
+use warren_types::{CheckpointId, Error, ExecId, PtyId, SandboxId};
 
 use super::errors::ApiError;
 use crate::app::auth::sandbox_not_found;
+use crate::app::checkpoints::checkpoint_not_found;
 use crate::app::exec::exec_not_found;
 use crate::app::pty::pty_not_found;
 
@@ -22,6 +23,16 @@ pub(super) struct ExecPath(pub ExecId);
 /// Of `{sid}` on routes of terminals.
 #[derive(Debug, Clone)]
 pub(super) struct PtyPath(pub PtyId);
+
+/// Of `{cid}`. What is no id is told so, where it is looked at: after whoever asks was found to be allowed to.
+#[derive(Debug, Clone)]
+pub(super) struct CheckpointPath(String);
+
+impl CheckpointPath {
+    pub(super) fn parse(&self) -> Result<CheckpointId, Error> {
+        self.0.parse().map_err(|_| Error::invalid("invalid checkpoint ID: it must be a UUID"))
+    }
+}
 
 async fn param<T: FromStr, S: Send + Sync>(
     parts: &mut Parts,
@@ -58,5 +69,13 @@ impl<S: Send + Sync> FromRequestParts<S> for PtyPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         param(parts, state, "sid", pty_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for CheckpointPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "cid", checkpoint_not_found).await.map(Self)
     }
 }

@@ -36,8 +36,6 @@ const MAX_PENDING_BYTES: usize = 4 * 1024 * 1024;
 const PENDING_OVERHEAD: usize = 64;
 /// How long a command may take over a piece of what a client that has left had still sent.
 const LEFT_GRACE: Duration = Duration::from_secs(2);
-/// How long the beginning of a character waits for its rest.
-const HOLD: Duration = Duration::from_millis(10);
 /// How long a client may take to answer a close.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -85,7 +83,9 @@ impl Protocol {
                 messages
             }
             (Self::Pty, Frame::Stderr(_) | Frame::Exit(_) | Frame::ReplayEnd)
-            | (_, Frame::Stdin(_) | Frame::StdinEnd | Frame::Started { .. }) => Vec::new(),
+            | (_, Frame::Stdin(_) | Frame::StdinEnd | Frame::Started { .. } | Frame::InputTaken(_)) => {
+                Vec::new()
+            }
         }
     }
 
@@ -133,57 +133,12 @@ fn pieces(kind: u8, mut bytes: &[u8]) -> Vec<Message> {
     messages
 }
 
-/// How much of `bytes` goes into one message: not so much that a UTF-8 character is cut in two.
+/// How much of `bytes` goes into one message. The agent sends whole characters; none is cut in two here.
 fn piece_length(bytes: &[u8]) -> usize {
     if bytes.len() <= MAX_OUTPUT_BYTES {
         return bytes.len();
     }
-    let continues = |at: usize| bytes[at] & 0xc0 == 0x80;
-    (MAX_OUTPUT_BYTES - 3..=MAX_OUTPUT_BYTES).rev().find(|at| !continues(*at)).unwrap_or(MAX_OUTPUT_BYTES)
-}
-
-/// Puts characters together again that frames have cut in two: Python's client decodes each message by itself.
-#[derive(Default)]
-struct WholeCharacters {
-    stdout: BytesMut,
-    stderr: BytesMut,
-}
-
-impl WholeCharacters {
-    fn holds(&self) -> bool {
-        !(self.stdout.is_empty() && self.stderr.is_empty())
-    }
-
-    /// The frame without the beginning of a character at its end, after what was held of its stream before. Anything but
-    /// output is preceded by all that is held.
-    fn pass(&mut self, frame: Frame) -> Vec<Frame> {
-        match frame {
-            Frame::Stdout(bytes) => vec![Frame::Stdout(join(&mut self.stdout, bytes))],
-            Frame::Stderr(bytes) => vec![Frame::Stderr(join(&mut self.stderr, bytes))],
-            other => {
-                let mut frames = self.rest();
-                frames.push(other);
-                frames
-            }
-        }
-    }
-
-    /// What is held, for when its rest does not come.
-    fn rest(&mut self) -> Vec<Frame> {
-        let (stdout, stderr) = (self.stdout.split().freeze(), self.stderr.split().freeze());
-        vec![Frame::Stdout(stdout), Frame::Stderr(stderr)]
-    }
-}
-
-fn join(held: &mut BytesMut, bytes: Bytes) -> Bytes {
-    let mut bytes = if held.is_empty() {
-        bytes
-    } else {
-        held.extend_from_slice(&bytes);
-        held.split().freeze()
-    };
-    *held = BytesMut::from(&bytes.split_off(whole_characters(&bytes))[..]);
-    bytes
+    whole_characters(&bytes[..MAX_OUTPUT_BYTES])
 }
 
 // === impl End ===
@@ -210,20 +165,25 @@ pub(super) async fn relay(
     shutdown: CancellationToken,
 ) {
     let (mut sink, mut stream) = socket.split();
-    let Attached { mut output, input } = attached;
+    let Attached { mut output, mut input } = attached;
     let mut pending = VecDeque::new();
     let unread = AtomicBool::new(false);
     let end = tokio::select! {
         end = pump_out(&mut sink, &mut output, protocol, &unread) => end,
-        end = pump_in(&mut stream, &input, &mut pending, protocol, &unread) => end,
+        end = pump_in(&mut stream, &mut input, &mut pending, protocol, &unread) => end,
         () = shutdown.cancelled() => End::Stopping,
     };
-    if matches!(end, End::ClientLeft | End::ClientBroke | End::MessageTooLarge) {
-        flush(pending, &input).await;
-    }
     // Lets go of the command first: whether somebody is attached to it must be true at once.
-    drop((output, input));
+    drop(output);
     tracing::debug!(?end, "a WebSocket ends");
+    let flushing = async {
+        match end {
+            // Nobody reads what else there is.
+            End::Exited | End::Lost => {}
+            End::ClientLeft | End::ClientBroke | End::MessageTooLarge => flush(pending, input).await,
+            End::Stopping => drop(tokio::time::timeout(LEFT_GRACE, flush(pending, input)).await),
+        }
+    };
     let closing = async {
         match end.close_frame() {
             Some(frame) => {
@@ -238,7 +198,7 @@ pub(super) async fn relay(
         }
     };
     // A client that does not answer the close is gone, or as good as.
-    let _ = tokio::time::timeout(CLOSE_GRACE, closing).await;
+    let _ = tokio::join!(flushing, tokio::time::timeout(CLOSE_GRACE, closing));
 }
 
 async fn pump_out(
@@ -248,22 +208,12 @@ async fn pump_out(
     unread: &AtomicBool,
 ) -> End {
     let mut silent_since = Instant::now();
-    let mut whole = WholeCharacters::default();
     loop {
-        let patience = if whole.holds() { HOLD } else { KEEP_ALIVE_UNREAD };
-        let frame = match tokio::time::timeout(patience, output.next()).await {
+        let frame = match tokio::time::timeout(KEEP_ALIVE_UNREAD, output.next()).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => {
                 tracing::info!(%error, "a command is cut off from its client");
                 return End::Lost;
-            }
-            Err(_) if whole.holds() => {
-                for message in whole.rest().into_iter().flat_map(|frame| protocol.messages(frame)) {
-                    if sink.send(message).await.is_err() {
-                        return End::ClientLeft;
-                    }
-                }
-                continue;
             }
             Err(_) => {
                 if !unread.load(Ordering::Relaxed) && silent_since.elapsed() < KEEP_ALIVE {
@@ -278,7 +228,7 @@ async fn pump_out(
         };
         silent_since = Instant::now();
         let exited = matches!(frame, Frame::Exit(_));
-        for message in whole.pass(frame).into_iter().flat_map(|frame| protocol.messages(frame)) {
+        for message in protocol.messages(frame) {
             if sink.send(message).await.is_err() {
                 return End::ClientLeft;
             }
@@ -292,7 +242,7 @@ async fn pump_out(
 /// `pending` is what was read and not handed on yet.
 async fn pump_in(
     stream: &mut SplitStream<WebSocket>,
-    input: &Input,
+    input: &mut Input,
     pending: &mut VecDeque<Bytes>,
     protocol: Protocol,
     unread: &AtomicBool,
@@ -313,29 +263,45 @@ async fn pump_in(
                     pending.push_back(bytes);
                 }
             }
-            room = input.room(), if !pending.is_empty() => match (room, pending.pop_front()) {
-                (Some(room), Some(bytes)) => {
-                    held -= bytes.len() + PENDING_OVERHEAD;
-                    room.send(bytes);
-                }
-                // A command that has closed its input does not mind what else comes.
-                _ => {
-                    pending.clear();
-                    held = 0;
-                }
-            },
+            sent = send_first(input, pending), if !pending.is_empty() => {
+                held = match sent {
+                    Some(bytes) => held - bytes,
+                    // A command that has closed its input does not mind what else comes.
+                    None => {
+                        pending.clear();
+                        0
+                    }
+                };
+            }
         }
     }
 }
 
+/// Sends of the first frame what there is room for; by how much there is less to hold, or `None` when no more input is
+/// wanted.
+async fn send_first(input: &mut Input, pending: &mut VecDeque<Bytes>) -> Option<usize> {
+    let first = pending.front_mut()?;
+    let before = first.len();
+    if !input.send(first).await {
+        return None;
+    }
+    let sent = before - first.len();
+    if first.is_empty() {
+        pending.pop_front();
+        return Some(sent + PENDING_OVERHEAD);
+    }
+    Some(sent)
+}
+
 /// Who sends and leaves at once means what was sent; a command that does not read cannot keep the client attached.
-async fn flush(pending: VecDeque<Bytes>, input: &Input) {
-    for bytes in pending {
-        match tokio::time::timeout(LEFT_GRACE, input.room()).await {
-            Ok(Some(room)) => room.send(bytes),
+async fn flush(mut pending: VecDeque<Bytes>, mut input: Input) {
+    while !pending.is_empty() {
+        match tokio::time::timeout(LEFT_GRACE, send_first(&mut input, &mut pending)).await {
+            Ok(Some(_)) => {}
             Ok(None) | Err(_) => break,
         }
     }
+    let _ = tokio::time::timeout(LEFT_GRACE, input.finish()).await;
 }
 
 /// What a broken message says about its sender.

@@ -1,4 +1,4 @@
-//! `/api/sandboxes`: create, list, get, delete, time-out, hibernate, wake.
+//! `/api/sandboxes`: create, list, get, delete, time-out, hibernate, wake, reboot.
 
 use std::sync::Arc;
 
@@ -8,7 +8,9 @@ use axum::response::{AppendHeaders, IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use warren_api::sandboxes::{Hibernated, NEXT_CURSOR_HEADER, Sandbox, SandboxCreate, TimeoutChange};
+use warren_api::sandboxes::{
+    Hibernated, NEXT_CURSOR_HEADER, Sandbox, SandboxCreate, TimeoutChange, Wake, Woken,
+};
 use warren_api::{ErrorBody, IDEMPOTENCY_KEY_HEADER};
 use warren_types::Error;
 
@@ -19,7 +21,7 @@ use super::params::SandboxPath;
 use super::query::Query;
 use crate::app::App;
 use crate::app::auth::Caller;
-use crate::app::sandboxes::create::Timing;
+use crate::app::sandboxes::create::{Created, Timing};
 use crate::app::sandboxes::list::ListRequest;
 
 const SERVER_TIMING: &str = "server-timing";
@@ -31,6 +33,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sandbox_set_timeout))
         .routes(routes!(sandbox_hibernate))
         .routes(routes!(sandbox_wake))
+        .routes(routes!(sandbox_reboot))
+        .routes(routes!(sandbox_power_cycle))
 }
 
 /// Makes a sandbox and returns once it is running.
@@ -53,9 +57,13 @@ async fn sandbox_create(
     JsonObject(body): Body<SandboxCreate>,
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
-    let created = app.create_sandbox(&caller, body, key, base).await?;
+    Ok(created(app.create_sandbox(&caller, body, key, base).await?).into_response())
+}
+
+/// The answer to whatever made a sandbox.
+pub(super) fn created(created: Created) -> impl IntoResponse {
     let timing = created.timing.map(|timing| AppendHeaders([(SERVER_TIMING, server_timing(timing))]));
-    Ok((StatusCode::CREATED, timing, Json(created.sandbox)).into_response())
+    (StatusCode::CREATED, timing, Json(created.sandbox))
 }
 
 /// Sandboxes of every status, newest first.
@@ -145,11 +153,15 @@ async fn sandbox_hibernate(
 }
 
 /// Wakes a sandbox; one that runs already is fine. A time-out in the body replaces the stored one.
+///
+/// A disk that is not what was written when it hibernated is refused with 409 and `code` `disk_damaged`; the sentence says
+/// what there is instead.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/wake", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path)), request_body(content = TimeoutChange, description = "May be left out"),
+    params(("id" = String, Path)), request_body(content = Wake, description = "May be left out"),
     responses(
-        (status = 200, body = Sandbox), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody)
+        (status = 200, body = Woken), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody), (status = 410, body = ErrorBody)
     )
 )]
 async fn sandbox_wake(
@@ -157,12 +169,48 @@ async fn sandbox_wake(
     caller: Caller,
     SandboxPath(id): SandboxPath,
     PublicBase(base): PublicBase,
-    JsonObject(body): Body<TimeoutChange>,
-) -> Result<Json<Sandbox>, ApiError> {
-    Ok(Json(app.wake(&caller, &id, body.timeout, base).await?))
+    JsonObject(body): Body<Wake>,
+) -> Result<Json<Woken>, ApiError> {
+    Ok(Json(app.wake(&caller, &id, body, base).await?))
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
+/// Asks everything in a sandbox to end and starts it again on the same disk. One that hibernates is started.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/reboot", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path)),
+    responses(
+        (status = 204), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "Another operation is in progress"), (status = 410, body = ErrorBody)
+    )
+)]
+async fn sandbox_reboot(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    SandboxPath(id): SandboxPath,
+) -> Result<StatusCode, ApiError> {
+    app.reboot(&caller, &id, false).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends everything in a sandbox at once and starts it again on the same disk. One that hibernates is started.
+#[utoipa::path(
+    post, path = "/sandboxes/{id}/power-cycle", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path)),
+    responses(
+        (status = 204), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "Another operation is in progress"), (status = 410, body = ErrorBody)
+    )
+)]
+async fn sandbox_power_cycle(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    SandboxPath(id): SandboxPath,
+) -> Result<StatusCode, ApiError> {
+    app.reboot(&caller, &id, true).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     headers
         .get(IDEMPOTENCY_KEY_HEADER)
         .map(|key| {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use sqlx::FromRow;
-use warren_types::{OrgId, SandboxId, SandboxState, Size, tags::Tags};
+use warren_types::{CheckpointId, OrgId, SandboxId, SandboxState, Size, tags::Tags};
 
 use super::{Store, StoreError, timestamp};
 
@@ -38,6 +38,10 @@ pub(crate) struct SandboxRow {
     pub reason: Option<String>,
     pub created_at: Timestamp,
     pub ended_at: Option<Timestamp>,
+    pub warning: Option<String>,
+    pub processes_since: Option<Timestamp>,
+    pub from_checkpoint: Option<CheckpointId>,
+    pub patch_error: Option<String>,
 }
 
 /// What a data-plane call and the reconciler need of a row.
@@ -57,7 +61,8 @@ macro_rules! with_columns {
         concat!(
             $before,
             " id, org_id, node_id, template, alias, isolation, cpu_count, memory_mb, disk_mb, timeout_seconds, \
-             metadata, tags, tags_updated_at, observed, generation, reason, created_at, ended_at ",
+             metadata, tags, tags_updated_at, observed, generation, reason, created_at, ended_at, warning, \
+             processes_since, from_checkpoint, patch_error ",
             $after
         )
     };
@@ -84,6 +89,10 @@ pub(super) struct RawSandbox {
     reason: Option<String>,
     created_at: i64,
     ended_at: Option<i64>,
+    warning: Option<String>,
+    processes_since: Option<i64>,
+    from_checkpoint: Option<String>,
+    patch_error: Option<String>,
 }
 
 #[derive(FromRow)]
@@ -148,6 +157,16 @@ impl RawSandbox {
             reason: self.reason,
             created_at: timestamp(self.created_at)?,
             ended_at: self.ended_at.map(timestamp).transpose()?,
+            warning: self.warning,
+            processes_since: column(
+                "sandboxes.processes_since",
+                self.processes_since.map(Timestamp::from_millisecond).transpose(),
+            )?,
+            from_checkpoint: column(
+                "sandboxes.from_checkpoint",
+                self.from_checkpoint.map(|id| id.parse()).transpose(),
+            )?,
+            patch_error: self.patch_error,
         })
     }
 }
@@ -165,7 +184,7 @@ impl RawStanding {
     }
 }
 
-fn column<T, E: StdError + Send + Sync + 'static>(
+pub(super) fn column<T, E: StdError + Send + Sync + 'static>(
     column: &'static str,
     parsed: Result<T, E>,
 ) -> Result<T, StoreError> {

@@ -6,6 +6,10 @@
 //! | – | running or hibernated | row becomes `error`: its node no longer has it |
 //! | it or not | creating, and no create of this process is at it | undone: removed from the node, row deleted |
 //! | it | anything else | the node's report is applied if it is newer |
+//! | a checkpoint | missing | removed from the node |
+//! | a checkpoint or not | deleting | removed from the node, row deleted |
+//! | – | checkpoint processing or ready | row becomes `failed` |
+//! | a checkpoint | anything else | report applied if newer; patches sent if they differ; older ones thinned out if due |
 //!
 //! Runs once before the first request is served and then every [`EVERY`]. The node's list and the table are read one
 //! after the other while creates and deletes go on, so a difference between the two is only a suspicion: each is looked
@@ -15,11 +19,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use warren_node_api::Report;
-use warren_types::{Error, SandboxId, SandboxState};
+use warren_node_api::{CheckpointReport, CheckpointState, Report};
+use warren_types::{CheckpointId, Error, SandboxId, SandboxState};
 
 use crate::app::App;
 use crate::app::idempotency::KEPT_MICROS;
+use crate::store::checkpoints::{CheckpointStanding, Status};
 use crate::store::now_micros;
 use crate::store::sandboxes::{Intent, SandboxStanding};
 
@@ -27,6 +32,7 @@ pub(crate) const EVERY: Duration = Duration::from_secs(30);
 /// How long the node may take to list what it has.
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
 const LOST: &str = "its node no longer has it";
+const CUT_OFF: &str = "the server ended while it was being made";
 
 pub(super) async fn sweep(app: Arc<App>) {
     loop {
@@ -41,7 +47,12 @@ pub(super) async fn sweep(app: Arc<App>) {
 }
 
 /// One comparison, and what follows from it. One sandbox that cannot be helped does not keep the others from it.
-pub(crate) async fn reconcile(app: &App) -> Result<(), Error> {
+pub(crate) async fn reconcile(app: &Arc<App>) -> Result<(), Error> {
+    reconcile_sandboxes(app).await?;
+    reconcile_checkpoints(app).await
+}
+
+async fn reconcile_sandboxes(app: &App) -> Result<(), Error> {
     let reports = list(app).await?;
     let on_node: HashMap<&SandboxId, &Report> = reports.iter().map(|report| (&report.id, report)).collect();
     let rows = app.store.list_unstopped().await?;
@@ -128,6 +139,75 @@ async fn mark_lost(app: &App, missing: &[&SandboxId]) -> Result<(), Error> {
     for id in missing.iter().filter(|id| !there.contains(**id)) {
         if app.store.mark_lost(id, LOST).await? {
             tracing::warn!(sandbox = %id, "a sandbox is lost: {LOST}");
+        }
+    }
+    Ok(())
+}
+
+async fn reconcile_checkpoints(app: &Arc<App>) -> Result<(), Error> {
+    // A row is there before its node hears of it and until it has forgotten it: in this order a row that is missing was
+    // missing when the node was asked.
+    let reports = list_checkpoints(app).await?;
+    let rows = app.store.list_checkpoint_standings().await?;
+    let known: HashMap<&CheckpointId, &CheckpointStanding> = rows.iter().map(|row| (&row.id, row)).collect();
+    let on_node: HashMap<&CheckpointId, &CheckpointReport> =
+        reports.iter().map(|report| (&report.checkpoint_id, report)).collect();
+
+    for report in reports.iter().filter(|report| !known.contains_key(&report.checkpoint_id)) {
+        let id = &report.checkpoint_id;
+        tracing::info!(checkpoint = %id, "removing a checkpoint that nobody knows");
+        if let Err(error) = app.node.ensure_checkpoint_absent(id).await {
+            tracing::warn!(checkpoint = %id, %error, "the node could not remove a checkpoint; trying again soon");
+        }
+    }
+    let mut missing = Vec::new();
+    for row in &rows {
+        match (row.status, on_node.get(&row.id)) {
+            (Status::Deleting, _) => app.finish_checkpoint_delete(&row.id).await,
+            (_, Some(report)) => apply_checkpoint(app, row, report).await?,
+            (Status::Processing | Status::Ready, None) => missing.push(row),
+            (Status::Failed, None) => {}
+        }
+    }
+    if !missing.is_empty() {
+        fail_missing(app, &missing).await?;
+    }
+    app.thin_out_checkpoints().await
+}
+
+async fn list_checkpoints(app: &App) -> Result<Vec<CheckpointReport>, Error> {
+    tokio::time::timeout(LIST_DEADLINE, app.node.list_checkpoints())
+        .await
+        .unwrap_or_else(|_| Err(Error::unavailable("the node took too long to list its checkpoints")))
+}
+
+async fn apply_checkpoint(
+    app: &Arc<App>,
+    row: &CheckpointStanding,
+    report: &CheckpointReport,
+) -> Result<(), Error> {
+    if report.generation > row.generation {
+        app.take_checkpoint_report(report).await?;
+    }
+    if report.state == CheckpointState::Ready && report.patches != row.patches {
+        tracing::info!(checkpoint = %row.id, "sending the patches of a checkpoint to its node again");
+        app.send_patches(&row.id).await?;
+    }
+    Ok(())
+}
+
+async fn fail_missing(app: &App, missing: &[&CheckpointStanding]) -> Result<(), Error> {
+    // Asked again after the rows were read: what was made meanwhile is in this list, or still under way here.
+    let there: HashSet<CheckpointId> =
+        list_checkpoints(app).await?.into_iter().map(|report| report.checkpoint_id).collect();
+    for row in missing {
+        if there.contains(&row.id) || app.checkpoints_in_flight.contains(&row.id) {
+            continue;
+        }
+        let why = if row.status == Status::Processing { CUT_OFF } else { LOST };
+        if app.store.fail_checkpoint(&row.id, why).await? {
+            tracing::warn!(checkpoint = %row.id, "a checkpoint is lost: {why}");
+            app.checkpoint_changed.notify_waiters();
         }
     }
     Ok(())

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::{Buf, BytesMut};
 use http_body_util::BodyExt;
-use warren_node_api::Report;
-use warren_types::SandboxState;
+use warren_node_api::Change;
+use warren_types::{Error, SandboxState};
 
 use crate::app::App;
 use crate::store::StoreError;
@@ -30,10 +30,12 @@ enum WatchEnd {
     Broke(#[source] axum::Error),
     #[error("a line is longer than {MAX_LINE_BYTES} bytes")]
     LineTooLong,
-    #[error("a line is not a report")]
-    NotAReport(#[source] serde_json::Error),
+    #[error("a line is not a change")]
+    NotAChange(#[source] serde_json::Error),
     #[error("a report could not be stored")]
     NotStored(#[source] StoreError),
+    #[error("a report about a checkpoint could not be taken in")]
+    NotTaken(#[source] Error),
 }
 
 pub(super) async fn watch(app: Arc<App>) {
@@ -58,7 +60,7 @@ pub(super) async fn watch(app: Arc<App>) {
     }
 }
 
-async fn follow(app: &App, mut changes: Body) -> WatchEnd {
+async fn follow(app: &Arc<App>, mut changes: Body) -> WatchEnd {
     let mut buffer = BytesMut::new();
     loop {
         match tokio::time::timeout(SILENCE, changes.frame()).await {
@@ -84,14 +86,19 @@ async fn follow(app: &App, mut changes: Body) -> WatchEnd {
     }
 }
 
-async fn take_line(app: &App, line: &[u8]) -> Result<(), WatchEnd> {
+async fn take_line(app: &Arc<App>, line: &[u8]) -> Result<(), WatchEnd> {
     if line.trim_ascii().is_empty() {
         return Ok(());
     }
     if line.len() > MAX_LINE_BYTES {
         return Err(WatchEnd::LineTooLong);
     }
-    let report: Report = serde_json::from_slice(line).map_err(WatchEnd::NotAReport)?;
+    let report = match serde_json::from_slice(line).map_err(WatchEnd::NotAChange)? {
+        Change::Sandbox(report) => report,
+        Change::Checkpoint(report) => {
+            return app.take_checkpoint_report(&report).await.map_err(WatchEnd::NotTaken);
+        }
+    };
     if report.state == SandboxState::Creating || app.in_flight.keep(&report) {
         return Ok(());
     }

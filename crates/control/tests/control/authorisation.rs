@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Answer, Api, Server, send};
 
+const CHECKPOINT: &str = "01234567-89ab-4def-8123-456789abcdef";
+
 struct Route {
     method: Method,
     path: String,
@@ -40,6 +42,7 @@ async fn routes(api: &Api) -> Vec<Route> {
 
 async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str)>) -> Answer {
     let path = route.path.replace("{id}", id).replace("{sid}", "0123abcd");
+    let path = path.replace("{cid}", CHECKPOINT).replace("{pid}", CHECKPOINT);
     let mut request =
         Api { key: None, ..api.clone() }.request(route.method.clone(), &format!("{path}?path=/x"));
     if let Some((header, value)) = credential {

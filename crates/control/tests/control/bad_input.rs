@@ -102,13 +102,13 @@ async fn unknown_routes_and_methods_are_errors_of_ours() {
         "/api",
         "/api/nope",
         "/sandboxes",
-        &format!("/api/sandboxes/{id}/checkpoints"),
+        &format!("/api/sandboxes/{id}/mounts"),
         &format!("/sandboxes/{id}"),
     ] {
         let error = server.acme.get(path).await.is(404).error();
         assert!(error.contains("not available on this server"), "{error}");
     }
-    server.acme.post(&format!("/api/sandboxes/{id}/reboot"), json!({})).await.is(404).error();
+    server.acme.post(&format!("/api/sandboxes/{id}/mounts"), json!({})).await.is(404).error();
     for (method, path) in
         [(Method::PUT, "/api/sandboxes"), (Method::POST, "/health"), (Method::DELETE, "/api/tags")]
     {

@@ -172,10 +172,8 @@ async fn a_report_that_overtakes_the_create_is_not_lost() {
     .await;
     // The node's answer to the create will say generation 1; the report about generation 9 comes first.
     let report = warren_node_api::Report {
-        id: id.parse().unwrap(),
-        state: SandboxState::Error,
-        generation: 9,
         reason: Some("its agent died".into()),
+        ..warren_node_api::Report::new(id.parse().unwrap(), SandboxState::Error, 9)
     };
     server.node.send(report);
     // The watch reads in order: once a later report is seen, this one was.

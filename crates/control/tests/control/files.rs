@@ -75,6 +75,15 @@ async fn files_are_listed_described_moved_and_changed() {
     send(server.acme.request(Method::PUT, &format!("{path}?path=/d/a")).body("abc")).await.is(204);
     let entry = json!({"name": "a", "path": "/d/a", "isDir": false, "size": 3});
     assert_eq!(server.acme.get(&format!("{path}/list?path=/d")).await.is(200).json(), json!([entry]));
+    let many: Vec<String> = (0..3000).map(|number| format!("/many/{number:04}")).collect();
+    let sandbox = id.parse().unwrap();
+    for name in &many {
+        let mut state = server.node.state();
+        state.sandboxes.get_mut(&sandbox).unwrap().files.insert(name.clone(), Bytes::from_static(b"x"));
+    }
+    let listed = server.acme.get(&format!("{path}/list?path=/many")).await.is(200).json();
+    let paths = listed.as_array().unwrap().iter().map(|entry| entry["path"].as_str().unwrap());
+    assert!(paths.eq(many.iter()), "{} entries", listed.as_array().unwrap().len());
     server.acme.post(&format!("{path}/move"), json!({"from": "/d/a", "to": "/d/b"})).await.is(204);
     server.acme.post(&format!("{path}/chmod"), json!({"path": "/d/b", "mode": "0750"})).await.is(204);
     let stat = server.acme.get(&format!("{path}/stat?path=/d/b")).await.is(200).json();
@@ -83,6 +92,13 @@ async fn files_are_listed_described_moved_and_changed() {
         json!({"name": "b", "path": "/d/b", "type": "file", "size": 3, "mode": "0750", "uid": 1000, "gid": 1000,
             "modifiedAt": "2026-08-06T07:06:40.123Z"})
     );
+    let write = |query: &str| server.acme.request(Method::PUT, &format!("{path}?path=/d/b{query}")).body("x");
+    send(write("&mode=4711")).await.is(204);
+    assert_eq!(server.acme.get(&format!("{path}/stat?path=/d/b")).await.json()["mode"], "4711");
+    for bad in ["", "8", "10000", "-1", "+7", "rwx", "0o7", "%D9%A1"] {
+        let refused = send(write(&format!("&mode={bad}"))).await.is(400).error();
+        assert!(refused.contains("octal"), "{refused}");
+    }
     send(server.acme.request(Method::POST, &format!("{path}/mkdir?path=/x"))).await.is(204);
     server.acme.delete(&format!("{path}?path=/d/b")).await.is(204);
     server.acme.get(&format!("{path}/stat?path=/d/b")).await.is(404);

@@ -21,7 +21,14 @@ async fn deleting_is_at_once_for_ever_and_repeatable() {
         (None, None, None)
     );
     server.acme.delete("/api/sandboxes/sb-00000000").await.is(404);
-    for (verb, status) in [("timeout", 410), ("hibernate", 400), ("wake", 410)] {
+    for (verb, status) in [
+        ("timeout", 410),
+        ("hibernate", 400),
+        ("wake", 410),
+        ("reboot", 410),
+        ("power-cycle", 410),
+        ("scale", 410),
+    ] {
         server.acme.post(&format!("{path}/{verb}"), json!({"timeout": 5})).await.is(status).error();
     }
     server.acme.get(&format!("{path}/tags")).await.is(200);
@@ -50,7 +57,7 @@ async fn sleeping_and_waking_keep_the_settings() {
     let id = server.acme.create(json!({"timeout": 300})).await["sandboxID"].as_str().unwrap().to_owned();
     let path = format!("/api/sandboxes/{id}");
     let asleep = server.acme.post(&format!("{path}/hibernate"), json!({})).await.is(200).json();
-    assert_eq!(asleep, json!({"sandboxID": id, "status": "hibernated"}));
+    assert_eq!(asleep, json!({"sandboxID": id, "status": "hibernated", "keeps": "disk"}));
     server.acme.post(&format!("{path}/hibernate"), json!({})).await.is(200);
     let seen = server.acme.get(&path).await.json();
     assert_eq!((&seen["status"], seen.get("token")), (&json!("hibernated"), None));
@@ -133,5 +140,61 @@ async fn a_call_that_woke_it_is_seen_to_have_woken_it() {
         server.acme.post(&format!("/api/sandboxes/{id}/hibernate"), json!({})).await.is(200);
         server.acme.get(&format!("/api/sandboxes/{id}/exec")).await.is(200);
         assert_eq!(server.acme.status(&id).await, "running");
+    }
+}
+
+#[tokio::test]
+async fn a_wake_says_what_became_of_the_processes() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let path = format!("/api/sandboxes/{id}");
+    let wake = async || server.acme.post(&format!("{path}/wake"), json!({})).await.is(200).json();
+    assert_eq!(wake().await["processes"], "running");
+    server.acme.post(&format!("{path}/hibernate"), json!({})).await.is(200);
+    let awake = wake().await;
+    assert_eq!((&awake["processes"], &awake["hibernationKeeps"]), (&json!("restarted"), &json!("disk")));
+    server.acme.post(&format!("{path}/wake"), json!({"disk": "other"})).await.is(400).error();
+}
+
+#[tokio::test]
+async fn a_damaged_disk_is_refused_with_words_and_a_way_out() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let path = format!("/api/sandboxes/{id}");
+    server.acme.post(&format!("{path}/hibernate"), json!({})).await.is(200);
+    server.node.state().damaged.push(id.parse().unwrap());
+    for (method, route) in [("wake", json!({})), ("exec/run", json!({"cmd": "out x"}))] {
+        let refused = server.acme.post(&format!("{path}/{method}"), route).await.is(409).json();
+        assert_eq!(refused["code"], "disk_damaged", "{method}");
+    }
+    assert_eq!(server.acme.status(&id).await, "hibernated");
+    server.acme.post(&format!("{path}/wake"), json!({"disk": "previous"})).await.is(200);
+    assert_eq!(server.acme.status(&id).await, "running");
+}
+
+#[tokio::test]
+async fn a_reboot_ends_processes_and_keeps_the_rest() {
+    let server = Server::start().await;
+    let id = server.acme.create(json!({"timeout": 77})).await["sandboxID"].as_str().unwrap().to_owned();
+    let path = format!("/api/sandboxes/{id}");
+    for verb in ["reboot", "power-cycle"] {
+        server.acme.post(&format!("{path}/{verb}"), json!({})).await.is(204);
+        let seen = server.acme.get(&path).await.json();
+        assert_eq!((&seen["status"], &seen["timeout"]), (&json!("running"), &json!(77)));
+        server.acme.post(&format!("/api/sandboxes/sb-00000000/{verb}"), json!({})).await.is(404);
+    }
+    crate::harness::send(server.acme.request(http::Method::POST, &format!("{path}/reboot"))).await.is(204);
+}
+
+#[tokio::test]
+async fn start_commands_reach_the_node_and_are_checked() {
+    let server = Server::start().await;
+    let id = server.acme.create(json!({"startCommands": ["serve", "watch"]})).await;
+    let id = id["sandboxID"].as_str().unwrap();
+    assert_eq!(server.node.state().sandboxes[&id.parse().unwrap()].spec.start_commands, ["serve", "watch"]);
+    let long = "x".repeat(16 * 1024 + 1);
+    for bad in [json!([""]), json!(["a\u{0}b"]), json!(vec!["x"; 33]), json!([long]), json!("x"), json!([1])]
+    {
+        server.acme.post("/api/sandboxes", json!({"startCommands": bad})).await.is(400).error();
     }
 }

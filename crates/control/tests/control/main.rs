@@ -4,6 +4,7 @@
 
 mod authorisation;
 mod bad_input;
+mod checkpoints;
 mod create;
 mod exec;
 mod files;
@@ -12,8 +13,10 @@ mod idempotency;
 mod keys;
 mod lifecycle;
 mod list;
+mod logs;
 mod openapi;
 mod pty;
 mod reconcile;
+mod scaling;
 mod sim;
 mod web_socket;

@@ -138,6 +138,7 @@ async fn a_server_does_not_start_without_its_node() {
 async fn a_lost_database_does_not_cost_the_sandboxes() {
     let server = Server::start().await;
     let kept = server.acme.sandbox().await;
+    server.acme.post(&format!("/api/sandboxes/{kept}/checkpoints"), json!({"name": "one"})).await.is(201);
     let (node, dir) = server.stop().await;
     for suffix in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(dir.path().join(format!("control.sqlite{suffix}")));
@@ -146,7 +147,7 @@ async fn a_lost_database_does_not_cost_the_sandboxes() {
         let config = Config::new(dir.path().to_owned());
         let started =
             Control::start(config, node.client(), CancellationToken::new(), TaskTracker::new()).await;
-        assert!(matches!(started.map(drop), Err(StartError::Orphans { sandboxes: 1, .. })));
+        assert!(matches!(started.map(drop), Err(StartError::Orphans { sandboxes: 1, checkpoints: 1, .. })));
         assert!(node.has(&kept));
     }
 }

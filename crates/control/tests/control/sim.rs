@@ -4,8 +4,10 @@
 //! offsets, replay. Simulated: nothing is run. A command is a little script of steps (see `exec`), a terminal echoes,
 //! files are a map. The node outlives the control plane, as a real one does.
 
+mod checkpoints;
 mod exec;
 mod files;
+pub(crate) mod logs;
 mod pty;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,9 +23,10 @@ use futures_util::stream;
 use http::StatusCode;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, broadcast};
 use warren_guest_api::status_of;
-use warren_node_api::{NodeClient, NodeInfo, Report, SandboxSpec, Timeout};
-use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+use warren_node_api::{Change, NodeClient, NodeInfo, Report, SandboxSpec, Timeout, Wake};
+use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, SandboxState};
 
+pub(crate) use checkpoints::Checkpoint;
 pub(crate) use exec::Exec;
 
 #[derive(Clone)]
@@ -31,7 +34,7 @@ pub(crate) struct SimNode(Arc<Inner>);
 
 struct Inner {
     state: Mutex<Node>,
-    changes: broadcast::Sender<Report>,
+    changes: broadcast::Sender<Change>,
     /// Creates read it; tests that hold them up write it.
     gate: Arc<RwLock<()>>,
 }
@@ -47,6 +50,15 @@ pub(crate) struct Node {
     pub(crate) unreachable: bool,
     /// What every guest answers with instead of doing anything.
     pub(crate) guest_answer: Option<(u16, String)>,
+    pub(crate) checkpoints: BTreeMap<CheckpointId, checkpoints::Checkpoint>,
+    /// Checkpoints stay `processing` until a test finishes them.
+    pub(crate) hold_checkpoints: bool,
+    /// What the next checkpoint fails with.
+    pub(crate) checkpoint_error: Option<Error>,
+    /// Memory in use, in bytes.
+    pub(crate) usage: BTreeMap<SandboxId, u64>,
+    /// Sandboxes that cannot be woken with their own disk.
+    pub(crate) damaged: Vec<SandboxId>,
 }
 
 pub(crate) struct Sandbox {
@@ -56,6 +68,7 @@ pub(crate) struct Sandbox {
     pub(crate) ptys: BTreeMap<String, Arc<pty::Pty>>,
     pub(crate) files: BTreeMap<String, Bytes>,
     pub(crate) modes: BTreeMap<String, u32>,
+    pub(crate) log: Arc<logs::Log>,
 }
 
 pub(crate) struct Failure(Error);
@@ -89,7 +102,19 @@ impl SimNode {
             .route("/v1/sandboxes/{id}/timeout", put(timeout))
             .route("/v1/sandboxes/{id}/wake", post(wake))
             .route("/v1/sandboxes/{id}/hibernate", post(hibernate))
+            .route("/v1/sandboxes/{id}/logs", post(logs::read))
             .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
+            .route("/v1/sandboxes/{id}/reboot", post(checkpoints::reboot))
+            .route("/v1/sandboxes/{id}/size", put(checkpoints::resize))
+            .route("/v1/sandboxes/{id}/restore", put(checkpoints::restore))
+            .route("/v1/sandboxes/{id}/patches", get(checkpoints::patch_runs))
+            .route("/v1/usage", get(checkpoints::usage))
+            .route("/v1/checkpoints", get(checkpoints::list))
+            .route(
+                "/v1/checkpoints/{id}",
+                get(checkpoints::show).put(checkpoints::ensure).delete(checkpoints::absent),
+            )
+            .route("/v1/checkpoints/{id}/patches", put(checkpoints::set_patches))
             .route("/v1/changes", get(changes))
             .with_state(self.clone());
         NodeClient::new(router)
@@ -113,7 +138,15 @@ impl SimNode {
         let id: SandboxId = id.parse().unwrap();
         let size = warren_types::Size::resolve(None, None, None).unwrap();
         let envs = BTreeMap::new();
-        let spec = SandboxSpec { template: "base".into(), size, envs, timeout_seconds: 0, network: true };
+        let spec = SandboxSpec {
+            template: "base".into(),
+            size,
+            envs,
+            timeout_seconds: 0,
+            network: true,
+            start_commands: Vec::new(),
+            from_checkpoint: None,
+        };
         self.state().sandboxes.insert(id.clone(), Sandbox::new(id, spec));
     }
 
@@ -129,7 +162,11 @@ impl SimNode {
     }
 
     pub(crate) fn send(&self, report: Report) {
-        let _ = self.0.changes.send(report);
+        self.send_change(Change::Sandbox(report));
+    }
+
+    fn send_change(&self, change: Change) {
+        let _ = self.0.changes.send(change);
     }
 
     fn transition(&self, id: &SandboxId, state: SandboxState) -> Answer<Json<Report>> {
@@ -145,7 +182,8 @@ impl SimNode {
 
 impl Sandbox {
     fn new(id: SandboxId, spec: SandboxSpec) -> Self {
-        let report = Report { id, state: SandboxState::Running, generation: 1, reason: None };
+        let mut report = Report::new(id, SandboxState::Running, 1);
+        report.size = Some(spec.size);
         Self {
             spec,
             report,
@@ -153,6 +191,7 @@ impl Sandbox {
             ptys: BTreeMap::new(),
             files: BTreeMap::new(),
             modes: BTreeMap::new(),
+            log: Arc::default(),
         }
     }
 
@@ -201,8 +240,14 @@ async fn ensure(
     let failure = {
         let mut state = node.state();
         state.creates += 1;
-        state.sandboxes.entry(id.clone()).or_insert_with(|| Sandbox::new(id.clone(), spec));
-        state.create_errors.pop()
+        let failure = state.create_errors.pop();
+        drop(state);
+        let mut sandbox = Sandbox::new(id.clone(), spec.clone());
+        if let Some(checkpoint) = &spec.from_checkpoint {
+            node.forked(checkpoint, &mut sandbox)?;
+        }
+        node.state().sandboxes.entry(id.clone()).or_insert(sandbox);
+        failure
     };
     drop(node.0.gate.read().await);
     if let Some(error) = failure {
@@ -234,7 +279,14 @@ async fn timeout(
     Ok(Json(sandbox.report.clone()))
 }
 
-async fn wake(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> Answer<Json<Report>> {
+async fn wake(
+    State(node): State<SimNode>,
+    Path(id): Path<SandboxId>,
+    Json(wake): Json<Wake>,
+) -> Answer<Json<Report>> {
+    if node.state().damaged.contains(&id) && !wake.previous_disk {
+        return Err(checkpoints::disk_damaged().into());
+    }
     node.transition(&id, SandboxState::Running)
 }
 
@@ -244,8 +296,13 @@ async fn hibernate(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> An
 
 async fn changes(State(node): State<SimNode>) -> Body {
     let receiver = node.0.changes.subscribe();
-    let first: Vec<Report> = node.state().sandboxes.values().map(|sandbox| sandbox.report.clone()).collect();
-    let line = |report: &Report| Bytes::from(serde_json::to_string(report).unwrap() + "\n");
+    let first: Vec<Change> = {
+        let node = node.state();
+        let sandboxes = node.sandboxes.values().map(|sandbox| Change::Sandbox(sandbox.report.clone()));
+        let checkpoints = node.checkpoints.values().map(|one| Change::Checkpoint(one.report.clone()));
+        sandboxes.chain(checkpoints).collect()
+    };
+    let line = |report: &Change| Bytes::from(serde_json::to_string(report).unwrap() + "\n");
     let first: Vec<_> = first.iter().map(|report| Ok::<_, std::io::Error>(line(report))).collect();
     let live = stream::unfold(receiver, move |mut receiver| async move {
         let report = receiver.recv().await.ok()?;

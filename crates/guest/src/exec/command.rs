@@ -1,26 +1,27 @@
 //! One command: what it is, its process, its output, its input.
 
 use std::cell::Cell;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
 use tokio::net::unix::pipe;
 use warren_guest_api::boot::HOME;
 use warren_guest_api::exec::{Exec, ExecStart, Exit, ShellUse};
 use warren_types::error::Result;
-use warren_types::{Error, ErrorKind, ExecId};
+use warren_types::{Error, ExecId};
 
 use super::Input;
 use crate::cgroup::Cgroups;
+use crate::clock::now_ms;
 use crate::environment::{Environment, Variables};
+use crate::journal::{CommandLog, Journal};
 use crate::log::Limits;
 use crate::output::Output;
-use crate::spawn::{self, Process, Program, describe};
+use crate::spawn::{self, Process, Program};
 use crate::workers::Workers;
 
 /// What is kept of a command line for listings, in bytes of JSON.
@@ -51,14 +52,17 @@ impl Command {
         start: ExecStart,
         environment: &Environment,
         cgroups: &Rc<Cgroups>,
+        journal: &Rc<Journal>,
         (limits, log, workers): (Limits, PathBuf, Workers),
     ) -> Result<(Rc<Self>, Pipes)> {
         let variables = environment.variables(&start.envs);
         let folder = folder(start.cwd.as_deref());
         let program = program(&start, &variables, &folder)?;
-        let (stdout, stdout_writer) = output_pipe()?;
-        let (stderr, stderr_writer) = output_pipe()?;
-        let (stdin, input) = if start.stdin { input_pipe()? } else { (null()?, None) };
+        let no_pipe = |error: io::Error| spawn::no_room(&error, cgroups);
+        let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;
+        let (stderr, stderr_writer) = output_pipe().map_err(no_pipe)?;
+        let (stdin, input) =
+            if start.stdin { input_pipe().map_err(no_pipe)? } else { (nothing().map_err(no_pipe)?, None) };
         let started_at_ms = now_ms();
         let process = spawn::spawn(
             &program,
@@ -69,15 +73,17 @@ impl Command {
             environment,
         )
         .await?;
+        let shown = shown(start.cmd, start.args);
+        let logged = CommandLog::new(journal, id.clone(), &shown.0, &shown.1);
         let command = Rc::new(Self {
             id,
-            shown: shown(start.cmd, start.args),
+            shown,
             started_at_ms,
             ended_at_ms: Cell::new(None),
             timeout: start.timeout_ms.map(Duration::from_millis),
             abandon_after: start.max_run_after_disconnect_ms.map(Duration::from_millis),
             process,
-            output: Output::new(limits, log, workers),
+            output: Output::new(limits, log, workers, Some(logged)),
             input: Input::new(input),
         });
         Ok((command, Pipes { stdout, stderr }))
@@ -188,35 +194,19 @@ fn shown(cmd: String, args: Vec<String>) -> (String, Vec<String>) {
     (cmd, shown)
 }
 
-fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
-    let make = || -> io::Result<_> {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
-    };
-    make().map_err(|error| no_pipe(&error))
+fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((pipe::Receiver::from_owned_fd(reader)?, writer))
 }
 
-fn input_pipe() -> Result<(OwnedFd, Option<pipe::Sender>)> {
-    let make = || -> io::Result<_> {
-        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
-    };
-    make().map_err(|error| no_pipe(&error))
+fn input_pipe() -> io::Result<(OwnedFd, Option<pipe::Sender>)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((reader, Some(pipe::Sender::from_owned_fd(writer)?)))
 }
 
-fn null() -> Result<OwnedFd> {
-    OpenOptions::new().read(true).open("/dev/null").map(File::into).map_err(|error| no_pipe(&error))
-}
-
-fn no_pipe(error: &io::Error) -> Error {
-    let message =
-        format!("the sandbox cannot connect another command: {}; end one and try again", describe(error));
-    Error::new(ErrorKind::Unavailable, message)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// The agent's own standard input, which is `/dev/null`: the file of that name may be removed by who is root in the sandbox.
+fn nothing() -> io::Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned()
 }
 
 #[cfg(test)]

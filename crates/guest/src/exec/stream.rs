@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   Started ──▶ replay ──▶ ReplayEnd ──▶ live ──▶ Exit ──▶ end of the body
+//!                              └── when only the replay is wanted ──▶ end of the body
 //! ```
 //!
-//! A body that ends without `Exit` was broken off; there is no other way for it to lack one.
+//! A body that is to go on and ends without `Exit` was broken off; there is no other way for it to lack one.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -18,28 +19,35 @@ use crate::log::{Batch, Stream};
 use crate::output::Reader;
 use crate::reply::{Chunk, Source};
 
-/// The frames of a client that is attached; dropping it detaches the client.
+/// The frames of who reads a command's output; dropping it detaches a client.
 pub(crate) struct ExecStream {
     id: ExecId,
     reader: Reader,
+    course: Course,
     phase: Phase,
 }
 
+/// What a stream consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// What there is, a mark, and what follows.
+    ReplayAndLive,
+    /// What there is, and a mark.
+    Replay,
+    /// All that comes, without a mark.
+    Live,
+}
+
 enum Phase {
-    /// `replay` says whether to mark where the live output begins.
-    Starting {
-        replay: bool,
-    },
-    Replaying {
-        to: u64,
-    },
+    Starting,
+    Replaying { to: u64 },
     Live,
     Done,
 }
 
 impl ExecStream {
-    pub(crate) fn new(id: ExecId, reader: Reader, replay: bool) -> Self {
-        Self { id, reader, phase: Phase::Starting { replay } }
+    pub(crate) fn new(id: ExecId, reader: Reader, course: Course) -> Self {
+        Self { id, reader, course, phase: Phase::Starting }
     }
 
     fn started(&self) -> Chunk {
@@ -54,15 +62,19 @@ impl ExecStream {
 impl Source for ExecStream {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Chunk>>> {
         let chunk = match self.phase {
-            Phase::Starting { replay } => {
-                self.phase =
-                    if replay { Phase::Replaying { to: self.reader.output().end() } } else { Phase::Live };
+            Phase::Starting => {
+                self.phase = match self.course {
+                    Course::ReplayAndLive | Course::Replay => {
+                        Phase::Replaying { to: self.reader.output().end() }
+                    }
+                    Course::Live => Phase::Live,
+                };
                 Ok(self.started())
             }
             Phase::Replaying { to } => match ready!(self.reader.poll_batch(to, context)) {
                 Some(batch) => batch.map(to_chunk),
                 None => {
-                    self.phase = Phase::Live;
+                    self.phase = if self.course == Course::Replay { Phase::Done } else { Phase::Live };
                     Ok(Frame::ReplayEnd.to_bytes().into())
                 }
             },

@@ -19,12 +19,9 @@ use crate::buffer::{self, Buffer};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::Ending;
-use warren_guest_api::text::whole_characters;
 
 /// How long children that hold the pipes may still add to the output.
 const GRACE: Duration = Duration::from_millis(20);
-/// How long the beginning of a character waits for its rest; less than [`GRACE`].
-const HOLD: Duration = Duration::from_millis(10);
 /// Reads from this size on keep their buffer instead of being copied out of it.
 const LARGE_READ: usize = 64 * 1024;
 /// What a pipe is widened to once it was found full; it holds 64 KiB at first.
@@ -113,43 +110,30 @@ async fn abandoned(output: &Output, time: Option<Duration>) {
     }
 }
 
-/// Takes in one stream until its end, as fast as the log has room. A character that a read has cut in two goes whole
-/// with the next read, unless that is long in coming.
+/// Takes in one stream until its end, as fast as the log has room.
 async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken: &Cell<u64>) {
     let mut widened = false;
-    let mut held: Vec<u8> = Vec::new();
     loop {
         output.until_room().await;
-        if !held.is_empty() && tokio::time::timeout(HOLD, pipe.readable()).await.is_err() {
-            output.take_in(stream, std::mem::take(&mut held).into());
-        }
         if pipe.readable().await.is_err() {
-            break;
+            return;
         }
         let most = output.room().min(buffer::SIZE);
-        if most <= held.len() {
+        if most == 0 {
             continue;
         }
         let mut buffer = Buffer::take();
-        let start = held.len();
-        buffer[..start].copy_from_slice(&held);
-        let count = match pipe.try_read(&mut buffer[start..most]) {
-            Ok(0) => break,
+        let count = match pipe.try_read(&mut buffer[..most]) {
+            Ok(0) => return,
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(_) => break,
+            Err(_) => return,
         };
         taken.set(taken.get() + count as u64);
-        let end = start + count;
-        let whole = whole_characters(&buffer[..end]);
-        held.clear();
-        held.extend_from_slice(&buffer[whole..end]);
-        let bytes =
-            if whole >= LARGE_READ { buffer.freeze(whole) } else { Bytes::copy_from_slice(&buffer[..whole]) };
-        if !bytes.is_empty() {
-            output.take_in(stream, bytes);
-        }
-        if end >= LARGE_READ {
+        let is_large = count >= LARGE_READ;
+        let bytes = if is_large { buffer.freeze(count) } else { Bytes::copy_from_slice(&buffer[..count]) };
+        output.take_in(stream, bytes);
+        if is_large {
             if !widened {
                 widened = true;
                 // Refused once the user has many wide pipes; then it stays narrow.
@@ -159,9 +143,6 @@ async fn pump(output: &Rc<Output>, pipe: &pipe::Receiver, stream: Stream, taken:
             tokio::task::yield_now().await;
             output.pace().await;
         }
-    }
-    if !held.is_empty() {
-        output.take_in(stream, held.into());
     }
 }
 

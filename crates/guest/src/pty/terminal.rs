@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::body::Incoming;
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::io::Interest;
@@ -16,24 +17,22 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 use warren_guest_api::boot::{HOME, UID};
 use warren_guest_api::exec::{Exit, ExitReason};
-use warren_guest_api::frame::Frame;
 use warren_guest_api::pty::{Pty, Resize};
 use warren_types::error::Result;
 use warren_types::{Error, ErrorKind, PtyId};
 
 use crate::cgroup::Cgroups;
+use crate::clock::now_ms;
 use crate::environment::{Environment, Variables};
-use crate::exec::each_frame;
+use crate::intake::{Intake, Next, Senders};
 use crate::log::Stream;
 use crate::output::Output;
 use crate::spawn::{self, Ending, Process, Program, describe};
-use warren_guest_api::text::whole_characters;
 
 /// How long processes that hold the terminal may still add to its output once the shell has ended.
 const GRACE: Duration = Duration::from_millis(20);
-/// How long the beginning of a character waits for the rest of it.
-const PATIENCE: Duration = Duration::from_millis(10);
 const READ: usize = 8 * 1024;
+const RDWR: OFlags = OFlags::RDWR.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 /// The group that may write to terminals, by Debian's numbering.
 const TTY_GROUP: u32 = 5;
 
@@ -42,6 +41,7 @@ pub(crate) struct Terminal {
     size: Cell<(u16, u16)>,
     started_at_ms: u64,
     master: AsyncFd<OwnedFd>,
+    pub(crate) senders: Senders,
     /// Held while a frame is written.
     writing: Mutex<()>,
     process: Process,
@@ -57,11 +57,7 @@ impl Terminal {
         environment: &Environment,
         cgroups: &Rc<Cgroups>,
     ) -> Result<Rc<Self>> {
-        let (master, slave) = open_pair(&size).map_err(|error| {
-            let message =
-                format!("the sandbox cannot open another terminal: {}; close one", describe(&error));
-            Error::new(ErrorKind::Unavailable, message)
-        })?;
+        let (master, slave) = open_pair(&size).map_err(|error| no_terminal(&error))?;
         let own = Variables::from([
             ("TERM".to_owned(), "xterm-256color".to_owned()),
             ("COLUMNS".to_owned(), size.cols.to_string()),
@@ -79,12 +75,12 @@ impl Terminal {
         let program = Program::new(&[&shell], Some(&login_name), &variables, &home)?;
         let stdio = [slave.as_fd(), slave.as_fd(), slave.as_fd()];
         let process = spawn::spawn(&program, stdio, true, &format!("pty-{id}"), cgroups, environment).await?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Rc::new(Self {
             id,
             size: Cell::new((size.cols, size.rows)),
-            started_at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            started_at_ms: now_ms(),
             master,
+            senders: Senders::default(),
             writing: Mutex::new(()),
             process,
             output,
@@ -144,30 +140,13 @@ impl Terminal {
     }
 
     async fn pump(&self) {
-        let mut held = BytesMut::new();
         let mut buffer = [0; READ];
         loop {
             self.output.until_room().await;
-            let count = if held.is_empty() {
-                self.read(&mut buffer).await
-            } else {
-                tokio::time::timeout(PATIENCE, self.read(&mut buffer)).await.unwrap_or(Some(0))
-            };
-            let Some(count) = count else { break };
-            held.extend_from_slice(&buffer[..count]);
-            // After a read of nothing the rest of the character is late: it goes as it is.
-            let whole = if count == 0 { held.len() } else { whole_characters(&held) };
-            self.show(held.split_to(whole).freeze()).await;
-        }
-        self.show(held.freeze()).await;
-    }
-
-    async fn show(&self, mut bytes: Bytes) {
-        while !bytes.is_empty() {
-            self.output.until_room().await;
-            let room = self.output.room().min(bytes.len());
-            let piece = if room == bytes.len() { room } else { whole_characters(&bytes[..room]).max(1) };
-            self.output.take_in(Stream::Stdout, Bytes::copy_from_slice(&bytes.split_to(piece)));
+            // Nobody else takes output in, so what there is room for now fits later.
+            let most = self.output.room().min(READ);
+            let Some(count) = self.read(&mut buffer[..most]).await else { return };
+            self.output.take_in(Stream::Stdout, Bytes::copy_from_slice(&buffer[..count]));
         }
     }
 
@@ -186,23 +165,25 @@ impl Terminal {
     }
 
     /// Writes what a client types until it stops or the shell has ended.
-    pub(crate) async fn feed(&self, body: Incoming) {
-        let feeding = each_frame(body, async |frame| match frame {
-            Frame::Stdin(bytes) => self.write(&bytes).await.is_ok(),
-            _ => false,
+    pub(crate) async fn feed(&self, intake: &Intake, body: Incoming) {
+        let feeding = intake.feed(body, async |next| match next {
+            Next::Stdin => self.write(intake).await.is_ok(),
+            // A terminal's input does not end; what ends a shell is a character.
+            Next::StdinEnd => false,
         });
         tokio::select! {
             () = feeding => {}
             _ = self.output.until(|| self.output.exit()) => {}
         }
+        intake.close();
     }
 
-    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+    async fn write(&self, intake: &Intake) -> io::Result<()> {
         let _one_at_a_time = self.writing.lock().await;
-        while !bytes.is_empty() {
+        while intake.has_payload() {
             let mut ready = self.master.writable().await?;
-            match ready.try_io(|master| Ok(rustix::io::write(master, bytes)?)) {
-                Ok(Ok(count)) => bytes = &bytes[count.min(bytes.len())..],
+            match ready.try_io(|master| intake.write(|bytes| Ok(rustix::io::write(master, bytes)?))) {
+                Ok(Ok(())) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
@@ -214,7 +195,11 @@ impl Terminal {
 
 fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = rustix::pty::openpt(flags)?;
+    let master = match rustix::pty::openpt(flags) {
+        // Who is root in the sandbox may have removed it; the one it leads to stays.
+        Err(Errno::NOENT) => rustix::fs::open("/dev/pts/ptmx", RDWR, Mode::empty())?,
+        master => master?,
+    };
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     rustix::termios::tcsetwinsize(&master, window(size))?;
@@ -222,6 +207,19 @@ fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let _ = rustix::fs::fchown(&slave, Some(Uid::from_raw(UID)), Some(Gid::from_raw(TTY_GROUP)));
     rustix::io::ioctl_fionbio(&master, true)?;
     Ok((crate::sys::watch(master, Interest::READABLE | Interest::WRITABLE)?, slave))
+}
+
+fn no_terminal(error: &io::Error) -> Error {
+    let text = describe(error);
+    if error.kind() == io::ErrorKind::NotFound {
+        let message = format!(
+            "the sandbox's /dev/ptmx and /dev/pts/ptmx are missing ({text}), so it has no terminals; hibernating and waking it \
+             makes /dev anew"
+        );
+        return Error::conflict(message);
+    }
+    let message = format!("the sandbox cannot open another terminal: {text}; close one");
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 fn window(size: &Resize) -> Winsize {

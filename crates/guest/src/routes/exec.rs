@@ -9,7 +9,7 @@ use warren_types::Error;
 
 use super::{Answer, Call, no_such_path};
 use crate::agent::Agent;
-use crate::exec::{ExecStream, SingleStream};
+use crate::exec::{Course, ExecStream, SingleStream};
 use crate::log::Stream;
 use crate::reply;
 use crate::request::{self, number, wrong_method};
@@ -33,13 +33,20 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             reply::json(StatusCode::OK, &command.view())
         }
         ([id, "output"], &Method::GET) => output(agent, id, &call),
-        ([id, "attach"], &Method::POST) => attach(agent, id, call),
+        ([id, "replay"], &Method::GET) => {
+            let (command, reader) = agent.commands.replay(id)?;
+            Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, Course::Replay)))
+        }
+        ([id, "attach"], &Method::POST) => attach(agent, id, &call),
+        ([id, "input"], &Method::POST) => input(agent, id, call),
         ([id, "kill"], &Method::POST) => {
             let kill: Kill = request::json(call.body).await?;
             agent.commands.get(id)?.kill(kill.signal)?;
             Ok(reply::empty(StatusCode::NO_CONTENT))
         }
-        ([] | [_] | [_, "wait" | "output" | "attach" | "kill"], _) => Err(wrong_method()),
+        ([] | [_] | [_, "wait" | "output" | "replay" | "attach" | "input" | "kill"], _) => {
+            Err(wrong_method())
+        }
         _ => Err(no_such_path()),
     }
 }
@@ -50,14 +57,20 @@ async fn run(agent: &Rc<Agent>, call: Call) -> Answer {
     start.stdin = false;
     let (command, reader) = agent.commands.start(start, true).await?;
     let reader = reader.ok_or_else(|| Error::internal("the command has no reader"))?;
-    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, false)))
+    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, Course::Live)))
 }
 
-fn attach(agent: &Rc<Agent>, id: &str, call: Call) -> Answer {
+fn attach(agent: &Rc<Agent>, id: &str, call: &Call) -> Answer {
     let (command, reader) = agent.commands.attach(id, number(&call.query, "offset")?)?;
-    let stream = ExecStream::new(command.id.clone(), reader, true);
-    tokio::task::spawn_local(async move { command.input.feed(call.body, &command.output).await });
-    Ok(reply::stream(StatusCode::OK, stream))
+    Ok(reply::stream(StatusCode::OK, ExecStream::new(command.id.clone(), reader, Course::ReplayAndLive)))
+}
+
+fn input(agent: &Rc<Agent>, id: &str, call: Call) -> Answer {
+    let command = agent.commands.get(id)?;
+    let intake = command.input.sender()?;
+    let grants = intake.grants();
+    tokio::task::spawn_local(async move { command.input.feed(&intake, call.body, &command.output).await });
+    Ok(reply::stream(StatusCode::OK, grants))
 }
 
 fn output(agent: &Rc<Agent>, id: &str, call: &Call) -> Answer {

@@ -10,6 +10,7 @@ use warren_types::error::Result;
 
 use super::{Answer, Call, no_such_path};
 use crate::agent::Agent;
+use crate::files::list::Listing;
 use crate::files::read::{Asked, parse_range};
 use crate::files::write::Upload;
 use crate::files::{self, read, write};
@@ -37,7 +38,8 @@ async fn dispatch(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answer {
         }
         (["list"], &Method::GET) => {
             let path = path(&call)?;
-            reply::json(StatusCode::OK, &on_worker(agent, move || files::list(&path)).await?)
+            let listing = on_worker(agent, move || Listing::read(&path)).await?;
+            Ok(reply::stream(StatusCode::OK, agent.listings.hold(listing)?))
         }
         (["stat"], &Method::GET) => {
             let path = path(&call)?;

@@ -28,11 +28,16 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             Ok(reply::empty(StatusCode::NO_CONTENT))
         }
         ([id, "attach"], &Method::POST) => {
-            let (terminal, reader) = agent.terminals.attach(id)?;
-            tokio::task::spawn_local(async move { terminal.feed(call.body).await });
-            Ok(reply::stream(StatusCode::OK, TerminalStream::new(reader)))
+            Ok(reply::stream(StatusCode::OK, TerminalStream::new(agent.terminals.attach(id)?)))
         }
-        ([] | [_] | [_, "resize" | "attach"], _) => Err(wrong_method()),
+        ([id, "input"], &Method::POST) => {
+            let terminal = agent.terminals.get(id)?;
+            let intake = terminal.senders.enter()?;
+            let grants = intake.grants();
+            tokio::task::spawn_local(async move { terminal.feed(&intake, call.body).await });
+            Ok(reply::stream(StatusCode::OK, grants))
+        }
+        ([] | [_] | [_, "resize" | "attach" | "input"], _) => Err(wrong_method()),
         _ => Err(no_such_path()),
     }
 }

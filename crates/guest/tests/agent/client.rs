@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use warren_guest_api::exec::{Exec, Exit};
 use warren_guest_api::frame::{Decoder, Frame};
 use warren_guest_api::handshake;
+use warren_guest_api::input::Credit;
 
 /// Longest wait for anything; reached only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,6 +58,12 @@ pub(crate) struct Frames {
     decoder: Decoder,
 }
 
+/// A stream of lines as it arrives.
+pub(crate) struct Pieces {
+    body: Incoming,
+    text: Vec<u8>,
+}
+
 /// Everything a command has written, and how it ended.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -68,13 +75,21 @@ pub(crate) struct Outcome {
 impl Agent {
     /// Starts an agent; `None`, with the reason printed, where that cannot be tried.
     pub(crate) async fn start() -> Option<Self> {
-        Self::launch(r#"exec "$0" serve --cgroup "$1" --output "$2" 3<&0 4<"$3" 0</dev/null"#).await
+        Self::launch(
+            r#"exec "$0" serve --cgroup "$1" --output "$2" --journal "$4" --var-log "$5" 3<&0 4<"$3" 0</dev/null"#,
+        )
+        .await
     }
 
     /// Starts it as PID 1 of a namespace of its own.
     pub(crate) async fn start_as_init() -> Option<Self> {
-        Self::launch(r#"exec unshare --pid --fork --mount --mount-proc "$0" init 3<&0 4<"$3" 0</dev/null"#)
-            .await
+        // The places it uses then are the machine's own, so they are covered.
+        let covered = "mount -t tmpfs none /var/lib && mount -t tmpfs none /var/log";
+        let init = r#"exec unshare --pid --fork --mount --mount-proc "$0" init"#;
+        Self::launch(&format!(
+            r#"exec unshare --mount sh -c '{covered} && {init}' "$0" 3<&0 4<"$3" 0</dev/null"#
+        ))
+        .await
     }
 
     async fn launch(script: &str) -> Option<Self> {
@@ -87,6 +102,8 @@ impl Agent {
         let envs = BTreeMap::from([("MARK", Path::new("from-boot")), ("HOME", folder.path())]);
         let boot = json!({"sandbox_id": "sb-00000001", "envs": envs});
         std::fs::write(folder.path().join("boot"), boot.to_string()).unwrap();
+        std::fs::create_dir(folder.path().join("log")).unwrap();
+        std::fs::write(folder.path().join("log/template.log"), "from the template\n").unwrap();
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let cgroup = make_cgroup(folder.path());
         let process = Command::new("/bin/sh")
@@ -95,6 +112,8 @@ impl Agent {
             .arg(cgroup.as_deref().unwrap_or(Path::new("/nowhere")))
             .arg(folder.path().join("output"))
             .arg(folder.path().join("boot"))
+            .arg(folder.path().join("journal"))
+            .arg(folder.path().join("log"))
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
             .spawn()
             .unwrap();
@@ -172,6 +191,16 @@ impl Agent {
         Answer::of(self.open(method, path, Sent::Whole(Some(body.into()))).await).await
     }
 
+    /// An answer whose body is read as it comes.
+    pub(crate) async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Response<Incoming> {
+        self.open(method, path, Sent::Whole(Some(body.into()))).await
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         Answer::of(self.open(Method::GET, path, Sent::Whole(None)).await).await
     }
@@ -213,8 +242,43 @@ impl Agent {
         exec.exit.expect("it ends in time")
     }
 
-    /// Attaches; what is sent into the channel becomes the request's body.
+    /// An answer that is made of frames.
+    pub(crate) async fn frames(&self, path: &str) -> Frames {
+        let answer = self.open(Method::GET, path, Sent::Whole(None)).await;
+        assert_eq!(answer.status(), 200);
+        Frames::of(answer)
+    }
+
+    /// Attaches, and opens the input beside it; what is sent into the channel goes there as there is credit for it.
     pub(crate) async fn attach(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
+        let answer = self.open(Method::POST, path, Sent::Whole(None)).await;
+        assert_eq!(answer.status(), 200);
+        let (path, _query) = path.split_once("/attach").unwrap();
+        let (body, mut grants) = self.input(&format!("{path}/input")).await;
+        let (input, mut pieces) = mpsc::channel::<Result<Bytes, Broken>>(16);
+        tokio::spawn(async move {
+            let mut credit = Credit::default();
+            while let Some(Ok(mut piece)) = pieces.recv().await {
+                while !piece.is_empty() {
+                    while credit.left() == 0 {
+                        let Some(Frame::InputTaken(bytes)) = grants.next().await else { return };
+                        credit.grant(bytes).unwrap();
+                    }
+                    let part = piece.split_to(credit.spend(piece.len()));
+                    if body.send(Ok(part)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            // What was sent has arrived once the answer ends.
+            drop(body);
+            while let Ok(Some(_)) = grants.try_next().await {}
+        });
+        (input, Frames::of(answer))
+    }
+
+    /// Opens the input of a command or terminal; what is sent into the channel becomes the request's body.
+    pub(crate) async fn input(&self, path: &str) -> (mpsc::Sender<Result<Bytes, Broken>>, Frames) {
         let (input, body) = mpsc::channel(16);
         let answer = self.open(Method::POST, path, Sent::Live(body)).await;
         assert_eq!(answer.status(), 200);
@@ -358,6 +422,26 @@ impl std::fmt::Debug for Answer {
     }
 }
 
+impl Pieces {
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
+        Self { body: response.into_body(), text: Vec::new() }
+    }
+
+    /// The next line, without its end.
+    pub(crate) async fn line(&mut self) -> String {
+        loop {
+            if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+                let rest = self.text.split_off(end + 1);
+                let line = std::mem::replace(&mut self.text, rest);
+                return String::from_utf8(line).unwrap().trim_end_matches('\n').to_owned();
+            }
+            let next = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context));
+            let next = patiently(next).await.expect("the stream goes on");
+            self.text.extend_from_slice(next.unwrap().data_ref().unwrap());
+        }
+    }
+}
+
 impl Frames {
     fn of(response: Response<Incoming>) -> Self {
         Self { body: response.into_body(), decoder: Decoder::default() }
@@ -365,12 +449,19 @@ impl Frames {
 
     /// The next frame; `None` at the proper end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
+        self.try_next().await.expect("the stream is not broken off")
+    }
+
+    /// The same of a stream that may be broken off.
+    pub(crate) async fn try_next(&mut self) -> hyper::Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame);
+                return Ok(Some(frame));
             }
-            let next = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await?;
-            self.decoder.push(next.unwrap().data_ref().unwrap());
+            match poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await {
+                Some(next) => self.decoder.push(next?.data_ref().unwrap()),
+                None => return Ok(None),
+            }
         }
     }
 

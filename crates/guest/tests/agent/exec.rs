@@ -39,8 +39,12 @@ async fn a_command_is_the_users_own_process() {
 async fn what_cannot_start_is_refused_with_a_reason() {
     let Some(agent) = Agent::start().await else { return };
     std::fs::write(agent.path("plain"), "text").unwrap();
+    let orphan = agent.path("orphan");
+    std::fs::write(&orphan, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&orphan, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     for (request, says) in [
         (agent.request("nope", &["x"], NOTHING), r#"cannot start "nope": No such file or directory"#),
+        (agent.request("./orphan", &["x"], NOTHING), "is there, but not what it needs to run"),
         (agent.request("./plain", &["x"], NOTHING), r#"cannot start "./plain": Permission denied"#),
         (
             agent.request("true", &[], json!({"cwd": "/no/such"})),
@@ -164,6 +168,9 @@ async fn attaching_replays_from_the_offset_and_goes_on_live() {
     assert_eq!(frames.replay().await.1.text(), "aaacccddd");
     assert_eq!(frames.rest().await.code(), 0, "one that comes late gets the exit too");
     let stderr = agent.get(&format!("/v1/exec/{}/output?stream=stderr", exec.id)).await;
+    let mut replay = agent.frames(&format!("/v1/exec/{}/replay", exec.id)).await;
+    assert_eq!(replay.replay().await.1.text(), "aaacccddd");
+    assert_eq!(replay.next().await, None);
     assert_eq!(&stderr.body[..], b"BBB");
     agent.get(&format!("/v1/exec/{}/attach", exec.id)).await.error(405);
     agent.get("/v1/exec/00000000/output").await.error(404);

@@ -8,12 +8,22 @@ use std::path::Path;
 use bytes::Bytes;
 use http::Method;
 use serde_json::json;
-use warren_guest_api::files::{Entry, FileKind, Stat};
+use warren_guest_api::files::{Entry, FileKind, MAX_LIST_ENTRIES, Stat};
 
-use crate::client::{Agent, Broken, Sent, until};
+use crate::client::{Agent, Answer, Broken, Sent, until};
 
 fn query(path: &Path) -> String {
     path.as_os_str().as_bytes().iter().map(|byte| format!("%{byte:02x}")).collect()
+}
+
+/// The lines of a listing.
+fn entries(answer: &Answer) -> Vec<Entry> {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer
+        .body
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -126,6 +136,50 @@ async fn replacing_keeps_owner_and_mode_and_is_all_or_nothing() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_large_folder_is_listed_whole_and_one_that_is_too_large_is_refused() {
+    let Some(agent) = Agent::start().await else { return };
+    let folder = agent.path("many");
+    std::fs::create_dir(&folder).unwrap();
+    let name = |number: usize| format!("entry-{number:06}-{}", "ü".repeat(number % 20));
+    for number in (0..MAX_LIST_ENTRIES).rev() {
+        let mode = rustix::fs::Mode::from_raw_mode(0o644);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            folder.join(name(number)),
+            rustix::fs::FileType::RegularFile,
+            mode,
+            0,
+        )
+        .unwrap();
+    }
+    let uri = format!("/v1/files/list?path={}", query(&folder));
+    let listed = entries(&agent.get(&uri).await);
+    assert_eq!(listed.len(), MAX_LIST_ENTRIES);
+    for (number, entry) in listed.iter().enumerate() {
+        assert_eq!((&entry.name, entry.is_dir, entry.size), (&name(number), false, 0));
+    }
+    // Those who do not read on hold what the agent is ready to hold; then one is refused, and nobody else is hurt.
+    let mut stalled = Vec::new();
+    let refused = loop {
+        let answer = agent.open(Method::GET, &uri, Sent::Whole(None)).await;
+        if answer.status() != 200 {
+            break answer.status();
+        }
+        stalled.push(answer);
+        assert!(stalled.len() < 100, "memory is not bounded");
+    };
+    assert!(refused == 429 && stalled.len() >= 2, "{refused} after {}", stalled.len());
+    assert_eq!(
+        entries(&agent.get("/v1/files/list?path=/").await).iter().filter(|entry| entry.name == "etc").count(),
+        1
+    );
+    drop(stalled);
+    until("there is room again", || async { agent.get(&uri).await.status == 200 }).await;
+    std::fs::write(folder.join("one more"), "").unwrap();
+    assert!(agent.get(&uri).await.error(413).message.contains("250000 entries"));
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn folders_are_listed_made_moved_and_removed() {
     let Some(agent) = Agent::start().await else { return };
     let work = agent.path("work");
@@ -141,7 +195,7 @@ async fn folders_are_listed_made_moved_and_removed() {
     agent.put(&query(&work.join("a")), "").await;
     symlink("nowhere", work.join("l")).unwrap();
     std::fs::write(work.join(OsStr::from_bytes(b"\xff\xfe")), "?").unwrap();
-    let entries: Vec<Entry> = call(Method::GET, "/list", &work).await.json();
+    let entries = entries(&call(Method::GET, "/list", &work).await);
     let listed: Vec<_> = entries.iter().map(|entry| (entry.name.as_str(), entry.is_dir)).collect();
     assert_eq!(listed, [("a", false), ("b", false), ("l", false), ("x", true), ("\u{fffd}\u{fffd}", false)]);
     assert_eq!((entries[1].size, &entries[1].path), (5, &work.join("b").display().to_string()));

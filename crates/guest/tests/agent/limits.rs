@@ -79,7 +79,7 @@ async fn garbage_on_a_connection_harms_nothing() {
     for noise in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[0xff; 64],
-        b"WARRENGA\0\x01\0\x01\0\0\0\x01this is no preface at all",
+        b"WARRENGA\0\x02\0\x02\0\0\0\x01this is no preface at all",
     ] {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
         let _ = stream.write_all(noise).await;

@@ -8,5 +8,7 @@ mod client;
 mod exec;
 mod files;
 mod init;
+mod input;
 mod limits;
+mod logs;
 mod pty;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -47,7 +48,11 @@ impl Blanks {
         let layers = self.folder.join(format!("{disk_mb}.layers"));
         let trouble = |path: &PathBuf, source| BlankError::Write { path: path.clone(), source };
         for name in ["upper", "work"] {
-            fs::create_dir_all(layers.join(name)).map_err(|source| trouble(&layers, source))?;
+            let folder = layers.join(name);
+            // The upper one is the root of a sandbox, whatever umask this server was started with.
+            fs::create_dir_all(&folder)
+                .and_then(|()| fs::set_permissions(&folder, Permissions::from_mode(0o755)))
+                .map_err(|source| trouble(&layers, source))?;
         }
         File::create(&unfinished)
             .and_then(|file| file.set_len(u64::from(disk_mb) << 20))
@@ -80,5 +85,21 @@ impl Blanks {
         fs::rename(&unfinished, &image).map_err(|source| trouble(&image, source))?;
         let _ = fs::remove_dir_all(&layers);
         Ok(image)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_root_of_a_sandbox_is_open_to_its_user_whatever_the_umask() {
+        let folder = tempfile::tempdir().unwrap();
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        let image = Blanks::new(folder.path().to_owned()).ensure(64).await.unwrap();
+        let seen =
+            std::process::Command::new("debugfs").args(["-R", "stat /upper"]).arg(image).output().unwrap();
+        let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+        assert!(seen.contains("Mode:  0755"), "{seen}");
     }
 }

@@ -99,7 +99,7 @@ fn has_reflinks(folder: &Path) -> bool {
     let (from, to) = (folder.join(".reflink-from"), folder.join(".reflink-to"));
     let tried = File::create(&from)
         .and_then(|mut file| file.write_all(&[1; 4096]))
-        .and_then(|()| super::reflink(&from, &to));
+        .and_then(|()| super::reflink(&File::open(&from)?, &to));
     let _ = fs::remove_file(&from);
     let _ = fs::remove_file(&to);
     tried.is_ok()

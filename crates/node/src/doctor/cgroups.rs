@@ -4,8 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use warren_runtime::CgroupPlan;
-use warren_runtime::cgroup::{CONTROLLERS, Cgroup, Hierarchies};
+use warren_runtime::cgroup::{CONTROLLERS, Cgroup, Hierarchies, Limits};
 
 use super::Check;
 
@@ -45,10 +44,7 @@ pub(super) async fn limits() -> Check {
             return Err(format!("no controller for {}", missing.join(", ")));
         }
         let group = Group::make(&hierarchies)?;
-        group.cgroup.create(&group.plan).map_err(|error| chain(&error))?;
-        if let Some(device) = a_disk() {
-            group.cgroup.limit_io(&group.plan, &device).map_err(|error| chain(&error))?;
-        }
+        group.make_for_real()?;
         Ok(format!("{} can be set", CONTROLLERS.join(", ")))
     });
     Check::of("cgroup limits", tried.await, fix)
@@ -58,12 +54,11 @@ pub(super) async fn kill() -> Check {
     let tried = on_a_thread(|| {
         let hierarchies = Hierarchies::detect().map_err(|error| error.to_string())?;
         let group = Group::make(&hierarchies)?;
-        group.cgroup.create(&group.plan).map_err(|error| chain(&error))?;
+        group.make_for_real()?;
         let mut child = Victim::start().map_err(|error| format!("could not start a process: {error}"))?;
-        let folder = hierarchies.unified.join(&group.plan.parent).join(&group.plan.name);
-        std::fs::write(folder.join("cgroup.procs"), child.0.id().to_string())
-            .map_err(|error| format!("could not move a process into a group: {error}"))?;
-        if !folder.join("cgroup.kill").exists() {
+        let pid = i32::try_from(child.0.id()).map_err(|error| error.to_string())?;
+        group.cgroup.admit(pid).map_err(|error| chain(&error))?;
+        if !hierarchies.unified.join(&group.parent).join("check/cgroup.kill").exists() {
             return Err("this kernel has no cgroup.kill".to_owned());
         }
         group.cgroup.kill().map_err(|error| chain(&error))?;
@@ -84,26 +79,29 @@ pub(super) async fn kill() -> Check {
 struct Group {
     hierarchies: Hierarchies,
     cgroup: Cgroup,
-    plan: CgroupPlan,
+    parent: String,
 }
 
 impl Group {
     fn make(hierarchies: &Hierarchies) -> Result<Self, String> {
         let parent = format!("warren-doctor-{}", std::process::id());
-        let plan = CgroupPlan {
-            parent: parent.clone(),
-            name: "check".to_owned(),
+        let cgroup = hierarchies.group(&parent, "check");
+        let group = Self { hierarchies: hierarchies.clone(), cgroup, parent };
+        hierarchies.ensure_parent(&group.parent).map_err(|error| chain(&error))?;
+        Ok(group)
+    }
+
+    fn make_for_real(&self) -> Result<(), String> {
+        let limits = Limits {
             cpu_count: 1,
             cpus: vec![0],
             memory_bytes: 64 * 1024 * 1024,
             pids: 64,
+            disk_device: a_disk(),
             io_bytes_per_second: 1024 * 1024 * 1024,
             io_operations_per_second: 100_000,
         };
-        let group =
-            Self { hierarchies: hierarchies.clone(), cgroup: hierarchies.group(&parent, "check"), plan };
-        hierarchies.ensure_parent(&parent).map_err(|error| chain(&error))?;
-        Ok(group)
+        self.cgroup.create(&limits).map_err(|error| chain(&error))
     }
 }
 
@@ -111,12 +109,12 @@ impl Drop for Group {
     fn drop(&mut self) {
         // A process that was ended a moment ago may still be leaving the group.
         for _ in 0..100 {
-            if self.cgroup.remove().and_then(|()| self.hierarchies.remove_parent(&self.plan.parent)).is_ok() {
+            if self.cgroup.remove().and_then(|()| self.hierarchies.remove_parent(&self.parent)).is_ok() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        tracing::warn!(group = %self.plan.parent, "could not remove the cgroup of the checks");
+        tracing::warn!(group = %self.parent, "could not remove the cgroup of the checks");
     }
 }
 

@@ -1,24 +1,33 @@
 //! The owner of one sandbox.
 //!
-//! A task with a mailbox: requests are taken one at a time, so whatever is asked during a start or a hibernation waits
-//! for its end, and a thousand callers of a sleeping sandbox share one wake. Every change of state is written to the
+//! A task with a mailbox: requests are taken one at a time, so whatever is asked during a start, a capture or a restore
+//! waits for its end, and a thousand callers of a sleeping sandbox share one wake. Every change of state is written to the
 //! record first and published after. The task ends when the sandbox is deleted, when making it failed, or when the
 //! node stops; the sandbox itself goes on in the last case.
+//!
+//! Two things go on beside the mailbox, because they may take long: patches of a sandbox that has just started (who wants
+//! to use it waits, who wants to know or delete it does not), and the reading of a disk that has just hibernated.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
-use warren_node_api::{Report, SandboxSpec};
-use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+use warren_node_api::{Report, SandboxSpec, Wake};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState, Size};
 
 use super::activity::{Activity, Call};
-use super::machine::{self, Machine};
+use super::capture::Taken;
+use super::hibernate::Measuring;
+use super::log::{self, Log};
+use super::machine::Machine;
+use super::patch::Patching;
 use super::record::Record;
-use crate::disk;
+use super::restore::Order;
 use crate::guest::Guest;
 use crate::registry::Host;
 
@@ -26,21 +35,30 @@ use crate::registry::Host;
 const MAILBOX: usize = 64;
 /// An idle time-out is looked at again this much later when a call was under way.
 const RECHECK: Duration = Duration::from_secs(1);
-/// How long a hibernation waits for calls under way.
-const LAST_CALLS: Duration = Duration::from_secs(2);
-/// Bytes that must be free on the volume for a sandbox to be made or woken.
-const MIN_FREE_BYTES: u64 = 1 << 30;
 
-type Answer<T> = oneshot::Sender<Result<T, Error>>;
+pub(super) type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
-enum Request {
+pub(super) enum Request {
     /// The gate: makes it run, and hands out the connection to its agent.
     Use(Answer<(Guest, Call)>),
+    /// The gate, for who only wants it to run.
+    Wake(Wake, Answer<Report>),
+    /// Answered when it is as it was asked to be, patches included; wakes nothing.
+    Settled(Answer<Report>),
     /// A call has failed: finds out whether the agent still speaks the protocol.
     Doubt,
     Report(Answer<Report>),
+    /// Who knows what it has logged. Neither wakes it nor counts as use.
+    Log(Answer<Log>),
     Hibernate(Answer<Report>),
     SetTimeout(u32, Answer<Report>),
+    Resize(Size, Answer<Report>),
+    Begin(Order, Answer<Report>),
+    /// A folder of its root file system, while it runs.
+    OpenRoot(Answer<Option<File>>),
+    Capture(Arc<File>, Answer<Taken>),
+    /// Bytes that cannot be taken back without harm, while it runs.
+    MemoryInUse(Answer<Option<u64>>),
     Delete(Answer<()>),
 }
 
@@ -49,12 +67,22 @@ enum Request {
 pub(crate) struct Handle {
     mailbox: mpsc::Sender<Request>,
     pub(crate) activity: Arc<Activity>,
+    /// Held by a change of the whole sandbox from its beginning to its end; a second one is refused meanwhile.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Handle {
     /// Makes the sandbox run and returns the connection to its agent. A hibernation waits a while for the end of the call.
     pub(crate) async fn use_guest(&self) -> Result<(Guest, Call), Error> {
         self.ask(Request::Use).await
+    }
+
+    pub(crate) async fn wake(&self, wake: Wake) -> Result<Report, Error> {
+        self.ask(|answer| Request::Wake(wake, answer)).await
+    }
+
+    pub(crate) async fn settled(&self) -> Result<Report, Error> {
+        self.ask(Request::Settled).await
     }
 
     /// Has the agent looked at after a call has failed.
@@ -67,12 +95,50 @@ impl Handle {
         self.ask(Request::Report).await
     }
 
+    /// Who knows what it has logged, as things stand.
+    pub(crate) async fn log(&self) -> Result<Log, Error> {
+        self.ask(Request::Log).await
+    }
+
     pub(crate) async fn hibernate(&self) -> Result<Report, Error> {
         self.ask(Request::Hibernate).await
     }
 
     pub(crate) async fn set_timeout(&self, seconds: u32) -> Result<Report, Error> {
         self.ask(|answer| Request::SetTimeout(seconds, answer)).await
+    }
+
+    pub(crate) async fn resize(&self, size: Size) -> Result<Report, Error> {
+        self.ask(|answer| Request::Resize(size, answer)).await
+    }
+
+    /// Has it started anew. Refused while another such change is under way. The answer of a restore comes when it is
+    /// certain to happen, that of a reboot when it has happened.
+    pub(crate) async fn begin(&self, order: Order) -> Result<Report, Error> {
+        let changing = self.changing.clone().try_lock_owned().map_err(|_| {
+            Error::conflict("another operation is in progress on this sandbox; try again shortly")
+                .with_code("operation_in_progress")
+        })?;
+        let report = self.ask(|answer| Request::Begin(order, answer)).await;
+        let settled = self.clone();
+        // Given back by whoever has seen the end of it.
+        tokio::spawn(async move {
+            let _ = settled.report().await;
+            drop(changing);
+        });
+        report
+    }
+
+    pub(super) async fn open_root(&self) -> Result<Option<File>, Error> {
+        self.ask(Request::OpenRoot).await
+    }
+
+    pub(super) async fn take_disk(&self, target: Arc<File>) -> Result<Taken, Error> {
+        self.ask(|answer| Request::Capture(target, answer)).await
+    }
+
+    pub(crate) async fn memory_in_use(&self) -> Result<Option<u64>, Error> {
+        self.ask(Request::MemoryInUse).await
     }
 
     /// Returns once nothing of it is left.
@@ -88,13 +154,21 @@ impl Handle {
     }
 }
 
-struct Actor {
-    host: Arc<Host>,
-    folder: PathBuf,
-    record: Record,
+pub(super) struct Actor {
+    pub(super) host: Arc<Host>,
+    pub(super) folder: PathBuf,
+    pub(super) record: Record,
     /// Present exactly while the state is `Running`.
-    machine: Option<Machine>,
-    activity: Arc<Activity>,
+    pub(super) machine: Option<Machine>,
+    pub(super) activity: Arc<Activity>,
+    /// Patches that run before anybody may use it.
+    pub(super) patching: Patching,
+    /// The reading of its disk, after it has hibernated.
+    pub(super) measuring: Measuring,
+    /// Processes from before a restore that may still be ending.
+    dying: Option<JoinHandle<()>>,
+    /// A hibernation failed; the next one of its own accord is not before this.
+    pub(super) hibernate_not_before: Option<Instant>,
     mailbox: mpsc::Receiver<Request>,
 }
 
@@ -130,10 +204,21 @@ fn spawn(
 ) -> Handle {
     let (sender, mailbox) = mpsc::channel(MAILBOX);
     let activity = Activity::new();
-    let handle = Handle { mailbox: sender, activity: activity.clone() };
+    let handle = Handle { mailbox: sender, activity: activity.clone(), changing: Arc::default() };
     // Not a part of the request that happened to start it.
     let span = info_span!(parent: None, "sandbox", id = %record.id);
-    let mut actor = Actor { host, folder, record, machine, activity, mailbox };
+    let mut actor = Actor {
+        host,
+        folder,
+        record,
+        machine,
+        activity,
+        patching: Patching::default(),
+        measuring: Measuring::default(),
+        dying: None,
+        hibernate_not_before: None,
+        mailbox,
+    };
     let life = async move {
         if let Ended::Deleted = actor.live().await {
             on_end();
@@ -151,15 +236,17 @@ enum Ended {
 
 impl Actor {
     async fn live(&mut self) -> Ended {
-        if self.record.state == SandboxState::Creating
-            && let Err(error) = self.make().await
-        {
-            warn!(%error, "a sandbox could not be made");
-            self.mailbox.close();
-            while let Some(request) = self.mailbox.recv().await {
-                refuse(request, &error);
+        if self.record.state == SandboxState::Creating {
+            if let Err(error) = self.make().await {
+                warn!(%error, "a sandbox could not be made");
+                self.mailbox.close();
+                while let Some(request) = self.mailbox.recv().await {
+                    refuse(request, &error);
+                }
+                return Ended::Deleted;
             }
-            return Ended::Deleted;
+        } else {
+            self.go_on().await;
         }
         self.run().await
     }
@@ -179,88 +266,54 @@ impl Actor {
                 },
                 () = ended(self.machine.as_ref()) => self.on_end().await,
                 () = sleep_until(idle) => self.on_idle().await,
+                run = self.patching.ended() => self.on_patch_ended(run).await,
+                digest = self.measuring.ended() => self.on_measured(digest),
             }
         }
     }
 
     async fn serve(&mut self, request: Request) {
         match request {
-            Request::Use(answer) => {
-                let guest = self.ensure_running().await;
-                let _ = answer.send(guest.map(|guest| (guest, self.activity.begin_call())));
-            }
+            Request::Use(answer) => self.let_in(answer).await,
+            Request::Wake(wake, answer) => self.wake(wake, answer).await,
+            Request::Settled(answer) => match self.patching.is_running() {
+                true => self.patching.wait(answer),
+                false => self.answer_report(answer),
+            },
             Request::Doubt => self.check_agent().await,
-            Request::Report(answer) => {
-                let _ = answer.send(Ok(self.record.report()));
+            Request::Report(answer) => self.answer_report(answer),
+            Request::Log(answer) => {
+                let running = self.record.state == SandboxState::Running;
+                let guest = if running { self.ensure_running().await.ok() } else { None };
+                let _ = answer.send(Ok(guest.map_or_else(|| Log::Copy(self.folder.clone()), Log::Agent)));
             }
-            Request::Hibernate(answer) => {
-                let result = self.ensure_hibernated().await;
-                let _ = answer.send(result.map(|()| self.record.report()));
-            }
+            Request::Hibernate(answer) => self.hibernate(answer).await,
             Request::SetTimeout(seconds, answer) => {
                 self.record.spec.timeout_seconds = seconds;
                 self.activity.touch();
                 let saved = self.save();
                 let _ = answer.send(saved.map(|()| self.record.report()));
             }
+            Request::Resize(size, answer) => {
+                let resized = self.resize(size).await;
+                let _ = answer.send(resized.map(|()| self.record.report()));
+            }
+            Request::Begin(order, answer) => self.begin(order, answer).await,
+            Request::OpenRoot(answer) => {
+                let _ = answer.send(self.open_root());
+            }
+            Request::Capture(target, answer) => {
+                let _ = answer.send(self.take_disk(&target).await);
+            }
+            Request::MemoryInUse(answer) => {
+                let _ = answer.send(Ok(self.machine.as_ref().map(Machine::memory_in_use)));
+            }
             Request::Delete(_) => unreachable!("deletion is served by the loop"),
         }
     }
 
-    /// Makes the disk and starts the sandbox for the first time. Leaves nothing behind when that fails.
-    async fn make(&mut self) -> Result<(), Error> {
-        let made = async {
-            self.check_volume()?;
-            let blank = self.host.disks.blank(self.record.spec.size.disk_mb).await;
-            let blank =
-                blank.map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
-            let folder = self.folder.clone();
-            tokio::task::spawn_blocking(move || {
-                std::fs::create_dir(&folder)?;
-                disk::reflink(&blank, &folder.join("disk.img"))
-            })
-            .await
-            .map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
-            self.start().await
-        };
-        let result = made.await;
-        if result.is_err() {
-            self.remove_folder().await;
-        }
-        result
-    }
-
-    async fn start(&mut self) -> Result<(), Error> {
-        let machine = machine::start(&self.host, &mut self.record, &self.folder).await?;
-        self.machine = Some(machine);
-        self.activity.touch();
-        self.become_state(SandboxState::Running, None)
-    }
-
-    /// The gate that every use of a sandbox passes.
-    async fn ensure_running(&mut self) -> Result<Guest, Error> {
-        match self.record.state {
-            SandboxState::Running => {}
-            SandboxState::Hibernated => {
-                self.check_volume()?;
-                self.start().await?;
-                info!("woken");
-            }
-            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
-        }
-        let Some(machine) = &mut self.machine else {
-            return Err(Error::internal("a running sandbox has no processes"));
-        };
-        if !machine.guest.is_closed() {
-            return Ok(machine.guest.clone());
-        }
-        self.reconnect().await;
-        match &self.machine {
-            Some(machine) => Ok(machine.guest.clone()),
-            None => Err(self.gone()),
-        }
+    pub(super) fn answer_report(&self, answer: Answer<Report>) {
+        let _ = answer.send(Ok(self.record.report()));
     }
 
     async fn check_agent(&mut self) {
@@ -272,47 +325,11 @@ impl Actor {
     }
 
     /// Connects to the agent anew; one that cannot be talked to ends the sandbox.
-    async fn reconnect(&mut self) {
+    pub(super) async fn reconnect(&mut self) {
         if let Some(machine) = &mut self.machine
             && let Err(error) = machine.reconnect(&self.folder).await
         {
             self.fail(format!("its agent stopped answering, or answers nonsense: {}", error.message)).await;
-        }
-    }
-
-    async fn ensure_hibernated(&mut self) -> Result<(), Error> {
-        match self.record.state {
-            SandboxState::Hibernated => return Ok(()),
-            SandboxState::Running => {}
-            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
-        }
-        // Calls that were let in get to end; those that come now wait for the wake.
-        let deadline = Instant::now() + LAST_CALLS;
-        while self.activity.has_calls() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        // Written down first: from here on there is no way back to running but through a wake.
-        self.record.hibernating = true;
-        if let Err(error) = self.save() {
-            self.record.hibernating = false;
-            return Err(error);
-        }
-        if let Some(machine) = self.machine.take() {
-            machine.ask_to_end().await;
-            machine.end(&self.host, &self.folder).await;
-        }
-        self.record.machine = None;
-        self.become_state(SandboxState::Hibernated, None)?;
-        info!("hibernated");
-        Ok(())
-    }
-
-    async fn on_idle(&mut self) {
-        if self.idle_deadline().is_none_or(|deadline| deadline > Instant::now()) {
-            return;
-        }
-        if let Err(error) = self.ensure_hibernated().await {
-            warn!(%error, "an idle sandbox could not be hibernated");
         }
     }
 
@@ -329,26 +346,50 @@ impl Actor {
     /// Ends what runs and keeps the disk; the reason is there to read.
     async fn fail(&mut self, reason: String) {
         info!(reason, "failed");
-        if let Some(machine) = self.machine.take() {
-            machine.end(&self.host, &self.folder).await;
-        }
+        log::note_failure(&self.folder, &reason).await;
+        self.end_machine().await;
         self.record.machine = None;
         if let Err(error) = self.become_state(SandboxState::Error, Some(reason)) {
             warn!(%error, "the end of a sandbox could not be written down");
         }
+        self.patching.call_off(&self.gone());
     }
 
     async fn delete(&mut self) {
-        if let Some(machine) = self.machine.take() {
-            machine.end(&self.host, &self.folder).await;
-        }
+        self.stop_measuring();
+        self.end_machine().await;
         self.record.machine = None;
         self.remove_folder().await;
         self.record.become_state(SandboxState::Stopped, None);
         self.host.publish(self.record.report());
+        self.patching.call_off(&self.gone());
     }
 
-    async fn remove_folder(&self) {
+    /// Ends what runs, if anything does. Its disk is written out and no longer attached afterwards.
+    pub(super) async fn end_machine(&mut self) {
+        if let Some(machine) = self.machine.take() {
+            machine.end(&self.host, &self.folder).await;
+        }
+        self.wait_for_the_dying().await;
+    }
+
+    /// Ends what runs, and does not wait for what it still writes: that is for a disk nobody will look at again.
+    pub(super) async fn abandon_machine(&mut self) {
+        self.wait_for_the_dying().await;
+        if let Some(machine) = self.machine.take() {
+            machine.kill();
+            let host = self.host.clone();
+            self.dying = Some(tokio::spawn(async move { machine.end_without_disk(&host).await }));
+        }
+    }
+
+    pub(super) async fn wait_for_the_dying(&mut self) {
+        if let Some(dying) = self.dying.take() {
+            let _ = dying.await;
+        }
+    }
+
+    pub(super) async fn remove_folder(&self) {
         let folder = self.folder.clone();
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(folder)).await;
         match removed.map_err(std::io::Error::other).flatten() {
@@ -359,31 +400,29 @@ impl Actor {
         }
     }
 
-    fn become_state(&mut self, state: SandboxState, reason: Option<String>) -> Result<(), Error> {
+    pub(super) fn become_state(&mut self, state: SandboxState, reason: Option<String>) -> Result<(), Error> {
         self.record.become_state(state, reason);
         let saved = self.save();
         self.host.publish(self.record.report());
         saved
     }
 
-    fn save(&self) -> Result<(), Error> {
+    /// Says something about it that is not a change of state.
+    pub(super) fn note(&mut self) {
+        self.record.note();
+        if let Err(error) = self.save() {
+            warn!(%error, "what there is to know of a sandbox could not be written down");
+        }
+        self.host.publish(self.record.report());
+    }
+
+    pub(super) fn save(&self) -> Result<(), Error> {
         self.record.save(&self.folder).map_err(|error| {
             Error::unavailable(format!("the sandbox's record could not be written: {error}"))
         })
     }
 
-    fn check_volume(&self) -> Result<(), Error> {
-        let free = self.host.disks.free_bytes();
-        if free >= MIN_FREE_BYTES {
-            return Ok(());
-        }
-        Err(Error::unavailable(format!(
-            "the node's volume is nearly full ({} MiB free); delete sandboxes or enlarge it",
-            free >> 20
-        )))
-    }
-
-    fn gone(&self) -> Error {
+    pub(super) fn gone(&self) -> Error {
         let id = &self.record.id;
         let message = match &self.record.reason {
             Some(reason) => format!("sandbox {id} has been stopped: {reason}"),
@@ -393,13 +432,14 @@ impl Actor {
     }
 
     /// When to look whether it is idle; `None` when it never is.
-    fn idle_deadline(&self) -> Option<Instant> {
+    pub(super) fn idle_deadline(&self) -> Option<Instant> {
         let seconds = self.record.spec.timeout_seconds;
-        if seconds == 0 || self.record.state != SandboxState::Running {
+        if seconds == 0 || self.record.state != SandboxState::Running || self.patching.is_running() {
             return None;
         }
         let timeout = Duration::from_secs(seconds.into());
-        Some(self.activity.idle_at(timeout).unwrap_or_else(|| Instant::now() + RECHECK))
+        let idle = self.activity.idle_at(timeout).unwrap_or_else(|| Instant::now() + RECHECK);
+        Some(self.hibernate_not_before.map_or(idle, |earliest| idle.max(earliest)))
     }
 }
 
@@ -407,9 +447,17 @@ fn refuse(request: Request, error: &Error) {
     let error = error.clone();
     match request {
         Request::Use(answer) => drop(answer.send(Err(error))),
-        Request::Report(answer) | Request::Hibernate(answer) | Request::SetTimeout(_, answer) => {
-            drop(answer.send(Err(error)));
-        }
+        Request::Log(answer) => drop(answer.send(Err(error))),
+        Request::Report(answer)
+        | Request::Settled(answer)
+        | Request::Wake(_, answer)
+        | Request::Hibernate(answer)
+        | Request::SetTimeout(_, answer)
+        | Request::Resize(_, answer)
+        | Request::Begin(_, answer) => drop(answer.send(Err(error))),
+        Request::OpenRoot(answer) => drop(answer.send(Err(error))),
+        Request::Capture(_, answer) => drop(answer.send(Err(error))),
+        Request::MemoryInUse(answer) => drop(answer.send(Err(error))),
         // There is nothing of it; that is what was asked for.
         Request::Delete(answer) => drop(answer.send(Ok(()))),
         Request::Doubt => {}
@@ -423,7 +471,7 @@ async fn ended(machine: Option<&Machine>) {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+pub(super) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

@@ -5,8 +5,10 @@ use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use warren_node_api::{Report, SandboxSpec};
-use warren_types::{SandboxId, SandboxState};
+use warren_node_api::{PatchProgress, Report, SandboxSpec};
+use warren_types::{ExecId, SandboxId, SandboxState};
+
+use crate::checkpoint::manifest::Lineage;
 
 const FORMAT: u32 = 1;
 const FILE: &str = "record.json";
@@ -21,11 +23,62 @@ pub(crate) struct Record {
     pub(crate) state: SandboxState,
     pub(crate) generation: u64,
     pub(crate) reason: Option<String>,
-    /// Its processes are being ended to hibernate it: whatever of them a restart finds is to be ended too.
+    /// What was tried and did not work.
     #[serde(default)]
-    pub(crate) hibernating: bool,
+    pub(crate) warning: Option<String>,
+    /// What it is on its way to, while its processes are being ended: a restart goes on from there.
+    #[serde(default)]
+    pub(crate) transition: Option<Transition>,
+    /// What its disk holds; while it hibernates, once that has been read.
+    #[serde(default)]
+    pub(crate) disk: Option<Kept>,
+    /// What `previous.img` holds: the disk as it was before it last woke.
+    #[serde(default)]
+    pub(crate) previous: Option<Kept>,
+    /// The checkpoint it came from.
+    #[serde(default)]
+    pub(crate) lineage: Option<Lineage>,
+    /// Why the next patch failed.
+    #[serde(default)]
+    pub(crate) patch_error: Option<String>,
+    /// The patch that is running.
+    #[serde(default)]
+    pub(crate) patch: Option<StartedPatch>,
+    /// It has started, and its patches and start commands are not all done yet.
+    #[serde(default)]
+    pub(crate) settling: bool,
     /// Present from before its processes start until after they have ended.
     pub(crate) machine: Option<MachineRecord>,
+}
+
+/// Why the processes of a sandbox are being ended. Written down first: from then on there is no way back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Transition {
+    /// To hibernate it.
+    Hibernate,
+    /// To start it again on the same disk.
+    Restart,
+    /// To start it again on the disk `next.img`, made over that template and with that lineage.
+    Restore { template_digest: String, lineage: Option<Lineage> },
+}
+
+/// A disk image as it was when nothing ran on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) digest: String,
+    /// The sandbox's generation at that time.
+    pub(crate) generation: u64,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StartedPatch {
+    pub(crate) sequence: u32,
+    pub(crate) exec: ExecId,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) at_ms: u64,
 }
 
 /// How to find the running part again.
@@ -35,10 +88,17 @@ pub(crate) struct MachineRecord {
     pub(crate) boot_id: String,
     pub(crate) slot: u16,
     pub(crate) cpus: Vec<u32>,
+    /// Name of its cgroup below the node's: the sandbox's id, followed by a generation where the processes before it may
+    /// still be ending. It comes first wherever groups are looked for by id.
+    #[serde(default)]
+    pub(crate) cgroup: String,
     /// 0 until it is known.
     pub(crate) pid: i32,
-    /// `major:minor` of the loop device of its disk; empty until it is known.
+    /// `major:minor` of the loop device of its disk.
     pub(crate) disk_device: String,
+    /// Milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub(crate) since_ms: u64,
 }
 
 impl Record {
@@ -51,18 +111,40 @@ impl Record {
             state: SandboxState::Creating,
             generation: 1,
             reason: None,
-            hibernating: false,
+            warning: None,
+            transition: None,
+            disk: None,
+            previous: None,
+            lineage: None,
+            patch_error: None,
+            patch: None,
+            settling: false,
             machine: None,
         }
     }
 
     pub(crate) fn report(&self) -> Report {
         Report {
-            id: self.id.clone(),
-            state: self.state,
-            generation: self.generation,
             reason: self.reason.clone(),
+            warning: self.warning.clone(),
+            size: Some(self.spec.size),
+            processes_since_ms: self
+                .machine
+                .as_ref()
+                .filter(|_| self.state == SandboxState::Running)
+                .map(|machine| machine.since_ms),
+            patches: PatchProgress {
+                applied: self.lineage.as_ref().map_or(0, |lineage| lineage.patches_applied),
+                error: self.patch_error.clone(),
+            },
+            ..Report::new(self.id.clone(), self.state, self.generation)
         }
+    }
+
+    /// Name of the cgroup its processes are in, or would be.
+    pub(crate) fn cgroup(&self) -> &str {
+        let named = self.machine.as_ref().map(|machine| machine.cgroup.as_str());
+        named.filter(|name| !name.is_empty()).unwrap_or(self.id.as_str())
     }
 
     /// Moves to another state; each move is a new generation.
@@ -70,7 +152,23 @@ impl Record {
         debug_assert!(self.state.can_become(state), "{} cannot become {state}", self.state);
         self.state = state;
         self.reason = reason;
-        self.hibernating = false;
+        self.settle();
+    }
+
+    /// Stays in its state, with other processes.
+    pub(crate) fn begin_anew(&mut self) {
+        debug_assert_eq!(self.state, SandboxState::Running);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        self.warning = None;
+        self.transition = None;
+        self.generation += 1;
+    }
+
+    /// Something its owner is to know changed, and its state did not.
+    pub(crate) fn note(&mut self) {
         self.generation += 1;
     }
 

@@ -12,9 +12,9 @@ use warren_guest_api::network::{
     GATEWAY, GATEWAY_HARDWARE, INSIDE, INSIDE_HARDWARE, LINK, RESOLVER, SETTINGS,
 };
 use warren_netlink::Netlink;
-use warren_runtime::cgroup::Hierarchies;
+use warren_runtime::Launcher;
+use warren_runtime::cgroup::{Hierarchies, Limits};
 use warren_runtime::process::Watched;
-use warren_runtime::{CgroupPlan, Launcher};
 use warren_runtime_vm::emulator::{self, Emulator};
 use warren_runtime_vm::kernel::{self, Kernel};
 use warren_runtime_vm::machine::{Complaints, Machine, make_memory, read_state, state_file};
@@ -178,18 +178,22 @@ impl Lab {
     }
 
     fn plan(&self, name: &str, folder: &Path, start: Start, accelerator: Accelerator) -> Launch {
+        let limits = Limits {
+            cpu_count: 1,
+            cpus: Vec::new(),
+            memory_bytes: (u64::from(self.memory_mb) + 256) << 20,
+            pids: 256,
+            disk_device: None,
+            io_bytes_per_second: 2 << 30,
+            io_operations_per_second: 100_000,
+        };
+        self.hierarchies.group(&self.parent, name).create(&limits).unwrap();
         Launch {
             user: 0x1fff_0000 + std::process::id() % 0xffff,
-            cgroup: CgroupPlan {
-                parent: self.parent.clone(),
-                name: name.to_owned(),
-                cpu_count: 1,
-                cpus: Vec::new(),
-                memory_bytes: (u64::from(self.memory_mb) + 256) << 20,
-                pids: 256,
-                io_bytes_per_second: 2 << 30,
-                io_operations_per_second: 100_000,
-            },
+            cgroup_parent: self.parent.clone(),
+            cgroup_name: name.to_owned(),
+            io_bytes_per_second: 2 << 30,
+            io_operations_per_second: 100_000,
             emulator_tree: self.emulator.tree.clone(),
             hardware: Hardware { accelerator, cpu_count: 1, memory_mb: self.memory_mb },
             template_image: self.template.clone(),

@@ -1,35 +1,57 @@
-//! Attaching to a command or a terminal: frames both ways.
+//! Attaching to a command or a terminal: its output, and its input beside it.
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Method};
 use tokio::sync::mpsc;
+use warren_guest_api::frame::Frame;
+use warren_guest_api::input::Credit;
 use warren_types::{Error, ExecId, PtyId};
 
+use super::frames::Frames;
 use super::output::OutputStream;
 use crate::app::App;
 use crate::app::auth::Live;
 
-/// Input frames on their way; one more waits for the command to read.
+/// Pieces of input on their way; the agent takes them as soon as they come.
 const INPUT_QUEUE: usize = 2;
 
-/// Both directions of an attached command or terminal.
+/// Both directions of an attached command or terminal. Dropping the output detaches.
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub output: OutputStream,
     pub input: Input,
 }
 
-/// Where input goes. Waits when the other end does not read.
+/// Where input goes. Dropping it gives up what has not arrived yet.
 #[derive(Debug)]
-pub(crate) struct Input(mpsc::Sender<Bytes>);
+pub(crate) struct Input {
+    pieces: mpsc::Sender<Bytes>,
+    credit: Credit,
+    grants: Frames,
+}
 
 impl Input {
-    /// Waits for room for one frame, encoded; `None` once nobody takes input any more. Losing interest half-way
-    /// loses nothing.
-    pub(crate) async fn room(&self) -> Option<mpsc::Permit<'_, Bytes>> {
-        self.0.reserve().await.ok()
+    /// Sends the beginning of `frames`, which are encoded, as soon as the agent has room for a byte of them; `false` once
+    /// it takes no more input. Losing interest half-way loses nothing.
+    pub(crate) async fn send(&mut self, frames: &mut Bytes) -> bool {
+        while self.credit.left() == 0 {
+            match self.grants.next().await {
+                Ok(Some(Frame::InputTaken(bytes))) if self.credit.grant(bytes).is_ok() => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        let Ok(place) = self.pieces.reserve().await else { return false };
+        place.send(frames.split_to(self.credit.spend(frames.len())));
+        true
+    }
+
+    /// Ends the input and waits until what was sent has arrived.
+    pub(crate) async fn finish(self) {
+        let Self { pieces, mut grants, .. } = self;
+        drop(pieces);
+        while let Ok(Some(_)) = grants.next().await {}
     }
 }
 
@@ -42,23 +64,30 @@ impl App {
         offset: Option<u64>,
     ) -> Result<(Attached, u64), Error> {
         let query = offset.map(|offset| format!("?offset={offset}")).unwrap_or_default();
-        let mut attached = self.attach(live, &format!("exec/{exec}/attach{query}")).await?;
+        let mut attached = self.attach(live, &format!("exec/{exec}"), &query).await?;
         let (_, offset) = attached.output.started().await?;
         Ok((attached, offset))
     }
 
     pub(crate) async fn attach_pty(&self, live: &Live, pty: &PtyId) -> Result<Attached, Error> {
-        self.attach(live, &format!("pty/{pty}/attach")).await
+        self.attach(live, &format!("pty/{pty}"), "").await
     }
 
-    async fn attach(&self, live: &Live, path: &str) -> Result<Attached, Error> {
-        let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
-        let frames = stream::unfold(receiver, async |mut receiver: mpsc::Receiver<Bytes>| {
-            let bytes = receiver.recv().await?;
-            Some((Ok::<_, std::convert::Infallible>(bytes), receiver))
-        });
-        let answer =
-            self.guest(live, Method::POST, path, HeaderMap::new(), Body::from_stream(frames)).await?;
-        Ok(Attached { output: OutputStream::new(answer.into_body()), input: Input(sender) })
+    async fn attach(&self, live: &Live, path: &str, query: &str) -> Result<Attached, Error> {
+        let (pieces, receiver) = mpsc::channel(INPUT_QUEUE);
+        let body =
+            Body::from_stream(stream::unfold(receiver, async |mut receiver: mpsc::Receiver<Bytes>| {
+                let bytes = receiver.recv().await?;
+                Some((Ok::<_, std::convert::Infallible>(bytes), receiver))
+            }));
+        let (output_path, input_path) = (format!("{path}/attach{query}"), format!("{path}/input"));
+        let (output, grants) = tokio::try_join!(
+            self.guest(live, Method::POST, &output_path, HeaderMap::new(), Body::empty()),
+            self.guest(live, Method::POST, &input_path, HeaderMap::new(), body),
+        )?;
+        Ok(Attached {
+            output: OutputStream::new(output.into_body()),
+            input: Input { pieces, credit: Credit::default(), grants: Frames::new(grants.into_body()) },
+        })
     }
 }

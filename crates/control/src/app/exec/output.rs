@@ -1,11 +1,13 @@
-//! Output of a command as it arrives: frames cut from a guest's answer, and a bounded collection of them.
+//! Output of a command as it arrives, and a bounded collection of it.
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use warren_guest_api::exec::{Exit, ExitReason};
-use warren_guest_api::frame::{Decoder, Frame};
+use warren_guest_api::frame::Frame;
 use warren_types::{Error, ErrorKind, ExecId};
+
+use super::frames::Frames;
 
 const TIMED_OUT: &str = "\nProcess timed out";
 
@@ -13,8 +15,7 @@ const TIMED_OUT: &str = "\nProcess timed out";
 /// an error, because nobody knows then how the command ended.
 #[derive(Debug)]
 pub(crate) struct OutputStream {
-    body: Body,
-    decoder: Decoder,
+    frames: Frames,
 }
 
 /// Output that fits in memory.
@@ -28,24 +29,12 @@ pub(crate) struct Collected {
 
 impl OutputStream {
     pub(crate) fn new(body: Body) -> Self {
-        Self { body, decoder: Decoder::default() }
+        Self { frames: Frames::new(body) }
     }
 
     pub(crate) async fn next(&mut self) -> Result<Frame, Error> {
-        loop {
-            if let Some(frame) = self.decoder.next_frame().map_err(|error| lost(&error))? {
-                return Ok(frame);
-            }
-            match self.body.frame().await {
-                Some(Ok(piece)) => {
-                    if let Ok(bytes) = piece.into_data() {
-                        self.decoder.push(&bytes);
-                    }
-                }
-                Some(Err(error)) => return Err(lost(&error)),
-                None => return Err(lost(&"it ended without saying how the command did")),
-            }
-        }
+        let next = self.frames.next().await.map_err(|error| lost(&error))?;
+        next.ok_or_else(|| lost(&"it ended without saying how the command did"))
     }
 
     /// Takes the frame that every stream of a command starts with: its id and the offset of what follows.
@@ -76,8 +65,12 @@ impl Collected {
         match frame {
             Frame::Stdout(bytes) => self.stdout.extend_from_slice(&bytes),
             Frame::Stderr(bytes) => self.stderr.extend_from_slice(&bytes),
-            Frame::Stdin(_) | Frame::Exit(_) | Frame::ReplayEnd | Frame::StdinEnd | Frame::Started { .. } => {
-            }
+            Frame::Stdin(_)
+            | Frame::Exit(_)
+            | Frame::ReplayEnd
+            | Frame::StdinEnd
+            | Frame::Started { .. }
+            | Frame::InputTaken(_) => {}
         }
     }
 

@@ -36,14 +36,14 @@ impl App {
 
     /// The newest output over both streams, and whether older output is missing from it.
     async fn replay(&self, live: &Live, exec: &ExecId) -> Result<(Collected, bool), Error> {
-        let path = format!("exec/{exec}/attach");
-        let answer = self.guest(live, Method::POST, &path, HeaderMap::new(), Body::empty()).await?;
+        let path = format!("exec/{exec}/replay");
+        let answer = self.guest(live, Method::GET, &path, HeaderMap::new(), Body::empty()).await?;
         let mut output = OutputStream::new(answer.into_body());
         let (_, offset) = output.started().await?;
         let mut collected = Collected::default();
         loop {
             match output.next().await? {
-                Frame::ReplayEnd | Frame::Exit(_) => return Ok((collected, offset > 0)),
+                Frame::ReplayEnd => return Ok((collected, offset > 0)),
                 frame => collected.push(frame),
             }
             if collected.len() > MAX_REPLAY_BYTES {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use warren_api::sandboxes::{Sandbox, SandboxCreate};
-use warren_node_api::{NodeInfo, Report};
+use warren_node_api::{CODE_CHECKPOINT_DAMAGED, NodeInfo, Report};
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::request::Wanted;
@@ -29,6 +29,8 @@ use crate::store::sandboxes::change::{Inserted, NewSandbox};
 
 /// How long a node may take. Far more than a create needs: this is for nodes that hang.
 const NODE_DEADLINE: Duration = Duration::from_secs(60);
+/// The same where a checkpoint has to be read first and its patches run.
+const FORK_DEADLINE: Duration = Duration::from_secs(30 * 60);
 /// Random ids tried before giving up; a second try is a matter of one in some ten thousand creates.
 const ID_TRIES: usize = 8;
 
@@ -79,6 +81,17 @@ impl App {
     ) -> Result<Created, CreateError> {
         let key = idempotency_key.map(|key| identify(key, &body)).transpose()?;
         let wanted = Wanted::try_from(body)?;
+        self.create_wanted(caller, wanted, key, base).await
+    }
+
+    /// Makes what was asked for, by whichever route.
+    pub(in crate::app) async fn create_wanted(
+        self: &Arc<Self>,
+        caller: &Caller,
+        wanted: Wanted,
+        key: Option<IdempotencyKey>,
+        base: String,
+    ) -> Result<Created, CreateError> {
         let (app, caller) = (Arc::clone(self), caller.clone());
         self.to_the_end(async move {
             let (row, timing) = app.create_once(&caller, wanted, key).await?;
@@ -142,10 +155,12 @@ impl App {
             tags: wanted.tags,
             limit: self.max_running_per_org,
             idempotency,
+            from_checkpoint: wanted.spec.from_checkpoint.clone(),
         };
+        let deadline = if new.from_checkpoint.is_some() { FORK_DEADLINE } else { NODE_DEADLINE };
         let (inserted, made) = tokio::join!(
             timed(self.store.insert_sandbox(&new)),
-            timed(tokio::time::timeout(NODE_DEADLINE, self.node.ensure_sandbox(&id, &wanted.spec))),
+            timed(tokio::time::timeout(deadline, self.node.ensure_sandbox(&id, &wanted.spec))),
         );
         let ((inserted, insert), (made, node)) = (inserted, made);
         let made =
@@ -160,11 +175,14 @@ impl App {
         let report = match made.and_then(running) {
             Ok(report) => report,
             Err(error) => {
-                let answer = node_failure(error, &new.template);
-                tracing::warn!(sandbox = %id, reason = %answer, "a sandbox could not be made");
+                let answer = node_failure(error, &new);
                 let removed = self.store.remove_creating(&id).await?;
                 self.undo_create(flight);
-                return Err(if removed { answer } else { deleted_meanwhile(&id) }.into());
+                if !removed {
+                    return Err(deleted_meanwhile(&id).into());
+                }
+                tracing::warn!(sandbox = %id, reason = %answer, "a sandbox could not be made");
+                return Err(answer.into());
             }
         };
         let settling = Instant::now();
@@ -289,19 +307,28 @@ fn template_not_found(template: &str) -> Error {
 }
 
 /// A node's refusal in the words of a create.
-fn node_failure(error: Error, template: &str) -> Error {
-    let kind = match error.kind {
-        ErrorKind::NotFound => return template_not_found(template),
-        ErrorKind::Unavailable | ErrorKind::LimitReached => ErrorKind::Unavailable,
-        ErrorKind::Unsupported => ErrorKind::Unsupported,
-        ErrorKind::Invalid
-        | ErrorKind::Unauthenticated
-        | ErrorKind::Forbidden
-        | ErrorKind::Gone
-        | ErrorKind::Conflict
-        | ErrorKind::TooLarge
-        | ErrorKind::SandboxFailed
-        | ErrorKind::Internal => ErrorKind::SandboxFailed,
+fn node_failure(error: Error, new: &NewSandbox) -> Error {
+    let kind = match (error.kind, &new.from_checkpoint) {
+        (ErrorKind::NotFound, None) => return template_not_found(&new.template),
+        (ErrorKind::NotFound, Some(_)) => {
+            return Error::conflict("the checkpoint is no longer on its node; use another one")
+                .with_code(CODE_CHECKPOINT_DAMAGED);
+        }
+        // It is damaged; the sentence says what else there is.
+        (ErrorKind::Conflict, Some(_)) => ErrorKind::Conflict,
+        (ErrorKind::Unavailable | ErrorKind::LimitReached, _) => ErrorKind::Unavailable,
+        (ErrorKind::Unsupported, _) => ErrorKind::Unsupported,
+        (
+            ErrorKind::Invalid
+            | ErrorKind::Unauthenticated
+            | ErrorKind::Forbidden
+            | ErrorKind::Gone
+            | ErrorKind::Conflict
+            | ErrorKind::TooLarge
+            | ErrorKind::SandboxFailed
+            | ErrorKind::Internal,
+            _,
+        ) => ErrorKind::SandboxFailed,
     };
     Error { kind, ..error }
 }

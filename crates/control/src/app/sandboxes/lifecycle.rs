@@ -1,15 +1,16 @@
-//! Time-outs, hibernate, wake.
+//! Time-outs, hibernate, wake, reboot.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use warren_api::sandboxes::{Hibernated, Sandbox};
-use warren_node_api::{Report, Timeout};
+use warren_api::sandboxes::{Hibernated, Wake, Woken};
+use warren_node_api::{Reboot, Report, Timeout, Wake as NodeWake};
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::MAX_TIMEOUT_SECONDS;
+use super::view::hibernation_keeps;
 use crate::app::App;
-use crate::app::auth::{Caller, has_been_stopped, has_failed, sandbox_not_found};
+use crate::app::auth::{Caller, has_been_stopped, has_failed};
 use crate::app::guest::from_node;
 use crate::store::sandboxes::{Intent, SandboxStanding};
 
@@ -29,7 +30,7 @@ impl App {
         let seconds = checked_timeout(seconds)?;
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
         self.to_the_end(async move {
-            usable(&app.standing(&caller, &id).await?)?;
+            app.usable_standing(&caller, &id).await?;
             app.change_timeout(&id, seconds).await
         })
         .await
@@ -42,7 +43,7 @@ impl App {
     ) -> Result<Hibernated, Error> {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
         self.to_the_end(async move {
-            match app.standing(&caller, &id).await?.observed {
+            match app.standing_in_any_state(&caller, &id).await?.observed {
                 // The row may be a moment behind, so the node is asked in both cases.
                 SandboxState::Running | SandboxState::Hibernated => {}
                 SandboxState::Creating | SandboxState::Stopped | SandboxState::Error => {
@@ -52,7 +53,11 @@ impl App {
             let report = app.on_node(app.node.ensure_hibernated(&id)).await?;
             app.store.set_intent(&id, Intent::Hibernated).await?;
             reached(&report, SandboxState::Hibernated)?;
-            Ok(Hibernated { sandbox_id: id.to_string(), status: report.state.to_string() })
+            Ok(Hibernated {
+                sandbox_id: id.to_string(),
+                status: report.state.to_string(),
+                keeps: hibernation_keeps(&app.node_info().runtime).to_owned(),
+            })
         })
         .await
     }
@@ -62,27 +67,62 @@ impl App {
         self: &Arc<Self>,
         caller: &Caller,
         id: &SandboxId,
-        timeout: Option<i64>,
+        body: Wake,
         base: String,
-    ) -> Result<Sandbox, Error> {
-        let timeout = timeout.map(checked_timeout).transpose()?;
+    ) -> Result<Woken, Error> {
+        let timeout = body.timeout.map(checked_timeout).transpose()?;
+        let previous_disk = match body.disk.as_deref() {
+            None | Some("" | "latest") => false,
+            Some("previous") => true,
+            Some(_) => return Err(Error::invalid("disk must be latest or previous")),
+        };
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
         self.to_the_end(async move {
-            usable(&app.standing(&caller, &id).await?)?;
+            let before = app.usable_standing(&caller, &id).await?;
             if let Some(seconds) = timeout {
                 app.change_timeout(&id, seconds).await?;
             }
-            let report = app.on_node(app.node.ensure_awake(&id)).await?;
+            let report = app.on_node(app.node.ensure_awake(&id, NodeWake { previous_disk })).await?;
             app.store.set_intent(&id, Intent::Running).await?;
             reached(&report, SandboxState::Running)?;
-            app.get_sandbox(&caller, &id, &base).await
+            let sandbox = app.get_sandbox(&caller, &id, &base).await?;
+            // The row may have been a moment behind; the generation tells whether anything happened.
+            let processes = match before.observed {
+                SandboxState::Running if report.generation == before.generation => "running",
+                _ if sandbox.hibernation_keeps == "memory" => "kept",
+                _ => "restarted",
+            };
+            Ok(Woken { sandbox, processes: processes.to_owned() })
         })
         .await
     }
 
-    async fn standing(&self, caller: &Caller, id: &SandboxId) -> Result<SandboxStanding, Error> {
-        let found = self.store.find_standing(id).await?;
-        found.filter(|found| found.org == *caller.org()).ok_or_else(sandbox_not_found)
+    /// Ends everything in it and starts it again on the same disk; `hard` without asking first. One that hibernates is
+    /// started.
+    pub(crate) async fn reboot(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &SandboxId,
+        hard: bool,
+    ) -> Result<(), Error> {
+        let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
+        self.to_the_end(async move {
+            app.usable_standing(&caller, &id).await?;
+            let report = app.on_node(app.node.reboot(&id, Reboot { hard })).await?;
+            app.store.set_intent(&id, Intent::Running).await?;
+            reached(&report, SandboxState::Running)
+        })
+        .await
+    }
+
+    /// Where a sandbox of ours stands that can be used.
+    pub(in crate::app) async fn usable_standing(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+    ) -> Result<SandboxStanding, Error> {
+        let found = self.standing_in_any_state(caller, id).await?;
+        usable(&found).map(|()| found)
     }
 
     /// The node first: what is stored is what counts there.

@@ -13,10 +13,14 @@ const MAX_NAME_BYTES: usize = 128;
 /// Metadata is part of every list, so it is kept small: this many entries, and bytes over all of them.
 const MAX_METADATA: usize = 200;
 const MAX_METADATA_BYTES: usize = 64 * 1024;
+/// As much as the body of a create may have.
+const MAX_ENVS_BYTES: usize = 1024 * 1024;
+const MAX_START_COMMANDS: usize = 32;
+const MAX_START_COMMAND_BYTES: usize = 16 * 1024;
 
 /// A create request that can be carried out, as far as it can be told without asking anybody.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     pub spec: SandboxSpec,
     pub alias: Option<String>,
     pub metadata: Tags,
@@ -39,16 +43,11 @@ impl TryFrom<SandboxCreate> for Wanted {
                 "template not found: a template's name has at most 128 bytes and no slash",
             ));
         }
-        let timeout_seconds = match u32::try_from(body.timeout.unwrap_or(0).max(0)) {
-            Ok(seconds) if seconds <= MAX_TIMEOUT_SECONDS => seconds,
-            _ => {
-                return Err(Error::invalid(format!("timeout must be at most {MAX_TIMEOUT_SECONDS} seconds")));
-            }
-        };
-        let envs = body.envs.unwrap_or_default();
-        check_envs(&envs)?;
-        let metadata = body.metadata.unwrap_or_default();
-        check_metadata(&metadata)?;
+        let timeout_seconds = timeout_or_never(body.timeout)?;
+        let envs = checked_envs(body.envs.unwrap_or_default())?;
+        let metadata = checked_metadata(body.metadata.unwrap_or_default())?;
+        let start_commands = body.start_commands.unwrap_or_default();
+        check_start_commands(&start_commands)?;
         let tags = body.tags.unwrap_or_default();
         tags::check(&tags)?;
         let alias = body.alias.filter(|alias| !alias.is_empty());
@@ -71,6 +70,8 @@ impl TryFrom<SandboxCreate> for Wanted {
                 envs,
                 timeout_seconds,
                 network: body.network_enabled.unwrap_or(true),
+                start_commands,
+                from_checkpoint: None,
             },
             alias,
             metadata,
@@ -84,13 +85,45 @@ fn zero_as_absent(number: Option<i64>) -> Option<i64> {
     number.filter(|number| *number != 0)
 }
 
-fn check_metadata(metadata: &Tags) -> Result<(), Error> {
+/// An idle time-out as a create or a fork gives it: what is below 0 counts as 0, which is never.
+pub(crate) fn timeout_or_never(seconds: Option<i64>) -> Result<u32, Error> {
+    match u32::try_from(seconds.unwrap_or(0).max(0)) {
+        Ok(seconds) if seconds <= MAX_TIMEOUT_SECONDS => Ok(seconds),
+        _ => Err(Error::invalid(format!("timeout must be at most {MAX_TIMEOUT_SECONDS} seconds"))),
+    }
+}
+
+/// Variables that fit into every command's environment.
+pub(crate) fn checked_envs(envs: Tags) -> Result<Tags, Error> {
+    check_envs(&envs)?;
+    let bytes: usize = envs.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if bytes > MAX_ENVS_BYTES {
+        return Err(Error::invalid(format!("envs may have {MAX_ENVS_BYTES} bytes in all (got {bytes})")));
+    }
+    Ok(envs)
+}
+
+pub(crate) fn checked_metadata(metadata: Tags) -> Result<Tags, Error> {
     let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if metadata.len() > MAX_METADATA || bytes > MAX_METADATA_BYTES {
         return Err(Error::invalid(format!(
             "metadata may have {MAX_METADATA} entries of {MAX_METADATA_BYTES} bytes in all (got {} of {bytes})",
             metadata.len()
         )));
+    }
+    Ok(metadata)
+}
+
+fn check_start_commands(commands: &[String]) -> Result<(), Error> {
+    if commands.len() > MAX_START_COMMANDS
+        || commands.iter().any(|command| command.len() > MAX_START_COMMAND_BYTES)
+    {
+        return Err(Error::invalid(format!(
+            "startCommands may have {MAX_START_COMMANDS} commands of {MAX_START_COMMAND_BYTES} bytes each"
+        )));
+    }
+    if commands.iter().any(|command| command.trim().is_empty() || command.contains('\0')) {
+        return Err(Error::invalid("startCommands must not be empty or contain NUL characters"));
     }
     Ok(())
 }

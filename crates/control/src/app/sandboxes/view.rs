@@ -28,9 +28,14 @@ impl App {
             tags_last_updated_at: row.tags_updated_at,
             token: None,
             connect_url: None,
+            hibernation_keeps: hibernation_keeps(&row.isolation).to_owned(),
             isolation: row.isolation,
             status_reason: row.reason,
             generation: row.generation,
+            warning: row.warning,
+            from_checkpoint_id: row.from_checkpoint.map(|id| id.to_string()),
+            patch_error: row.patch_error,
+            processes_since: row.processes_since.filter(|_| running),
         }
     }
 
@@ -42,4 +47,9 @@ impl App {
         let (token, connect_url) = access.unzip();
         Sandbox { token, connect_url, ..self.view(row) }
     }
+}
+
+/// What a sandbox of that kind keeps when it hibernates.
+pub(super) fn hibernation_keeps(isolation: &str) -> &'static str {
+    if isolation == "vm" { "memory" } else { "disk" }
 }

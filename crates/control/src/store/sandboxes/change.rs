@@ -2,7 +2,7 @@
 //! overwrite: who loses a race learns it from the number of rows.
 
 use warren_node_api::Report;
-use warren_types::{OrgId, SandboxId, SandboxState, Size, tags::Tags};
+use warren_types::{CheckpointId, OrgId, SandboxId, SandboxState, Size, tags::Tags};
 
 use super::{Intent, RawSandbox, SandboxRow, to_json, with_columns};
 use crate::store::idempotency::IdempotencyKey;
@@ -25,6 +25,7 @@ pub(crate) struct NewSandbox {
     /// Sandboxes the organisation may have running, this one included.
     pub limit: u32,
     pub idempotency: Option<IdempotencyKey>,
+    pub from_checkpoint: Option<CheckpointId>,
 }
 
 /// What became of an insert.
@@ -77,8 +78,8 @@ impl Store {
         }
         sqlx::query(
             "INSERT INTO sandboxes (id, org_id, node_id, template, alias, isolation, cpu_count, memory_mb, disk_mb, \
-             timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16)",
+             timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at, from_checkpoint) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17)",
         )
         .bind(new.id.as_str())
         .bind(new.org.as_str())
@@ -96,6 +97,7 @@ impl Store {
         .bind(Intent::Running.as_str())
         .bind(SandboxState::Creating.as_str())
         .bind(now)
+        .bind(new.from_checkpoint.as_ref().map(CheckpointId::as_str))
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
@@ -122,11 +124,18 @@ impl Store {
     /// Ends a create well. `None` when its owner has deleted the sandbox meanwhile.
     pub(crate) async fn settle_created(&self, report: &Report) -> Result<Option<SandboxRow>, StoreError> {
         let row: Option<RawSandbox> = sqlx::query_as(with_columns!(
-            "UPDATE sandboxes SET observed = $1, generation = $2 WHERE id = $3 AND observed = 'creating' RETURNING",
+            "UPDATE sandboxes SET observed = $1, generation = $2, warning = $3, processes_since = $4, patch_error = $5, \
+             memory_mb = coalesce($6, memory_mb), cpu_count = coalesce($7, cpu_count) \
+             WHERE id = $8 AND observed = 'creating' RETURNING",
             ""
         ))
         .bind(report.state.as_str())
         .bind(stored(report.generation))
+        .bind(&report.warning)
+        .bind(report.processes_since_ms.map(stored))
+        .bind(&report.patches.error)
+        .bind(report.size.map(|size| i64::from(size.memory_mb)))
+        .bind(report.size.map(|size| i64::from(size.cpu_count)))
         .bind(report.id.as_str())
         .fetch_optional(&self.states)
         .await
@@ -151,7 +160,9 @@ impl Store {
     pub(crate) async fn apply_report(&self, report: &Report) -> Result<bool, StoreError> {
         let applied = sqlx::query(
             "UPDATE sandboxes SET observed = $1, generation = $2, reason = $3, \
-             ended_at = CASE WHEN $1 IN ('stopped', 'error') THEN coalesce(ended_at, $4) END \
+             ended_at = CASE WHEN $1 IN ('stopped', 'error') THEN coalesce(ended_at, $4) END, \
+             warning = $6, processes_since = $7, patch_error = $8, \
+             memory_mb = coalesce($9, memory_mb), cpu_count = coalesce($10, cpu_count) \
              WHERE id = $5 AND observed NOT IN ('creating', 'stopped') \
              AND (generation < $2 OR (generation = $2 AND observed <> $1))",
         )
@@ -160,6 +171,11 @@ impl Store {
         .bind(&report.reason)
         .bind(now_micros())
         .bind(report.id.as_str())
+        .bind(&report.warning)
+        .bind(report.processes_since_ms.map(stored))
+        .bind(&report.patches.error)
+        .bind(report.size.map(|size| i64::from(size.memory_mb)))
+        .bind(report.size.map(|size| i64::from(size.cpu_count)))
         .execute(&self.states)
         .await
         .map(|done| done.rows_affected() > 0)
@@ -222,6 +238,6 @@ impl Store {
 }
 
 /// A generation comes from a node; one beyond the column's range is as good as its end.
-fn stored(generation: u64) -> i64 {
+pub(in crate::store) fn stored(generation: u64) -> i64 {
     i64::try_from(generation).unwrap_or(i64::MAX)
 }

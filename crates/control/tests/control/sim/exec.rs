@@ -6,7 +6,7 @@
 //! | `raw HEX` | those bytes on stdout |
 //! | `big N` | N times `x` on stdout |
 //! | `cat` | input comes back on stdout, until it ends |
-//! | `hold` | goes on for ever; as the whole script, input is not even taken off the wire |
+//! | `hold` | goes on for ever; as the whole script, it takes no input |
 //! | `sleep MS` | waits |
 //! | `timeout` | ends as if its time limit had struck |
 //! | `lose` | every stream of it breaks off |
@@ -27,6 +27,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{mpsc, watch};
 use warren_guest_api::exec::{self, ExecStart, Exit, ExitReason, Kill, REPLAY_BYTES};
 use warren_guest_api::frame::{Decoder, Frame, STDERR, STDOUT};
+use warren_guest_api::input::WINDOW;
 use warren_types::{Error, ExecId, SandboxId};
 
 use super::{Answer, SimNode, json, parameter};
@@ -109,23 +110,33 @@ async fn one(exec: &Arc<Exec>, path: &[&str], request: Request) -> Answer<Respon
             });
             Ok(StatusCode::NO_CONTENT.into_response())
         }
+        ["replay"] => {
+            let offset = exec.log.lock().unwrap().len().saturating_sub(REPLAY_BYTES);
+            let id = exec.id.as_str().as_bytes().try_into().unwrap();
+            let frames = [Frame::Started { id, offset }].into_iter().chain(exec.since(offset).0);
+            let frames = frames.chain([Frame::ReplayEnd]).map(|frame| frame.to_bytes());
+            Ok(frames.collect::<Vec<_>>().concat().into_response())
+        }
         ["attach"] => {
             let end = exec.log.lock().unwrap().len();
             let offset = match parameter(&request, "offset") {
                 Some(offset) => offset.parse().unwrap(),
                 None => end.saturating_sub(REPLAY_BYTES),
             };
-            let input = exec.input.lock().unwrap().clone();
-            if exec.start.cmd == "hold" {
-                let unread = request.into_body();
-                tokio::spawn(async move {
-                    std::future::pending::<()>().await;
-                    drop(unread);
-                });
-            } else {
-                tokio::spawn(feed(request.into_body(), input));
-            }
             Ok(exec.frames(offset, true).into_response())
+        }
+        ["input"] => {
+            let input = exec.input.lock().unwrap().clone();
+            let takes = exec.start.cmd != "hold";
+            let take = move |frame| {
+                let _ = input.as_ref().map(|input| {
+                    input.send(match frame {
+                        Frame::Stdin(bytes) => Some(bytes),
+                        _ => None,
+                    })
+                });
+            };
+            Ok(take_input(request.into_body(), takes, take).into_response())
         }
         _ => Err(Error::not_found("no such route").into()),
     }
@@ -186,18 +197,28 @@ async fn play(exec: Arc<Exec>, mut input: mpsc::UnboundedReceiver<Option<Bytes>>
     exec.end(0, ExitReason::Exited);
 }
 
-async fn feed(mut body: Body, input: Option<mpsc::UnboundedSender<Option<Bytes>>>) {
-    let Some(input) = input else { return };
-    let mut decoder = Decoder::default();
-    while let Some(Ok(piece)) = body.frame().await {
-        decoder.push(&piece.into_data().unwrap());
-        while let Some(frame) = decoder.next_frame().unwrap() {
-            let _ = input.send(match frame {
-                Frame::Stdin(bytes) => Some(bytes),
-                _ => None,
-            });
+/// Takes input off the wire as an agent does, and grants what was taken if that is wanted; the answer.
+pub(super) fn take_input(mut body: Body, grants: bool, take: impl Fn(Frame) + Send + 'static) -> Body {
+    let (sender, receiver) = mpsc::unbounded_channel::<Bytes>();
+    tokio::spawn(async move {
+        let (mut decoder, mut ahead) = (Decoder::default(), 0);
+        while let Some(Ok(piece)) = body.frame().await {
+            let piece = piece.into_data().unwrap();
+            ahead += piece.len();
+            assert!(ahead <= WINDOW, "more is sent than there is credit for");
+            decoder.push(&piece);
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                take(frame);
+            }
+            if grants {
+                let _ = sender.send(Frame::InputTaken(ahead.try_into().unwrap()).to_bytes());
+                ahead = 0;
+            }
         }
-    }
+    });
+    Body::from_stream(stream::unfold(receiver, |mut receiver| async move {
+        Some((Ok::<_, std::io::Error>(receiver.recv().await?), receiver))
+    }))
 }
 
 impl Exec {

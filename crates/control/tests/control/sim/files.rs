@@ -17,12 +17,18 @@ pub(crate) async fn call(
     request: Request,
 ) -> Answer<Response> {
     let file = parameter(&request, "path").unwrap_or_default();
+    let mode = parameter(&request, "mode");
     let missing = || Error::not_found(format!("{file}: No such file or directory"));
     match (request.method().clone(), path) {
         (Method::PUT, [] | ["archive"]) => {
             let content = axum::body::to_bytes(request.into_body(), usize::MAX).await;
             let content = content.map_err(|_| Error::invalid("the upload broke off"))?;
-            node.state().sandboxes.get_mut(id).unwrap().files.insert(file, content);
+            let mut state = node.state();
+            let sandbox = state.sandboxes.get_mut(id).unwrap();
+            if let Some(mode) = mode {
+                sandbox.modes.insert(file.clone(), u32::from_str_radix(&mode, 8).unwrap());
+            }
+            sandbox.files.insert(file, content);
             Ok(StatusCode::NO_CONTENT.into_response())
         }
         (Method::GET | Method::HEAD, [] | ["archive"]) => {
@@ -56,7 +62,8 @@ pub(crate) async fn call(
                 is_dir: false,
                 size: content.len() as u64,
             };
-            Ok(Json(entries.map(entry).collect::<Vec<_>>()).into_response())
+            let line = |entry| format!("{}\n", serde_json::to_string(&entry).unwrap());
+            Ok(entries.map(entry).map(line).collect::<String>().into_response())
         }
         (Method::GET, ["stat"]) => {
             let state = node.state();

@@ -9,17 +9,18 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, StatusCode};
-use http_body_util::BodyExt;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use warren_guest_api::exec::{Exit, ExitReason};
-use warren_guest_api::frame::{Decoder, Frame};
+use warren_guest_api::frame::Frame;
 use warren_guest_api::pty::{PtyStart, Resize};
 use warren_types::{Error, PtyId, SandboxId};
 
+use super::exec::take_input;
 use super::{Answer, SimNode, json};
 
 pub(crate) struct Pty {
     pub(crate) size: Mutex<(u16, u16)>,
+    typed: broadcast::Sender<Bytes>,
 }
 
 pub(crate) async fn call(
@@ -34,7 +35,10 @@ pub(crate) async fn call(
         let pty = PtyId::generate();
         let mut state = node.state();
         let ptys = &mut state.sandboxes.get_mut(id).unwrap().ptys;
-        ptys.insert(pty.to_string(), Arc::new(Pty { size: Mutex::new(size) }));
+        ptys.insert(
+            pty.to_string(),
+            Arc::new(Pty { size: Mutex::new(size), typed: broadcast::channel(64).0 }),
+        );
         let described = warren_guest_api::pty::Pty {
             id: pty,
             cols: size.0,
@@ -52,7 +56,15 @@ pub(crate) async fn call(
             *pty.size.lock().unwrap() = (resize.cols, resize.rows);
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        (Method::POST, ["attach"]) => Ok(echo(request.into_body()).into_response()),
+        (Method::POST, ["attach"]) => Ok(echo(&pty).into_response()),
+        (Method::POST, ["input"]) => {
+            let take = move |frame| {
+                if let Frame::Stdin(bytes) = frame {
+                    let _ = pty.typed.send(bytes);
+                }
+            };
+            Ok(take_input(request.into_body(), true, take).into_response())
+        }
         (Method::DELETE, []) => {
             node.state().sandboxes.get_mut(id).unwrap().ptys.remove(path[0]);
             Ok(StatusCode::NO_CONTENT.into_response())
@@ -61,21 +73,18 @@ pub(crate) async fn call(
     }
 }
 
-fn echo(mut input: Body) -> Body {
+fn echo(pty: &Pty) -> Body {
     let (sender, receiver) = mpsc::channel::<Bytes>(1);
+    let mut typed = pty.typed.subscribe();
     tokio::spawn(async move {
         let _ = sender.send(Frame::Stdout(Bytes::from_static(b"$ ")).to_bytes()).await;
-        let mut decoder = Decoder::default();
-        while let Some(Ok(piece)) = input.frame().await {
-            decoder.push(&piece.into_data().unwrap());
-            while let Some(Frame::Stdin(bytes)) = decoder.next_frame().unwrap() {
-                if &bytes[..] == b"exit\n" {
-                    let exit = Exit { code: 0, reason: ExitReason::Exited };
-                    let _ = sender.send(Frame::Exit(exit).to_bytes()).await;
-                    return;
-                }
-                let _ = sender.send(Frame::Stdout(bytes).to_bytes()).await;
+        while let Ok(bytes) = typed.recv().await {
+            if &bytes[..] == b"exit\n" {
+                let exit = Exit { code: 0, reason: ExitReason::Exited };
+                let _ = sender.send(Frame::Exit(exit).to_bytes()).await;
+                return;
             }
+            let _ = sender.send(Frame::Stdout(bytes).to_bytes()).await;
         }
     });
     Body::from_stream(stream::unfold(receiver, |mut receiver| async move {

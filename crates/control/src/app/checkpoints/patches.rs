@@ -1,0 +1,134 @@
+//! Patches: scripts that run in every sandbox made from a checkpoint. They are kept here; the node runs them.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use warren_api::checkpoints::{Patch, PatchCreate, PatchRun};
+use warren_node_api::Patch as NodePatch;
+use warren_types::{CheckpointId, Error, SandboxId};
+
+use super::{checkpoint_not_found, not_ready};
+use crate::app::App;
+use crate::app::auth::Caller;
+use crate::app::guest::from_node;
+use crate::store::checkpoints::Status;
+use crate::store::patches::PatchRow;
+
+const STRATEGY: &str = "on_wake";
+const MAX_DESCRIPTION_BYTES: usize = 4096;
+/// Over all patches of one checkpoint: a node is sent them together.
+const MAX_SCRIPT_BYTES: usize = 512 * 1024;
+const MAX_PATCHES: usize = 200;
+
+impl App {
+    pub(crate) async fn create_patch(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &CheckpointId,
+        body: PatchCreate,
+    ) -> Result<Patch, Error> {
+        let row = self.find_own_checkpoint(caller, id).await?;
+        let script = body.script.filter(|script| !script.trim().is_empty());
+        let script = script.ok_or_else(|| Error::invalid("script is required"))?;
+        let description = body.description.unwrap_or_default();
+        if script.contains('\0') || description.len() > MAX_DESCRIPTION_BYTES {
+            return Err(Error::invalid(format!(
+                "script must not contain NUL, and description must have at most {MAX_DESCRIPTION_BYTES} bytes"
+            )));
+        }
+        if row.status != Status::Ready {
+            return Err(not_ready(&row));
+        }
+        let (app, id) = (Arc::clone(self), id.clone());
+        self.to_the_end(async move {
+            let existing = app.store.list_patches(&id).await?;
+            let bytes: usize = existing.iter().map(|patch| patch.script.len()).sum();
+            if existing.len() >= MAX_PATCHES || bytes + script.len() > MAX_SCRIPT_BYTES {
+                return Err(Error::invalid(format!(
+                    "a checkpoint may have {MAX_PATCHES} patches with {MAX_SCRIPT_BYTES} bytes of scripts in all; make a new \
+                     checkpoint that has them in it"
+                )));
+            }
+            let patch = app.store.insert_patch(&id, &script, &description).await?;
+            let patch = patch.ok_or_else(checkpoint_not_found)?;
+            if let Err(error) = app.send_patches(&id).await {
+                // Nobody was told of it.
+                app.store.remove_patch(&id, &patch.id).await?;
+                return Err(error);
+            }
+            Ok(view(&id, patch))
+        })
+        .await
+    }
+
+    pub(crate) async fn list_patches(&self, caller: &Caller, id: &CheckpointId) -> Result<Vec<Patch>, Error> {
+        self.find_own_checkpoint(caller, id).await?;
+        Ok(self.store.list_patches(id).await?.into_iter().map(|patch| view(id, patch)).collect())
+    }
+
+    pub(crate) async fn delete_patch(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &CheckpointId,
+        patch: String,
+    ) -> Result<(), Error> {
+        self.find_own_checkpoint(caller, id).await?;
+        let (app, id) = (Arc::clone(self), id.clone());
+        self.to_the_end(async move {
+            if !app.store.remove_patch(&id, &patch).await? {
+                return Err(Error::not_found("patch not found"));
+            }
+            if let Err(error) = app.send_patches(&id).await {
+                tracing::warn!(checkpoint = %id, %error, "a deleted patch is still on its node; trying again soon");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Tells the node which patches a checkpoint has.
+    pub(crate) async fn send_patches(&self, id: &CheckpointId) -> Result<(), Error> {
+        let patches = self.store.list_patches(id).await?;
+        let patches: Vec<NodePatch> = patches
+            .into_iter()
+            .map(|patch| NodePatch { sequence: patch.sequence, script: patch.script })
+            .collect();
+        self.node.ensure_patches(id, &patches).await.map_err(from_node)
+    }
+
+    /// How patches went in a sandbox, oldest first.
+    pub(crate) async fn list_patch_runs(
+        &self,
+        caller: &Caller,
+        sandbox: &SandboxId,
+    ) -> Result<Vec<PatchRun>, Error> {
+        self.usable_standing(caller, sandbox).await?;
+        let runs = self.node.list_patch_runs(sandbox).await.map_err(from_node)?;
+        runs.into_iter()
+            .map(|run| {
+                let at = i64::try_from(run.started_at_ms).ok();
+                let at = at.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+                Ok(PatchRun {
+                    sequence: run.sequence,
+                    exit_code: run.exit_code,
+                    stdout: run.stdout,
+                    stderr: run.stderr,
+                    started_at: at.ok_or_else(|| Error::internal("a node sent a time that cannot be"))?,
+                    error: run.error,
+                })
+            })
+            .collect()
+    }
+}
+
+fn view(checkpoint: &CheckpointId, patch: PatchRow) -> Patch {
+    Patch {
+        id: patch.id,
+        checkpoint_id: checkpoint.to_string(),
+        sequence: patch.sequence,
+        script: patch.script,
+        description: patch.description,
+        strategy: STRATEGY.to_owned(),
+        created_at: patch.created_at,
+    }
+}

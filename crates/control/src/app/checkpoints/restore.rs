@@ -1,0 +1,50 @@
+//! Going back to a checkpoint in place: id, URLs, settings and everything else but the disk stays.
+
+use std::sync::Arc;
+
+use warren_api::checkpoints::Restoring;
+use warren_node_api::Restore;
+use warren_types::{CheckpointId, Error, SandboxId, SandboxState};
+
+use super::not_ready;
+use crate::app::App;
+use crate::app::auth::Caller;
+use crate::store::checkpoints::Status;
+use crate::store::sandboxes::Intent;
+
+impl App {
+    /// Answers when it is certain to happen; later calls wait for its end. Works on a hibernated sandbox too, which is
+    /// how one with a damaged disk is helped.
+    pub(crate) async fn restore_checkpoint(
+        self: &Arc<Self>,
+        caller: &Caller,
+        sandbox: &SandboxId,
+        id: &CheckpointId,
+    ) -> Result<Restoring, Error> {
+        let standing = self.standing_in_any_state(caller, sandbox).await?;
+        let row = self.find_checkpoint_of(caller, sandbox, id).await?;
+        match standing.observed {
+            SandboxState::Running | SandboxState::Hibernated => {}
+            SandboxState::Creating | SandboxState::Stopped | SandboxState::Error => {
+                return Err(Error::invalid(
+                    "sandbox must be running to restore a checkpoint; fork it instead",
+                ));
+            }
+        }
+        if row.status != Status::Ready {
+            return Err(not_ready(&row));
+        }
+        let (app, sandbox, id) = (Arc::clone(self), sandbox.clone(), id.clone());
+        self.to_the_end(async move {
+            let restore = Restore { checkpoint_id: id.clone() };
+            app.on_node(app.node.restore(&sandbox, &restore)).await?;
+            app.store.set_intent(&sandbox, Intent::Running).await?;
+            Ok(Restoring {
+                sandbox_id: sandbox.to_string(),
+                checkpoint_id: id.to_string(),
+                status: "restoring".to_owned(),
+            })
+        })
+        .await
+    }
+}

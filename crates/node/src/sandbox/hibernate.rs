@@ -1,0 +1,160 @@
+//! From running to rest: processes end, the disk stays, and what it holds is read and remembered as its digest.
+//!
+//! The digest is made beside the mailbox: whoever uses the sandbox meanwhile wakes it, and the reading is called off.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{info, warn};
+use warren_node_api::Report;
+use warren_types::{Error, SandboxState};
+
+use super::DISK;
+use super::actor::{Actor, Answer, sleep_until};
+use super::log;
+use super::record::{Kept, Transition};
+use crate::checkpoint::make::now_ms;
+
+/// How long a hibernation waits for calls under way.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+/// How long who asked for a hibernation waits for the digest.
+const DIGEST_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries to hibernate an idle sandbox, when the first failed.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The reading of a disk at rest.
+#[derive(Default)]
+pub(crate) struct Measuring {
+    task: Option<JoinHandle<io::Result<String>>>,
+    called_off: Arc<AtomicBool>,
+    waiters: Vec<Answer<Report>>,
+    /// When the waiters are answered all the same.
+    patience: Option<Instant>,
+}
+
+/// What came of it; `None` when only the patience has come to its end.
+pub(crate) type Measured = Option<io::Result<String>>;
+
+impl Measuring {
+    pub(super) async fn ended(&mut self) -> Measured {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        tokio::select! {
+            digest = task => {
+                self.task = None;
+                Some(digest.map_err(io::Error::other).flatten())
+            }
+            () = sleep_until(self.patience) => None,
+        }
+    }
+}
+
+impl Actor {
+    pub(super) async fn hibernate(&mut self, answer: Answer<Report>) {
+        match self.ensure_hibernated().await {
+            Ok(()) if self.measuring.task.is_some() => {
+                self.measuring.waiters.push(answer);
+                self.measuring.patience.get_or_insert_with(|| Instant::now() + DIGEST_WAIT);
+            }
+            Ok(()) => self.answer_report(answer),
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    async fn ensure_hibernated(&mut self) -> Result<(), Error> {
+        match self.record.state {
+            SandboxState::Hibernated => return Ok(()),
+            SandboxState::Running => {}
+            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+        }
+        self.patching.call_off(&Error::unavailable("the sandbox was hibernated meanwhile; try again"));
+        // Calls that were let in get to end; those that come now wait for the wake.
+        let deadline = Instant::now() + LAST_CALLS;
+        while self.activity.has_calls() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        self.begin_transition(Transition::Hibernate)?;
+        if let Some(machine) = &self.machine {
+            machine.ask_to_end().await;
+            log::take_over(&machine.guest, &self.folder).await;
+        }
+        self.end_machine().await;
+        self.record.machine = None;
+        self.hibernate_not_before = None;
+        self.become_state(SandboxState::Hibernated, None)?;
+        info!("hibernated");
+        self.begin_measuring();
+        Ok(())
+    }
+
+    /// Writes down what the end of its processes is for. When that fails nothing has happened.
+    pub(super) fn begin_transition(&mut self, transition: Transition) -> Result<(), Error> {
+        self.record.transition = Some(transition);
+        self.save().inspect_err(|_| self.record.transition = None)
+    }
+
+    pub(super) fn begin_measuring(&mut self) {
+        let image = self.folder.join(DISK);
+        let called_off = Arc::new(AtomicBool::new(false));
+        self.measuring.called_off = called_off.clone();
+        self.measuring.patience = None;
+        let host = self.host.clone();
+        self.measuring.task = Some(tokio::spawn(async move {
+            let _turn = host.measuring.acquire().await.map_err(io::Error::other)?;
+            let verified = host.checkpoints.verified.clone();
+            let read = move || verified.measure(&File::open(image)?, &called_off);
+            tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten()
+        }));
+    }
+
+    /// Calls the reading off, and answers who waited for its end. What it still reads harms nobody.
+    pub(super) fn stop_measuring(&mut self) {
+        self.measuring.called_off.store(true, Ordering::Relaxed);
+        if let Some(task) = self.measuring.task.take() {
+            task.abort();
+        }
+        self.on_measured(None);
+    }
+
+    pub(super) fn on_measured(&mut self, measured: Measured) {
+        match measured {
+            Some(Ok(digest)) if self.record.state == SandboxState::Hibernated => {
+                self.record.disk = Some(Kept { digest, generation: self.record.generation, at_ms: now_ms() });
+                if let Err(error) = self.save() {
+                    // It is made again at the next start of the node.
+                    warn!(%error, "the digest of a disk could not be written down");
+                }
+            }
+            Some(Err(error)) if error.kind() != io::ErrorKind::Interrupted => {
+                warn!(%error, "the disk of a hibernated sandbox could not be read");
+            }
+            Some(_) | None => {}
+        }
+        self.measuring.patience = None;
+        for answer in std::mem::take(&mut self.measuring.waiters) {
+            self.answer_report(answer);
+        }
+    }
+
+    pub(super) async fn on_idle(&mut self) {
+        if self.idle_deadline().is_none_or(|deadline| deadline > Instant::now()) {
+            return;
+        }
+        let Err(error) = self.ensure_hibernated().await else { return };
+        warn!(%error, "an idle sandbox could not be hibernated and runs on; trying again soon");
+        self.hibernate_not_before = Some(Instant::now() + RETRY);
+        let warning = format!(
+            "it is idle and could not be hibernated: {}; it runs on, and is tried again every {} seconds",
+            error.message,
+            RETRY.as_secs()
+        );
+        if self.record.warning.as_ref() != Some(&warning) {
+            self.record.warning = Some(warning);
+            self.note();
+        }
+    }
+}

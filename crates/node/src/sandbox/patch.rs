@@ -1,0 +1,279 @@
+//! Patches of the checkpoint a sandbox came from, and its own start commands: what runs whenever it begins to run.
+//!
+//! ```text
+//!   start ▸ patch n+1 ▸ patch n+2 ▸ … ▸ callers are let in ▸ start commands
+//!               └─ fails: the rest waits for the next start; the reason is in the report
+//! ```
+//!
+//! Each patch is an ordinary command of the agent, in order, each once. Which one is running is written down, so a node that
+//! is killed meanwhile goes on waiting for it instead of running it twice. Nobody waits for start commands, and they are
+//! started once for each start of the sandbox.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use http::Method;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+use warren_guest_api::exec::{Exec, ExecStart, ExitReason};
+use warren_node_api::{Patch, PatchRun, Report};
+use warren_types::Error;
+
+use super::activity::Call;
+use super::actor::{Actor, Answer};
+use super::record::StartedPatch;
+use crate::checkpoint::make::now_ms;
+use crate::guest::Guest;
+
+/// Longest run of one patch.
+const LIMIT: Duration = Duration::from_secs(300);
+/// What the agent gets beyond that to say how it ended.
+const GRACE: Duration = Duration::from_secs(30);
+/// One turn of waiting for a patch to end.
+const TURN_MS: u64 = 20_000;
+/// Bytes of each stream that are kept of a run: the newest.
+const KEPT_OUTPUT: usize = 16 * 1024;
+/// Runs that are kept: the newest.
+const KEPT_RUNS: usize = 50;
+/// Bytes of a patch's complaint in its error.
+const MAX_REASON: usize = 500;
+const FILE: &str = "patches.json";
+
+/// The patch that runs, and who waits for the last of them.
+#[derive(Default)]
+pub(crate) struct Patching {
+    task: Option<JoinHandle<PatchRun>>,
+    waiters: Vec<Waiter>,
+}
+
+enum Waiter {
+    Use(Answer<(Guest, Call)>),
+    Report(Answer<Report>),
+}
+
+impl Patching {
+    pub(super) fn is_running(&self) -> bool {
+        self.task.is_some()
+    }
+
+    pub(super) fn wait(&mut self, answer: Answer<Report>) {
+        self.waiters.push(Waiter::Report(answer));
+    }
+
+    pub(super) fn wait_for_use(&mut self, answer: Answer<(Guest, Call)>) {
+        self.waiters.push(Waiter::Use(answer));
+    }
+
+    /// How the patch that runs has ended.
+    pub(super) async fn ended(&mut self) -> PatchRun {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        let run = task.await;
+        self.task = None;
+        run.unwrap_or_else(|error| failed_run(0, &format!("the server failed while it ran: {error}")))
+    }
+
+    /// Stops waiting for it; what runs ends with its sandbox.
+    pub(super) fn call_off(&mut self, error: &Error) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        for waiter in std::mem::take(&mut self.waiters) {
+            match waiter {
+                Waiter::Use(answer) => drop(answer.send(Err(error.clone()))),
+                Waiter::Report(answer) => drop(answer.send(Err(error.clone()))),
+            }
+        }
+    }
+}
+
+impl Actor {
+    /// Runs what the sandbox has not had yet, and then lets its callers in.
+    pub(super) async fn begin_patches(&mut self) {
+        if !self.begin_next_patch().await {
+            self.end_patches();
+        }
+    }
+
+    /// Goes on with what a start of the sandbox had left to do when the node was killed.
+    pub(super) async fn resume_patches(&mut self) {
+        if !self.record.settling {
+            return;
+        }
+        match (self.record.patch.clone(), &self.machine) {
+            (Some(started), Some(machine)) => {
+                self.patching.task = Some(tokio::spawn(follow(machine.guest.clone(), started)));
+            }
+            _ => self.begin_patches().await,
+        }
+    }
+
+    /// Whether there was one, and it runs.
+    async fn begin_next_patch(&mut self) -> bool {
+        let (Some(lineage), Some(machine)) = (&self.record.lineage, &self.machine) else { return false };
+        let Some(patch) = self.host.checkpoints.next_patch(&lineage.checkpoint, lineage.patches_applied)
+        else {
+            if self.record.patch_error.take().is_some() {
+                self.note();
+            }
+            return false;
+        };
+        let guest = machine.guest.clone();
+        match start(&guest, &patch).await {
+            Ok(exec) => {
+                let started = StartedPatch { sequence: patch.sequence, exec: exec.id, at_ms: now_ms() };
+                self.record.patch = Some(started.clone());
+                if let Err(error) = self.save() {
+                    warn!(%error, "which patch runs could not be written down");
+                }
+                self.patching.task = Some(tokio::spawn(follow(guest, started)));
+                true
+            }
+            Err(error) => {
+                self.take_run(failed_run(patch.sequence, &error.message));
+                false
+            }
+        }
+    }
+
+    pub(super) async fn on_patch_ended(&mut self, run: PatchRun) {
+        if !self.take_run(run) || !self.begin_next_patch().await {
+            self.end_patches();
+        }
+    }
+
+    /// Writes down how a patch went; whether well.
+    fn take_run(&mut self, run: PatchRun) -> bool {
+        self.record.patch = None;
+        let went_well = run.error.is_none();
+        info!(sequence = run.sequence, exit_code = run.exit_code, error = run.error, "a patch has run");
+        self.record.patch_error.clone_from(&run.error);
+        if let Some(lineage) = self.record.lineage.as_mut().filter(|_| went_well) {
+            lineage.patches_applied = run.sequence;
+        }
+        if let Err(error) = keep(&self.folder, run) {
+            warn!(%error, "the output of a patch could not be kept");
+        }
+        self.note();
+        went_well
+    }
+
+    fn end_patches(&mut self) {
+        let begun = std::mem::take(&mut self.record.settling);
+        if begun && let Err(error) = self.save() {
+            warn!(%error, "that a sandbox has started could not be written down");
+        }
+        let Some(machine) = &self.machine else { return };
+        for waiter in std::mem::take(&mut self.patching.waiters) {
+            match waiter {
+                Waiter::Use(answer) => {
+                    let _ = answer.send(Ok((machine.guest.clone(), self.activity.begin_call())));
+                }
+                Waiter::Report(answer) => self.answer_report(answer),
+            }
+        }
+        if begun && !self.record.spec.start_commands.is_empty() {
+            tokio::spawn(start_all(machine.guest.clone(), self.record.spec.start_commands.clone()));
+        }
+    }
+}
+
+fn shell(script: &str) -> ExecStart {
+    ExecStart { cmd: "bash".into(), args: vec!["-c".into(), script.into()], ..ExecStart::default() }
+}
+
+async fn start(guest: &Guest, patch: &Patch) -> Result<Exec, Error> {
+    let limit = u64::try_from(LIMIT.as_millis()).unwrap_or(u64::MAX);
+    let start = ExecStart { timeout_ms: Some(limit), ..shell(&patch.script) };
+    guest.json(Method::POST, "/v1/exec", Some(&start)).await
+}
+
+async fn start_all(guest: Guest, commands: Vec<String>) {
+    for command in commands {
+        if let Err(error) = guest.json::<Exec>(Method::POST, "/v1/exec", Some(&shell(&command))).await {
+            warn!(%error, "a start command could not be started");
+        }
+    }
+}
+
+/// Waits for the end of a patch.
+async fn follow(guest: Guest, started: StartedPatch) -> PatchRun {
+    let failed = |why: &str| PatchRun { started_at_ms: started.at_ms, ..failed_run(started.sequence, why) };
+    let exec = match tokio::time::timeout(LIMIT + GRACE, wait(&guest, &started)).await {
+        Ok(Ok(exec)) => exec,
+        Ok(Err(error)) => return failed(&error.message),
+        Err(_) => return failed("the sandbox does not say how it ended"),
+    };
+    let Some(exit) = exec.exit else { return failed("the sandbox does not know how it ended") };
+    let (stdout, stderr) = (tail(&guest, &started, "stdout").await, tail(&guest, &started, "stderr").await);
+    let why = match (exit.reason, exit.code) {
+        (ExitReason::TimedOut, _) => Some(format!("it ran for more than {} seconds", LIMIT.as_secs())),
+        (_, 0) => None,
+        (_, code) => Some(format!("exit code {code}")),
+    };
+    let error = why.map(|why| {
+        let said = last(stderr.trim(), MAX_REASON);
+        let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+        format!("patch {} failed ({why}){said}", started.sequence)
+    });
+    PatchRun {
+        sequence: started.sequence,
+        exit_code: Some(exit.code),
+        stdout,
+        stderr,
+        started_at_ms: started.at_ms,
+        error,
+    }
+}
+
+async fn wait(guest: &Guest, started: &StartedPatch) -> Result<Exec, Error> {
+    let path = format!("/v1/exec/{}/wait?ms={TURN_MS}", started.exec);
+    loop {
+        let asked = tokio::time::Instant::now();
+        let exec: Exec = guest.json(Method::GET, &path, None::<&()>).await?;
+        if !exec.running {
+            return Ok(exec);
+        }
+        if asked.elapsed() < Duration::from_millis(TURN_MS / 2) {
+            // An agent that does not wait must not make us spin.
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+}
+
+/// The end of one of its streams; empty when it cannot be had.
+async fn tail(guest: &Guest, started: &StartedPatch, stream: &str) -> String {
+    let path = format!("/v1/exec/{}/output?stream={stream}", started.exec);
+    let bytes = tokio::time::timeout(GRACE, guest.tail(&path, KEPT_OUTPUT)).await;
+    String::from_utf8_lossy(&bytes.ok().and_then(Result::ok).unwrap_or_default()).into_owned()
+}
+
+fn failed_run(sequence: u32, why: &str) -> PatchRun {
+    PatchRun {
+        sequence,
+        exit_code: None,
+        stdout: String::new(),
+        stderr: String::new(),
+        started_at_ms: now_ms(),
+        error: Some(format!("patch {sequence} failed: {}", last(why, MAX_REASON))),
+    }
+}
+
+/// The end of a text, without a cut character.
+fn last(text: &str, bytes: usize) -> &str {
+    &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
+}
+
+/// How patches went in a sandbox, oldest first.
+pub(crate) fn runs(folder: &Path) -> Vec<PatchRun> {
+    fs::read(folder.join(FILE)).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+}
+
+fn keep(folder: &Path, run: PatchRun) -> std::io::Result<()> {
+    let mut runs = runs(folder);
+    runs.push(run);
+    runs.drain(..runs.len().saturating_sub(KEPT_RUNS));
+    let unfinished = folder.join("patches.unfinished");
+    fs::write(&unfinished, serde_json::to_vec(&runs)?)?;
+    fs::rename(unfinished, folder.join(FILE))
+}

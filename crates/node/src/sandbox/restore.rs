@@ -1,0 +1,154 @@
+//! From running to running with other processes: a reboot on the same disk, a restore on the disk of a checkpoint.
+//!
+//! ```text
+//!   reboot     write down ▸ processes end ▸ start ▸ answer
+//!   restore    next.img from the checkpoint ▸ write down ▸ answer ▸ processes end ▸ next.img becomes disk.img ▸ start
+//! ```
+//!
+//! What was written down happens, whatever becomes of the node meanwhile ([`Actor::start_again`] goes on with it). Id,
+//! settings and everything else of the record stay. A sandbox that cannot be started again hibernates and says why.
+
+use std::fs;
+use std::io;
+
+use tracing::{info, warn};
+use warren_node_api::Report;
+use warren_types::{Error, SandboxState};
+
+use super::actor::{Actor, Answer};
+use super::record::Transition;
+use super::{DISK, NEXT_DISK};
+use crate::checkpoint::Whole;
+use crate::disk;
+
+/// What a sandbox is to be started anew for.
+pub(crate) enum Order {
+    Reboot {
+        /// Without asking its processes to end first.
+        hard: bool,
+    },
+    Restore(Whole),
+}
+
+impl Actor {
+    pub(super) async fn begin(&mut self, order: Order, answer: Answer<Report>) {
+        match order {
+            Order::Reboot { hard } => match self.reboot(hard).await {
+                Ok(()) if self.patching.is_running() => self.patching.wait(answer),
+                Ok(()) => self.answer_report(answer),
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Order::Restore(whole) => match self.prepare_restore(whole).await {
+                Ok(()) => {
+                    self.answer_report(answer);
+                    self.start_again().await;
+                }
+                Err(error) => drop(answer.send(Err(error))),
+            },
+        }
+    }
+
+    async fn reboot(&mut self, hard: bool) -> Result<(), Error> {
+        match self.record.state {
+            SandboxState::Running => {}
+            // Nothing runs: starting it is all there is to do.
+            SandboxState::Hibernated => return self.ensure_running().await.map(drop),
+            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+        }
+        self.patching.call_off(&Error::unavailable("the sandbox was rebooted meanwhile; try again"));
+        self.begin_transition(Transition::Restart)?;
+        if let Some(machine) = self.machine.as_ref().filter(|_| !hard) {
+            machine.ask_to_end().await;
+        }
+        self.end_machine().await;
+        self.start_or_rest().await?;
+        info!(hard, "rebooted");
+        Ok(())
+    }
+
+    /// Up to here everything can be refused without harm; from here on it happens.
+    async fn prepare_restore(&mut self, whole: Whole) -> Result<(), Error> {
+        match self.record.state {
+            SandboxState::Running | SandboxState::Hibernated => {}
+            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+        }
+        if whole.manifest.sandbox_id != self.record.id {
+            return Err(Error::invalid("the checkpoint is of another sandbox; fork it instead"));
+        }
+        self.check_volume()?;
+        let next = self.folder.join(NEXT_DISK);
+        let (image, path) = (whole.image, next.clone());
+        let made = tokio::task::spawn_blocking(move || disk::reflink(&image, &path)).await;
+        let prepared = made
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(|error| Error::unavailable(format!("the checkpoint's disk could not be taken: {error}")))
+            .and_then(|()| {
+                self.begin_transition(Transition::Restore {
+                    template_digest: whole.manifest.template_digest.clone(),
+                    lineage: whole.manifest.lineage.clone(),
+                })
+            });
+        if prepared.is_err() {
+            let _ = fs::remove_file(next);
+            return prepared;
+        }
+        self.patching.call_off(&Error::unavailable("the sandbox was restored meanwhile; try again"));
+        self.stop_measuring();
+        Ok(())
+    }
+
+    /// Carries out what is written down as under way. The beginning of it may lie before the node's start.
+    pub(super) async fn start_again(&mut self) {
+        if let Some(Transition::Restore { template_digest, lineage }) = self.record.transition.clone() {
+            // First, because it is all that could fail; what runs still has the old one and does not notice.
+            if let Err(error) = self.put_next_disk_in_place() {
+                return self.stay_with_old_disk(&error).await;
+            }
+            self.abandon_machine().await;
+            self.record.template_digest = template_digest;
+            self.record.lineage = lineage;
+            self.record.patch_error = None;
+            self.record.disk = None;
+        }
+        match self.start_or_rest().await {
+            Ok(()) => info!("started again"),
+            Err(error) => warn!(%error, "a sandbox could not be started again and hibernates"),
+        }
+    }
+
+    async fn stay_with_old_disk(&mut self, error: &io::Error) {
+        warn!(%error, "a restored disk could not be put in place");
+        self.record.transition = None;
+        if self.machine.is_none() && self.record.state == SandboxState::Running {
+            let _ = self.start_or_rest().await;
+        }
+        self.record.warning =
+            Some(format!("it could not be restored and goes on with its own disk: {error}"));
+        self.note();
+    }
+
+    fn put_next_disk_in_place(&self) -> io::Result<()> {
+        match fs::rename(self.folder.join(NEXT_DISK), self.folder.join(DISK)) {
+            // It was before the node was killed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn start_or_rest(&mut self) -> Result<(), Error> {
+        self.record.machine = None;
+        let Err(error) = self.start().await else { return Ok(()) };
+        if self.record.state == SandboxState::Running {
+            // Its disk is whole and the next use tries again.
+            let _ = self.become_state(SandboxState::Hibernated, None);
+            self.record.warning = Some(format!("it could not be started again: {}", error.message));
+            self.note();
+            self.begin_measuring();
+        } else {
+            self.record.transition = None;
+            let _ = self.save();
+        }
+        Err(error)
+    }
+}

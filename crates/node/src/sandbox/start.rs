@@ -1,0 +1,304 @@
+//! From nothing, or from a disk that is kept, to a running sandbox: making it, waking it, and the gate that every use of it
+//! passes.
+
+use std::fs::{self, File};
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tracing::{info, warn};
+use warren_node_api::{CODE_DISK_DAMAGED, Report, Wake};
+use warren_types::{CheckpointId, Error, ErrorKind, SandboxState};
+
+use super::activity::Call;
+use super::actor::{Actor, Answer};
+use super::machine;
+use super::record::{Kept, Transition};
+use super::stock::Prepared;
+use super::{DISK, NEXT_DISK, PREVIOUS_DISK};
+use crate::checkpoint::manifest::Lineage;
+use crate::disk;
+use crate::guest::Guest;
+
+/// Bytes that must be free on the volume for a sandbox to be made or woken.
+const MIN_FREE_BYTES: u64 = 1 << 30;
+
+impl Actor {
+    /// Makes the disk and starts the sandbox for the first time. Leaves nothing behind when that fails.
+    pub(super) async fn make(&mut self) -> Result<(), Error> {
+        let made = async {
+            self.check_volume()?;
+            fs::create_dir(&self.folder).map_err(|error| no_disk(&error))?;
+            match self.record.spec.from_checkpoint.clone() {
+                None => self.start_empty().await,
+                Some(id) => {
+                    self.copy_checkpoint(id).await?;
+                    self.start().await
+                }
+            }
+        };
+        let result = made.await;
+        if result.is_err() {
+            self.remove_folder().await;
+        }
+        result
+    }
+
+    async fn copy_checkpoint(&mut self, id: CheckpointId) -> Result<(), Error> {
+        let whole = self.host.checkpoints.open_whole(&id).await?;
+        self.record.template_digest.clone_from(&whole.manifest.template_digest);
+        self.record.spec.size.disk_mb = whole.manifest.spec.size.disk_mb;
+        self.record.lineage = Some(Lineage { checkpoint: id, patches_applied: 0 });
+        let disk = self.folder.join(DISK);
+        let made = tokio::task::spawn_blocking(move || disk::reflink(&whole.image, &disk));
+        made.await.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))
+    }
+
+    async fn start_empty(&mut self) -> Result<(), Error> {
+        let host = self.host.clone();
+        let _turn = host.turn().await?;
+        let disk_mb = self.record.spec.size.disk_mb;
+        let prepared = Prepared::empty(&host, disk_mb, &self.folder.join(DISK)).await?;
+        self.start_in(prepared).await
+    }
+
+    /// Starts it on its disk. On failure nothing of it runs and its record says so.
+    pub(super) async fn start(&mut self) -> Result<(), Error> {
+        if !matches!(self.record.transition, Some(Transition::Restore { .. })) {
+            self.wait_for_the_dying().await;
+        }
+        let host = self.host.clone();
+        let _turn = host.turn().await?;
+        let disk = host.disks.attach(self.folder.join(DISK)).await.map_err(|error| {
+            Error::new(ErrorKind::SandboxFailed, format!("its disk cannot be used: {error}"))
+        })?;
+        let device = disk.device().to_owned();
+        match Prepared::make(&host, disk, &self.record.template_digest).await {
+            Ok(prepared) => self.start_in(prepared).await,
+            Err(error) => {
+                machine::release_disk(&device, &self.folder).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_in(&mut self, prepared: Prepared) -> Result<(), Error> {
+        self.record.settling = self.record.lineage.is_some() || !self.record.spec.start_commands.is_empty();
+        self.record.patch = None;
+        let machine = machine::start(&self.host, &mut self.record, &self.folder, prepared).await?;
+        self.machine = Some(machine);
+        self.activity.touch();
+        let written = if self.record.state == SandboxState::Running {
+            self.record.begin_anew();
+            self.save().inspect(|()| self.host.publish(self.record.report()))
+        } else {
+            self.become_state(SandboxState::Running, None)
+        };
+        if let Err(error) = written {
+            self.end_machine().await;
+            self.record.machine = None;
+            return Err(error);
+        }
+        self.begin_patches().await;
+        Ok(())
+    }
+
+    /// Goes on where a start of the node found it.
+    pub(super) async fn go_on(&mut self) {
+        match self.record.state {
+            // It was being started again when the node was killed.
+            _ if self.record.transition.is_some() => self.start_again().await,
+            SandboxState::Running => self.resume_patches().await,
+            SandboxState::Hibernated if self.record.disk.is_none() => self.begin_measuring(),
+            SandboxState::Hibernated
+            | SandboxState::Creating
+            | SandboxState::Stopped
+            | SandboxState::Error => {}
+        }
+    }
+
+    /// The gate that every use of a sandbox passes.
+    pub(super) async fn let_in(&mut self, answer: Answer<(Guest, Call)>) {
+        match self.ensure_running().await {
+            Ok(guest) if !self.patching.is_running() => {
+                let _ = answer.send(Ok((guest, self.activity.begin_call())));
+            }
+            Ok(_) => self.patching.wait_for_use(answer),
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn wake(&mut self, wake: Wake, answer: Answer<Report>) {
+        let awake = match wake.previous_disk {
+            true => self.wake_with_previous_disk().await,
+            false => self.ensure_running().await.map(drop),
+        };
+        self.activity.touch();
+        match awake {
+            Ok(()) if !self.patching.is_running() => self.answer_report(answer),
+            Ok(()) => self.patching.wait(answer),
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    pub(super) async fn ensure_running(&mut self) -> Result<Guest, Error> {
+        match self.record.state {
+            SandboxState::Running => {}
+            SandboxState::Hibernated => {
+                self.check_volume()?;
+                self.stop_measuring();
+                self.check_disk().await?;
+                self.start_from_rest().await?;
+                info!("woken");
+            }
+            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+        }
+        let Some(machine) = &mut self.machine else {
+            return Err(Error::internal("a running sandbox has no processes"));
+        };
+        if !machine.guest.is_closed() {
+            return Ok(machine.guest.clone());
+        }
+        self.reconnect().await;
+        match &self.machine {
+            Some(machine) => Ok(machine.guest.clone()),
+            None => Err(self.gone()),
+        }
+    }
+
+    /// Compares the disk with its digest, if it has one, and keeps it as it is before anything writes to it.
+    async fn check_disk(&mut self) -> Result<(), Error> {
+        let Some(kept) = self.record.disk.clone() else { return Ok(()) };
+        if !self.holds(DISK, &kept).await? {
+            return Err(self.refuse_disk(&kept).await);
+        }
+        let (disk, previous) = (self.folder.join(DISK), self.folder.join(PREVIOUS_DISK));
+        let unfinished = previous.with_extension("unfinished");
+        let shared = tokio::task::spawn_blocking(move || {
+            disk::reflink(&File::open(disk)?, &unfinished)?;
+            fs::rename(unfinished, previous)
+        });
+        // Sleeping with nothing to fall back on is better than not waking.
+        match shared.await.map_err(io::Error::other).flatten() {
+            Ok(()) => self.record.previous = Some(kept),
+            Err(error) => warn!(%error, "the disk could not be kept as it is before the sandbox wakes"),
+        }
+        Ok(())
+    }
+
+    async fn start_from_rest(&mut self) -> Result<(), Error> {
+        // From here on it is written to, by the mount already: a node that is killed now must not expect the old digest.
+        self.record.disk = None;
+        self.save()?;
+        let started = self.start().await;
+        if started.is_err() && self.record.state == SandboxState::Hibernated {
+            self.begin_measuring();
+        }
+        started
+    }
+
+    async fn wake_with_previous_disk(&mut self) -> Result<(), Error> {
+        if self.record.state != SandboxState::Hibernated {
+            return Err(Error::invalid("only a hibernated sandbox can be woken with its previous disk"));
+        }
+        let Some(kept) = self.record.previous.clone() else {
+            return Err(Error::invalid("this sandbox has no previous disk; it never woke before"));
+        };
+        self.check_volume()?;
+        self.stop_measuring();
+        if !self.holds(PREVIOUS_DISK, &kept).await? {
+            return Err(Error::conflict(
+                "the previous disk is damaged as well; restore a checkpoint instead",
+            )
+            .with_code(CODE_DISK_DAMAGED));
+        }
+        let (from, next, to) =
+            (self.folder.join(PREVIOUS_DISK), self.folder.join(NEXT_DISK), self.folder.join(DISK));
+        let replaced = tokio::task::spawn_blocking(move || {
+            disk::reflink(&File::open(from)?, &next)?;
+            fs::rename(next, to)
+        });
+        replaced.await.map_err(io::Error::other).flatten().map_err(|error| {
+            Error::unavailable(format!("the previous disk could not be put in place: {error}"))
+        })?;
+        self.start_from_rest().await?;
+        info!(generation = kept.generation, "woken with the previous disk");
+        Ok(())
+    }
+
+    /// Whether an image of this sandbox is what was written.
+    async fn holds(&self, name: &str, kept: &Kept) -> Result<bool, Error> {
+        let (image, digest) = (self.folder.join(name), kept.digest.clone());
+        let verified = self.host.checkpoints.verified.clone();
+        let checked = tokio::task::spawn_blocking(move || match File::open(image) {
+            Ok(image) => verified.check(&image, &digest, &AtomicBool::new(false)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        });
+        checked
+            .await
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be read: {error}")))
+    }
+
+    /// Says that the disk is damaged, and what there is instead.
+    async fn refuse_disk(&mut self, kept: &Kept) -> Error {
+        let previous = self.record.previous.clone();
+        let previous = match &previous {
+            Some(previous) if self.holds(PREVIOUS_DISK, previous).await.unwrap_or(false) => Some(previous),
+            _ => None,
+        };
+        let checkpoint = self.host.checkpoints.newest_good_of(&self.record.id);
+        let offer = match (previous, checkpoint) {
+            (Some(previous), _) => format!(
+                "the generation before it, {} ({}), is whole: wake the sandbox with \"disk\":\"previous\" to go on from \
+                 that, or restore a checkpoint",
+                previous.generation,
+                ago(previous.at_ms)
+            ),
+            (None, Some(checkpoint)) => {
+                format!("checkpoint {checkpoint} is its newest good one: restore that")
+            }
+            (None, None) => "there is no earlier generation and no checkpoint of it".to_owned(),
+        };
+        let message = format!(
+            "the sandbox was not started: its disk is not what was written when it hibernated (generation {}, {}); {offer}",
+            kept.generation,
+            ago(kept.at_ms)
+        );
+        warn!(message, "a damaged disk was refused");
+        if self.record.warning.as_ref() != Some(&message) {
+            self.record.warning = Some(message.clone());
+            self.note();
+        }
+        Error::conflict(message).with_code(CODE_DISK_DAMAGED)
+    }
+
+    pub(super) fn check_volume(&self) -> Result<(), Error> {
+        let free = self.host.disks.free_bytes();
+        if free >= MIN_FREE_BYTES {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "the node's volume is nearly full ({} MiB free); delete sandboxes or enlarge it",
+            free >> 20
+        )))
+    }
+}
+
+fn no_disk(error: &io::Error) -> Error {
+    Error::unavailable(format!("no disk could be made: {error}"))
+}
+
+/// How long ago that was, for people.
+fn ago(at_ms: u64) -> String {
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms);
+    let seconds = then.elapsed().unwrap_or_default().as_secs();
+    match seconds {
+        0..120 => format!("{seconds} seconds ago"),
+        120..7200 => format!("{} minutes ago", seconds / 60),
+        7200..172_800 => format!("{} hours ago", seconds / 3600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}

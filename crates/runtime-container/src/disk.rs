@@ -1,0 +1,90 @@
+//! A sandbox's writable image, attached to a loop device and mounted, and not yet in anybody's tree.
+//!
+//! Attaching and mounting wait for the drive, everything else of a launch does not. So the node does it, ahead of time
+//! where it can, and hands the mount to the set-up process. The mount keeps the loop device, and the last descriptor of the
+//! mount keeps both: when whoever holds it dies, the kernel takes everything back.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{FsPickFlags, MountAttrFlags};
+
+use warren_runtime::{LaunchError, Result, Step, sys};
+
+use crate::rootfs;
+
+/// A mounted image. Dropping it lets go, unless a sandbox has it by then.
+#[derive(Debug)]
+pub struct Disk {
+    device: String,
+    mount: OwnedFd,
+}
+
+impl Disk {
+    /// Attaches and mounts the ext4 `image`, which has the folders `upper` and `work`. Blocks for some milliseconds.
+    ///
+    /// Mounting writes the superblock, and with write barriers waits for the drive to have it: a third of a create on
+    /// a quiet machine, far more on a busy one. It would protect nothing, because nobody has written anything yet. So there
+    /// are no barriers until [`keep_order`].
+    pub fn attach(image: &Path) -> Result<Self> {
+        let (path, device, held) = attach_loop(image)?;
+        let mount = rootfs::file_system(
+            "ext4",
+            &[("source", &path)],
+            &["noinit_itable", "nobarrier"],
+            MountAttrFlags::MOUNT_ATTR_NODEV,
+        )
+        .step("mount the disk")?;
+        // The mount keeps the device from here on.
+        drop(held);
+        Ok(Self { device, mount })
+    }
+
+    /// Its loop device, as `major:minor`.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+}
+
+impl AsFd for Disk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
+/// Makes what is written to a mounted disk outlast a loss of power, from here on.
+pub(crate) fn keep_order(mount: BorrowedFd<'_>) -> Result<()> {
+    let step = "turn on the disk's write barriers";
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let picked = rustix::mount::fspick(mount, c"", flags).step(step)?;
+    rustix::mount::fsconfig_set_flag(picked.as_fd(), "barrier").step(step)?;
+    rustix::mount::fsconfig_reconfigure(picked.as_fd()).step(step)
+}
+
+/// Binds a free loop device to `image`: its path, its `major:minor`, and the descriptor that holds it for now.
+fn attach_loop(image: &Path) -> Result<(String, String, File)> {
+    let step = "attach the disk image to a loop device";
+    let image = OpenOptions::new().read(true).write(true).open(image).step("open the disk image")?;
+    let control =
+        OpenOptions::new().read(true).write(true).open("/dev/loop-control").step("open /dev/loop-control")?;
+    // Others take devices at the same time; whoever loses the race for one asks for the next.
+    for _ in 0..1000 {
+        let number = sys::free_loop_device(control.as_fd()).step(step)?;
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let device =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(&path).step(step)?;
+        match sys::configure_loop_device(&device, &image) {
+            Ok(()) => {
+                let id = device.metadata().step(step)?.rdev();
+                let id = format!("{}:{}", rustix::fs::major(id), rustix::fs::minor(id));
+                return Ok((path.display().to_string(), id, device));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(LaunchError::new(step, error)),
+        }
+    }
+    Err(LaunchError::new(step, "every free device was taken by somebody else, a thousand times over"))
+}
