@@ -35,6 +35,10 @@ pub struct SandboxCreate {
     /// Whether it may open connections to the outside; true when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_enabled: Option<bool>,
+    /// *Additive.* What keeps it apart from the host: `container` (shared kernel) or `vm` (a kernel of its own). The server
+    /// has a default; what it cannot do it refuses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
     /// *Additive.* Tags to start with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<BTreeMap<String, String>>,

@@ -23,6 +23,7 @@ use warren_control::{Config as ControlConfig, Control};
 use warren_node::template::{self, BuildOptions};
 use warren_node::{Config as NodeConfig, Node, Shutdown};
 use warren_node_api::NodeClient;
+use warren_types::Isolation;
 
 /// Where the server keeps everything, unless told otherwise.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/warren";
@@ -46,8 +47,8 @@ pub(crate) struct ServeArgs {
     /// Name of the region, as sandboxes report it
     #[arg(long, value_name = "NAME", default_value = "local")]
     pub(crate) region: String,
-    /// What keeps sandboxes apart from the host
-    #[arg(long, value_enum, default_value_t = Runtime::Container)]
+    /// What keeps sandboxes apart from the host, unless a create asks for another
+    #[arg(long, value_enum, default_value_t = Runtime::Auto)]
     pub(crate) runtime: Runtime,
     /// Do not let sandboxes trust the certificate authorities that were added to this host
     #[arg(long)]
@@ -62,8 +63,12 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Runtime {
-    /// Namespaces, cgroups and seccomp on the host's kernel
+    /// Virtual machines where KVM has been shown to work, containers elsewhere
+    Auto,
+    /// Namespaces, cgroups and seccomp on the host's kernel; nothing else can be asked for
     Container,
+    /// A kernel of their own, in QEMU: with KVM where it works, by software emulation elsewhere
+    Vm,
 }
 
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
@@ -121,7 +126,6 @@ async fn start(
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<(Node, Control)> {
-    let Runtime::Container = args.runtime;
     let options = BuildOptions { trust_host_cas: !args.no_host_cas };
     let template =
         template::ensure_base(&template::cache_dir(), &options, |progress| show_progress(&progress))
@@ -131,6 +135,11 @@ async fn start(
         data_dir: data_dir.to_owned(),
         program: std::env::current_exe().context("could not find this program's own file")?,
         template,
+        isolation: match args.runtime {
+            Runtime::Auto => None,
+            Runtime::Container => Some(Isolation::Container),
+            Runtime::Vm => Some(Isolation::Vm),
+        },
         volume_size_bytes: args.volume_size.map(|gigabytes| gigabytes << 30),
     };
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use warren_guest_api::Status;
 use warren_guest_api::boot::{Boot, CGROUP_DIR};
@@ -17,7 +17,7 @@ use crate::environment::Environment;
 use crate::exec::Commands;
 use crate::files::list::Listings;
 use crate::journal::{Journal, var_log};
-use crate::machine::renew;
+use crate::machine::{end, renew};
 use crate::pty::Terminals;
 use crate::rest::Rest;
 use crate::workers::Workers;
@@ -129,6 +129,15 @@ impl Agent {
         self.environment.renew(boot);
         self.owner.set(Owner::Machine);
         Ok(renewed)
+    }
+
+    /// Writes the machine's disk out; after everything in it has ended, if it is given a while for that in milliseconds.
+    pub(crate) async fn rest_machine(&self, grace_ms: Option<u64>) -> Result<(), Error> {
+        if self.owner.get() == Owner::Container {
+            return Err(Error::not_found("what a container has written is its host's to write out"));
+        }
+        let done = self.files.run(move || end::rest(grace_ms.map(Duration::from_millis)));
+        done.await.map_err(|_| Error::internal("it was cut off"))
     }
 
     pub(crate) fn status(&self) -> Status {

@@ -8,6 +8,7 @@
 //! The root is what a container of the same template has; what a container hides of its host is simply not there. When
 //! PID 1 or the agent fails the machine stops, and its runtime reads why on the console.
 
+pub(crate) mod end;
 mod modules;
 mod network;
 pub(crate) mod port;
@@ -17,6 +18,7 @@ mod root;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit};
@@ -53,7 +55,21 @@ fn start() -> io::Result<OwnedFd> {
     network::set_up()?;
     limit_resources();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    warm_up();
     Ok(port)
+}
+
+/// Runs a shell once, so that it and what it loads are in memory: every sandbox made from this machine has them from there.
+fn warm_up() {
+    let shell = Command::new("/bin/bash")
+        .args(["-c", "true"])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    // A template may have none.
+    drop(shell);
 }
 
 fn run(port: OwnedFd) -> io::Error {

@@ -52,6 +52,18 @@ async fn route(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
             }
             _ => Err(wrong_method()),
         },
+        ["v1", what @ ("sync" | "end")] => match call.method {
+            Method::POST => {
+                let grace = if *what == "end" {
+                    Some(request::number(&call.query, "ms")?.unwrap_or(0))
+                } else {
+                    None
+                };
+                agent.rest_machine(grace).await?;
+                reply::json(StatusCode::OK, &serde_json::json!({}))
+            }
+            _ => Err(wrong_method()),
+        },
         ["v1", what @ ("exec" | "logs" | "pty" | "files"), rest @ ..] => {
             agent.check_owned()?;
             match *what {

@@ -9,6 +9,9 @@ use crate::SandboxSpec;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckpointCreate {
     pub sandbox_id: SandboxId,
+    /// Without memory and processes, where the sandbox's isolation could hold them.
+    #[serde(default)]
+    pub disk_only: bool,
 }
 
 /// Where a checkpoint is in its life.

@@ -34,7 +34,7 @@ mod client;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use warren_types::{CheckpointId, SandboxId, SandboxState, Size};
+use warren_types::{CheckpointId, Isolation, SandboxId, SandboxState, Size};
 
 pub use checkpoint::{
     CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Consistency, Holds, Patch,
@@ -56,6 +56,9 @@ pub const CODE_OOM_FLOOR: &str = "oom_floor";
 pub struct SandboxSpec {
     /// Name of a template the node has.
     pub template: String,
+    /// One of those the node offers.
+    #[serde(default)]
+    pub isolation: Isolation,
     pub size: Size,
     /// Environment of everything started in it.
     pub envs: BTreeMap<String, String>,
@@ -90,6 +93,10 @@ pub struct Report {
     /// When its present processes began, in milliseconds since the Unix epoch; while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes_since_ms: Option<u64>,
+    /// While it runs: it was resumed from memory, so its processes are those from before. While it hibernates: its memory
+    /// is kept.
+    #[serde(default)]
+    pub memory_kept: bool,
     /// How far the patches of the checkpoint it came from were applied.
     #[serde(default)]
     pub patches: PatchProgress,
@@ -150,6 +157,7 @@ impl Report {
             warning: None,
             size: None,
             processes_since_ms: None,
+            memory_kept: false,
             patches: PatchProgress::default(),
         }
     }
@@ -166,8 +174,11 @@ pub struct Timeout {
 pub struct NodeInfo {
     pub id: String,
     pub version: String,
-    /// `container` or `vm`.
-    pub runtime: String,
+    /// What sandboxes get that do not ask for another.
+    pub isolation: Isolation,
+    /// All that it offers.
+    #[serde(default)]
+    pub isolations: Vec<Isolation>,
     pub templates: Vec<String>,
     pub cpus: u32,
     pub memory_mb: u64,

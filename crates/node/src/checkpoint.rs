@@ -4,6 +4,7 @@
 //!   <volume>/checkpoints/<id>.unfinished/   being made; removed at start
 //!   <volume>/checkpoints/<id>/manifest.json what it is; see [`manifest`]
 //!                            /disk.img      a reflink of the sandbox's disk
+//!                            /memory, state of a virtual machine; of the same moment
 //!                            /patches.json  scripts for the sandboxes made from it
 //!   <volume>/checkpoints/<id>.removed/      being removed; removed at start
 //! ```
@@ -24,7 +25,7 @@ pub(crate) mod patches;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,14 +35,19 @@ use tracing::{info, warn};
 use warren_node_api::{
     CODE_CHECKPOINT_DAMAGED, Change, CheckpointOrigin, CheckpointReport, CheckpointState, Holds, Patch,
 };
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxId};
+use warren_types::{CheckpointId, Error, SandboxId};
 
 use crate::disk::verified::Verified;
-use manifest::{Manifest, RuntimeKind};
+use crate::disk::{self, digest};
+use crate::sandbox::record::Suspended;
+use crate::sandbox::{Files, MEMORY, STATE};
+use manifest::{Manifest, VmPart};
 
 pub(crate) const IMAGE: &str = "disk.img";
 const UNFINISHED: &str = "unfinished";
 const REMOVED: &str = "removed";
+/// More than the state of any machine.
+const MAX_STATE_BYTES: u64 = 64 << 20;
 
 /// All checkpoints of this node.
 pub(crate) struct Checkpoints {
@@ -72,6 +78,24 @@ pub(crate) struct Whole {
     pub(crate) manifest: Arc<Manifest>,
     /// Open, so that it can be used even if it is deleted meanwhile.
     pub(crate) image: File,
+    /// Memory and state.
+    machine: Option<(File, File)>,
+}
+
+impl Whole {
+    /// The memory that goes with the disk.
+    pub(crate) fn suspended(&self) -> Option<Suspended> {
+        self.manifest.vm.as_ref().map(|vm| vm.suspended.clone())
+    }
+
+    /// Makes files of a sandbox's folder share all blocks of it; blocks.
+    pub(crate) fn share(&self, folder: &Path, files: Files) -> io::Result<()> {
+        if let Some((memory, state)) = &self.machine {
+            disk::reflink(memory, &folder.join(files.memory))?;
+            disk::reflink(state, &folder.join(files.state))?;
+        }
+        disk::reflink(&self.image, &folder.join(files.disk))
+    }
 }
 
 // === impl Checkpoints ===
@@ -144,25 +168,13 @@ impl Checkpoints {
             }
             _ => return Err(Error::unavailable(format!("checkpoint {id} is still being made"))),
         };
-        if manifest.runtime != RuntimeKind::Container || manifest.vm.is_some() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("checkpoint {id} holds a running virtual machine; this node runs containers"),
-            ));
-        }
-        let image = File::open(self.folder.join(id.as_str()).join(IMAGE));
-        let image =
-            image.map_err(|error| self.damaged(id, &format!("its image cannot be opened: {error}")))?;
         let _turn = checking.lock().await;
-        let (verified, digest) = (self.verified.clone(), manifest.disk.digest.clone());
-        let checked = tokio::task::spawn_blocking(move || {
-            let same = verified.check(&image, &digest, &AtomicBool::new(false));
-            same.map(|same| (same, image))
-        });
+        let (verified, folder) = (self.verified.clone(), self.folder.join(id.as_str()));
+        let checked = tokio::task::spawn_blocking(move || open_checked(&folder, manifest, &verified));
         match checked.await.map_err(io::Error::other).flatten() {
-            Ok((true, image)) => Ok(Whole { manifest, image }),
-            Ok((false, _)) => Err(self.damaged(id, "its content is not what was written")),
-            Err(error) => Err(self.damaged(id, &format!("its image cannot be read: {error}"))),
+            Ok(Some(whole)) => Ok(whole),
+            Ok(None) => Err(self.damaged(id, "its content is not what was written")),
+            Err(error) => Err(self.damaged(id, &format!("it cannot be read: {error}"))),
         }
     }
 
@@ -327,7 +339,7 @@ fn ready(manifest: &Manifest) -> CheckpointReport {
         consistency: Some(manifest.consistency),
         pause_us: manifest.pause_us,
         holds: if manifest.vm.is_some() { Holds::Memory } else { Holds::Disk },
-        size_bytes: manifest.disk.data_bytes,
+        size_bytes: manifest.disk.data_bytes + manifest.vm.as_ref().map_or(0, |vm| vm.memory_bytes),
         ..processing(manifest.id.clone())
     }
 }
@@ -335,6 +347,35 @@ fn ready(manifest: &Manifest) -> CheckpointReport {
 /// A report without what it was made of: that can be large, and who lists many does not need it.
 fn summary(report: &CheckpointReport) -> CheckpointReport {
     CheckpointReport { origin: None, ..report.clone() }
+}
+
+/// Opens all files of a checkpoint; `None` when one of them is not what was written.
+fn open_checked(folder: &Path, manifest: Arc<Manifest>, verified: &Verified) -> io::Result<Option<Whole>> {
+    let same = |file: &File, digest: &str| verified.check(file, digest, &AtomicBool::new(false));
+    let image = File::open(folder.join(IMAGE))?;
+    if !same(&image, &manifest.disk.digest)? {
+        return Ok(None);
+    }
+    let machine = match &manifest.vm {
+        None => None,
+        Some(VmPart { suspended, .. }) => {
+            let (memory, state) = (File::open(folder.join(MEMORY))?, File::open(folder.join(STATE))?);
+            let Some(memory_digest) = &suspended.memory_digest else { return Ok(None) };
+            if !same(&memory, memory_digest)?
+                || digest::of_bytes(&read_small(&state)?) != suspended.state_digest
+            {
+                return Ok(None);
+            }
+            Some((memory, state))
+        }
+    };
+    Ok(Some(Whole { manifest, image, machine }))
+}
+
+fn read_small(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MAX_STATE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The checkpoint in `folder` as it was left. One that cannot be used is kept and says why.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use warren_types::Isolation;
 
 use crate::template::Template;
 
@@ -15,6 +16,8 @@ pub struct Config {
     pub program: PathBuf,
     /// The template that sandboxes start from.
     pub template: Template,
+    /// What sandboxes get that do not ask for another; when absent, virtual machines where KVM works.
+    pub isolation: Option<Isolation>,
     /// Size of the volume file that is made when the data directory cannot reflink; a share of the free space when
     /// absent.
     pub volume_size_bytes: Option<u64>,
@@ -44,6 +47,8 @@ pub enum StartError {
     Launcher(#[source] std::io::Error),
     #[error("cgroups cannot be used")]
     Cgroup(#[from] warren_runtime::cgroup::CgroupError),
+    #[error("there can be no virtual machines: {0}")]
+    Machines(String),
     #[error("could not prepare the network")]
     Network(#[source] std::io::Error),
 }

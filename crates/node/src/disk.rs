@@ -6,6 +6,7 @@
 //!   <volume>/stock/<n>.img               reflinks of the usual blank one, mounted ahead of their use
 //!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one, or of a checkpoint's; mounted while the sandbox runs
 //!   <volume>/checkpoints/<id>/disk.img   see `crate::checkpoint`
+//!   <volume>/machines/<kind>/            see `crate::vm`
 //! ```
 //!
 //! The volume is a file system with reflinks: the data directory itself, or an XFS in a file of it. An image is never
@@ -117,9 +118,19 @@ impl Disks {
         self.volume.join("stock")
     }
 
+    /// An image of a template.
+    pub(crate) fn template_image(&self, digest: &str) -> PathBuf {
+        template_image(&self.volume, digest)
+    }
+
+    /// The empty image of that size.
+    pub(crate) async fn blank(&self, disk_mb: u32) -> io::Result<PathBuf> {
+        self.blanks.ensure(disk_mb).await.map_err(io::Error::other)
+    }
+
     /// An empty disk of that size in the file `to`, mounted.
     pub(crate) async fn make(&self, disk_mb: u32, to: PathBuf) -> io::Result<Disk> {
-        let blank = self.blanks.ensure(disk_mb).await.map_err(io::Error::other)?;
+        let blank = self.blank(disk_mb).await?;
         on_a_thread(move || {
             reflink(&File::open(blank)?, &to)?;
             Disk::attach(&to).map_err(io::Error::other)

@@ -40,19 +40,40 @@ pub(crate) struct Guest {
     sender: SendRequest<Body>,
 }
 
+/// How an agent is reached.
+#[derive(Debug, Clone, Copy)]
+enum Channel {
+    /// A socket that it accepts connections on.
+    Socket,
+    /// A port that holds what was said before anybody listened.
+    Port,
+}
+
 impl Guest {
     /// Connects to the agent that listens in `folder`.
     pub(crate) async fn connect(folder: &Path) -> Result<Self, Error> {
+        Self::connect_over(folder, Channel::Socket).await
+    }
+
+    /// Connects to the agent at the other end of a serial port, whose socket is in `folder`.
+    pub(crate) async fn connect_port(folder: &Path) -> Result<Self, Error> {
+        Self::connect_over(folder, Channel::Port).await
+    }
+
+    async fn connect_over(folder: &Path, channel: Channel) -> Result<Self, Error> {
         let trouble = |what: String| {
             Error::new(ErrorKind::SandboxFailed, format!("the sandbox's agent does not answer: {what}"))
         };
-        tokio::time::timeout(CONNECT_DEADLINE, Self::establish(folder))
+        tokio::time::timeout(CONNECT_DEADLINE, Self::establish(folder, channel))
             .await
             .map_err(|_| trouble("it took too long".into()))?
             .map_err(|error| trouble(error.to_string()))
     }
 
-    async fn establish(folder: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    async fn establish(
+        folder: &Path,
+        channel: Channel,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let folder = rustix::fs::open(
             folder,
             rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
@@ -62,7 +83,10 @@ impl Guest {
         let mut stream =
             UnixStream::connect(format!("/proc/self/fd/{}/agent.sock", folder.as_raw_fd())).await?;
         let nonce = u32::from_ne_bytes(random()?);
-        handshake::connect(&mut stream, nonce).await?;
+        match channel {
+            Channel::Socket => handshake::connect(&mut stream, nonce).await?,
+            Channel::Port => handshake::connect_port(&mut stream, nonce).await?,
+        };
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)

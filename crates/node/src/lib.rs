@@ -24,6 +24,7 @@ mod network;
 mod registry;
 mod sandbox;
 pub mod template;
+mod vm;
 
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ mod pool;
 mod slot;
 
 pub(crate) use pool::Pool;
-pub(crate) use slot::Slot;
+pub(crate) use slot::{Slot, uplink_mtu as mtu};
 
 use std::net::Ipv4Addr;
 

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use warren_node_api::{Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, Usage};
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, SandboxState};
+use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
 
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, StartError};
@@ -24,7 +24,8 @@ use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;
 use crate::sandbox::stock::{self, Stock};
-use crate::sandbox::{DISK, Handle, NEXT_DISK, actor, log};
+use crate::sandbox::{DISK, Handle, NEXT, actor, log};
+use crate::vm::{self, Vms};
 use crate::{agent, inotify, lxcfs};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
@@ -64,6 +65,11 @@ pub(crate) struct Host {
     pub(crate) stage_dir: PathBuf,
     pub(crate) agent: PathBuf,
     pub(crate) lxcfs: Option<PathBuf>,
+    pub(crate) data_dir: PathBuf,
+    /// What sandboxes get that do not ask for another.
+    pub(crate) isolation: Isolation,
+    /// What virtual machines share, where there can be any.
+    pub(crate) vms: Option<Arc<Vms>>,
     hierarchies: Hierarchies,
     program: PathBuf,
     launcher: Mutex<Arc<Launcher>>,
@@ -153,6 +159,17 @@ impl Registry {
         let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
         let network = Pool::start(plan, &adopted, stop.clone(), &tasks).await.map_err(StartError::Network)?;
 
+        let bench = vm::Bench {
+            config: &config,
+            disks: &disks,
+            agent: &agent,
+            launcher: &launcher,
+            hierarchies: &hierarchies,
+            cgroup_parent: &cgroup_parent,
+            network: &network,
+        };
+        let (isolation, vms) = vm::choose(&bench).await?;
+
         let host = Arc::new(Host {
             disks,
             checkpoints,
@@ -165,6 +182,9 @@ impl Registry {
             stage_dir,
             agent,
             lxcfs,
+            data_dir: config.data_dir.clone(),
+            isolation,
+            vms: vms.map(Arc::new),
             hierarchies,
             program: config.program.clone(),
             launcher: Mutex::new(Arc::new(launcher)),
@@ -173,6 +193,9 @@ impl Registry {
         tasks.spawn(keep_synced(host.clone(), stop.clone()));
         tasks.spawn(stock::fill(host.clone(), stop.clone()));
         tasks.spawn(keep_swept(host.checkpoints.clone(), stop.clone()));
+        if host.isolation == Isolation::Vm {
+            tasks.spawn(make_first_machine(host.clone(), stop.clone()));
+        }
         let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
         registry.undo_strays(&strays, &records).await;
         futures_util::stream::iter(records)
@@ -201,6 +224,13 @@ impl Registry {
     async fn adopt(self: &Arc<Self>, mut record: Record) {
         let folder = self.host.disks.sandbox_dir(&record.id);
         let mut machine: Option<Machine> = None;
+        if record.transition == Some(Transition::Hibernate)
+            && record.spec.isolation == Isolation::Vm
+            && record.suspended.is_none()
+        {
+            // Cut off before its memory was kept: it runs on.
+            record.transition = None;
+        }
         if record.state == SandboxState::Running && record.transition.is_some() {
             self.end_rest(&mut record).await;
             // The others are carried on by the actor.
@@ -230,10 +260,15 @@ impl Registry {
         } else {
             // A wake or a hibernation was cut off: what ran is ended, the disk stays.
             self.end_rest(&mut record).await;
+            if record.transition == Some(Transition::Resume)
+                && let Err(error) = record.undo_resume(&folder)
+            {
+                warn!(%error, id = %record.id, "memory and disk could not be put back as they were before it woke");
+            }
         }
         if !matches!(record.transition, Some(Transition::Restore { .. })) {
             // Of a restore that nobody was told would happen.
-            let _ = std::fs::remove_file(folder.join(NEXT_DISK));
+            NEXT.remove(&folder);
         }
         if let Err(error) = record.save(&folder) {
             warn!(%error, id = %record.id, "could not write a sandbox's record");
@@ -354,7 +389,11 @@ impl Registry {
         NodeInfo {
             id: format!("node-{}", self.config.tag()),
             version: env!("CARGO_PKG_VERSION").into(),
-            runtime: "container".into(),
+            isolation: self.host.isolation,
+            isolations: match self.host.vms {
+                Some(_) => vec![Isolation::Container, Isolation::Vm],
+                None => vec![Isolation::Container],
+            },
             templates: vec![self.config.template.name.to_owned()],
             cpus: self.host.cpus.count(),
             memory_mb: memory_mb(),
@@ -412,6 +451,15 @@ async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
             Ok(()) => {}
             Err(error) => warn!(%error, "the volume could not be synced"),
         }
+    }
+}
+
+/// Boots the machine that sandboxes of the usual size start from, so that the first need not wait for it.
+async fn make_first_machine(host: Arc<Host>, stop: CancellationToken) {
+    let (Some(vms), Ok(size)) = (&host.vms, Size::resolve(None, None, None)) else { return };
+    let made = vms.templates.ensure(&host, vms, size, host.disks.template());
+    if let Some(Err(error)) = stop.run_until_cancelled(made).await {
+        warn!(%error, "no machine could be made for sandboxes to start from; the first create tries again");
     }
 }
 

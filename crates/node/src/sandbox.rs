@@ -11,8 +11,9 @@
 //! ```text
 //!   <volume>/sandboxes/<id>/record.json    see `record`
 //!                          /disk.img       what it writes to
-//!                          /next.img       what it is being restored to; becomes disk.img
-//!                          /previous.img   its disk as it was before it last woke
+//!                          /memory, state  of a virtual machine: its memory; its devices, at rest
+//!                          /next.*         what it is being restored to; becomes disk.img, memory and state
+//!                          /previous.*     the same as they were before it last woke
 //!                          /patches.json   how patches went in it
 //!                          /agent.sock     its agent
 //! ```
@@ -31,9 +32,80 @@ mod hibernate;
 mod resize;
 mod start;
 
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::disk;
+
 pub(crate) use actor::Handle;
 
 /// Files of a sandbox's folder.
 pub(crate) const DISK: &str = "disk.img";
-pub(crate) const NEXT_DISK: &str = "next.img";
-const PREVIOUS_DISK: &str = "previous.img";
+pub(crate) const MEMORY: &str = "memory";
+pub(crate) const STATE: &str = "state";
+
+/// What a sandbox is at rest: names of its files.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Files {
+    pub(crate) disk: &'static str,
+    pub(crate) memory: &'static str,
+    pub(crate) state: &'static str,
+}
+
+pub(crate) const CURRENT: Files = Files { disk: DISK, memory: MEMORY, state: STATE };
+pub(crate) const NEXT: Files = Files { disk: "next.img", memory: "next.memory", state: "next.state" };
+pub(crate) const PREVIOUS: Files =
+    Files { disk: "previous.img", memory: "previous.memory", state: "previous.state" };
+
+impl Files {
+    /// All of them, or with the disk alone.
+    fn names(self, with_memory: bool) -> impl Iterator<Item = &'static str> {
+        [self.disk, self.memory, self.state].into_iter().take(if with_memory { 3 } else { 1 })
+    }
+
+    /// Makes the files `to` share all blocks of these, in one step each; blocks. The disk comes last: without one there
+    /// is nothing.
+    pub(crate) fn share(self, folder: &Path, to: Self, with_memory: bool) -> io::Result<()> {
+        let pairs: Vec<_> = self.names(with_memory).zip(to.names(with_memory)).collect();
+        for (from, to) in pairs.into_iter().rev() {
+            let (to, unfinished) = (folder.join(to), folder.join(format!("{to}.unfinished")));
+            disk::reflink(&File::open(folder.join(from))?, &unfinished)?;
+            fs::rename(unfinished, to)?;
+        }
+        if !with_memory {
+            to.remove_memory(folder);
+        }
+        Ok(())
+    }
+
+    /// Gives these the names of `to`. Those that are not there have theirs already.
+    pub(crate) fn rename(self, folder: &Path, to: Self, with_memory: bool) -> io::Result<()> {
+        if !with_memory {
+            to.remove_memory(folder);
+        }
+        for (from, to) in self.names(with_memory).zip(to.names(with_memory)) {
+            match fs::rename(folder.join(from), folder.join(to)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remove(self, folder: &Path) {
+        let _ = fs::remove_file(folder.join(self.disk));
+        self.remove_memory(folder);
+    }
+
+    /// The memory of one that runs is its own; the state it began with means nothing any more.
+    pub(crate) fn remove_state(self, folder: &Path) {
+        let _ = fs::remove_file(folder.join(self.state));
+    }
+
+    pub(crate) fn remove_memory(self, folder: &Path) {
+        for name in [self.memory, self.state] {
+            let _ = fs::remove_file(folder.join(name));
+        }
+    }
+}

@@ -139,6 +139,11 @@ pub fn open(folder: &Path, made: &Made) -> Result<Vec<u8>> {
     Ok(state)
 }
 
+/// What the snapshot in a folder was made with.
+pub fn made_with(folder: &Path) -> Result<Made> {
+    read_manifest(&folder.join(MANIFEST)).map(|manifest| manifest.made)
+}
+
 fn read_manifest(path: &Path) -> Result<Manifest> {
     let mut text = Vec::new();
     File::open(path)

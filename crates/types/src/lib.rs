@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod id;
+pub mod isolation;
 pub mod secret;
 pub mod size;
 pub mod state;
@@ -9,6 +10,7 @@ pub mod tags;
 
 pub use error::{Error, ErrorKind};
 pub use id::{CheckpointId, ExecId, OrgId, PtyId, SandboxId};
+pub use isolation::Isolation;
 pub use secret::Secret;
 pub use size::Size;
 pub use state::SandboxState;

@@ -36,6 +36,9 @@ pub(crate) struct CreateArgs {
     /// A tag to start with; repeatable
     #[arg(long, short, value_name = "KEY=VALUE")]
     tag: Vec<Pair>,
+    /// What keeps it apart from the host: container or vm [default: the server's]
+    #[arg(long, value_name = "KIND")]
+    isolation: Option<String>,
     /// Let it open no connections to the outside
     #[arg(long)]
     no_network: bool,
@@ -55,6 +58,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         memory_mb: args.memory.map(i64::from),
         disk_mb: args.disk.map(i64::from),
         network_enabled: args.no_network.then_some(false),
+        isolation: args.isolation,
         tags: map_of(args.tag),
         ..SandboxCreate::default()
     };

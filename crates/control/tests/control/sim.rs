@@ -140,6 +140,7 @@ impl SimNode {
         let envs = BTreeMap::new();
         let spec = SandboxSpec {
             template: "base".into(),
+            isolation: warren_types::Isolation::Container,
             size,
             envs,
             timeout_seconds: 0,
@@ -215,7 +216,8 @@ async fn node(State(node): State<SimNode>) -> Answer<Json<NodeInfo>> {
     Ok(Json(NodeInfo {
         id: "sim-node".into(),
         version: "0".into(),
-        runtime: "container".into(),
+        isolation: warren_types::Isolation::Container,
+        isolations: vec![warren_types::Isolation::Container],
         templates: vec!["base".into()],
         cpus: 2,
         memory_mb: 4096,

@@ -12,21 +12,23 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tracing::{Instrument, info, info_span, warn};
 use warren_node_api::{
-    CAPTURE_WAIT_SECONDS, CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState,
+    CAPTURE_WAIT_SECONDS, CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Holds,
 };
 use warren_types::{CheckpointId, Error};
 
-use super::manifest::{DiskPart, Manifest, RuntimeKind};
+use super::manifest::{DiskPart, Manifest, VmPart};
 use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED, processing};
-use crate::sandbox::Handle;
 use crate::sandbox::capture::Taken;
+use crate::sandbox::machine::Target;
+use crate::sandbox::record::Suspended;
+use crate::sandbox::{Handle, MEMORY, STATE};
 
 /// A capture that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -113,7 +115,8 @@ impl Checkpoints {
         called_off: &Arc<AtomicBool>,
     ) -> Result<Manifest, String> {
         let target = new_image(unfinished).map_err(|error| format!("no image could be made: {error}"))?;
-        let target = Arc::new(target);
+        let target =
+            Target { disk: Arc::new(target), folder: unfinished.clone(), disk_only: create.disk_only };
         let taken = tokio::time::timeout(DEADLINE, sandbox.capture(target.clone()))
             .await
             .map_err(|_| "the disk was not written out in time".to_owned())?
@@ -123,13 +126,14 @@ impl Checkpoints {
             entry.report.capture(origin);
             entry.report.consistency = Some(taken.consistency);
             entry.report.pause_us = taken.pause_us;
+            entry.report.holds = if taken.suspended.is_some() { Holds::Memory } else { Holds::Disk };
         });
 
         let _turn = self.reading.acquire().await.map_err(|error| error.to_string())?;
         let (checkpoints, id, sandbox_id) = (self.clone(), id.clone(), create.sandbox_id);
-        let (unfinished, called_off) = (unfinished.clone(), called_off.clone());
+        let called_off = called_off.clone();
         let finished = tokio::task::spawn_blocking(move || {
-            checkpoints.finish(id, sandbox_id, taken, &target, &unfinished, &called_off)
+            checkpoints.finish(id, sandbox_id, taken, &target, &called_off)
         });
         finished.await.unwrap_or_else(|error| Err(format!("the server failed while it made it: {error}")))
     }
@@ -140,10 +144,10 @@ impl Checkpoints {
         id: CheckpointId,
         sandbox_id: warren_types::SandboxId,
         taken: Taken,
-        image: &File,
-        unfinished: &PathBuf,
+        target: &Target,
         called_off: &AtomicBool,
     ) -> Result<Manifest, String> {
+        let (image, unfinished) = (&*target.disk, &target.folder);
         let failed = |what: &str, error: &io::Error| match error.kind() {
             io::ErrorKind::Interrupted => CALLED_OFF.to_owned(),
             _ => format!("{what}: {error}"),
@@ -156,15 +160,22 @@ impl Checkpoints {
         if taken.digest.is_some_and(|expected| expected != digest) {
             return Err("the sandbox's disk is not what was written when it hibernated".into());
         }
+        let memory = match taken.suspended {
+            None => None,
+            Some(suspended) => Some(
+                self.finish_memory(suspended, unfinished, called_off)
+                    .map_err(|error| failed("its memory could not be brought to the drive", &error))?,
+            ),
+        };
         let metadata = image.metadata().map_err(|error| failed("its image could not be read", &error))?;
         let manifest = Manifest {
             id,
             sandbox_id,
             created_at_ms: now_ms(),
-            runtime: RuntimeKind::Container,
+            runtime: taken.spec.isolation,
             template_digest: taken.template_digest,
             disk: DiskPart { size_bytes: metadata.len(), data_bytes: metadata.blocks() * 512, digest },
-            vm: None,
+            vm: memory,
             agent_version: env!("CARGO_PKG_VERSION").into(),
             consistency: taken.consistency,
             pause_us: taken.pause_us,
@@ -182,6 +193,26 @@ impl Checkpoints {
         };
         named().map_err(|error| failed("it could not be brought to the drive", &error))?;
         Ok(manifest)
+    }
+}
+
+impl Checkpoints {
+    /// Brings memory and state to the drive, and says what they hold.
+    fn finish_memory(
+        &self,
+        suspended: Suspended,
+        folder: &Path,
+        called_off: &AtomicBool,
+    ) -> io::Result<VmPart> {
+        let memory = File::open(folder.join(MEMORY))?;
+        memory.sync_all()?;
+        File::open(folder.join(STATE))?.sync_all()?;
+        let found = self.verified.measure(&memory, called_off)?;
+        if suspended.memory_digest.as_ref().is_some_and(|expected| *expected != found) {
+            return Err(io::Error::other("it is not what was kept when the sandbox hibernated"));
+        }
+        let memory_bytes = memory.metadata()?.blocks() * 512;
+        Ok(VmPart { suspended: Suspended { memory_digest: Some(found), ..suspended }, memory_bytes })
     }
 }
 

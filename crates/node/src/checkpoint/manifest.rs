@@ -10,9 +10,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use warren_node_api::{Consistency, SandboxSpec};
-use warren_types::{CheckpointId, SandboxId};
+use warren_types::{CheckpointId, Isolation, SandboxId};
 
 use crate::disk::digest;
+use crate::sandbox::record::Suspended;
 
 pub(crate) const FILE: &str = "manifest.json";
 const MAGIC: &str = "warren-checkpoint";
@@ -27,7 +28,7 @@ pub(crate) struct Manifest {
     pub(crate) sandbox_id: SandboxId,
     /// Milliseconds since the Unix epoch.
     pub(crate) created_at_ms: u64,
-    pub(crate) runtime: RuntimeKind,
+    pub(crate) runtime: Isolation,
     /// The template that the disk is an overlay of; it means nothing over another.
     pub(crate) template_digest: String,
     pub(crate) disk: DiskPart,
@@ -46,13 +47,6 @@ pub(crate) struct Manifest {
     pub(crate) lineage: Option<Lineage>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum RuntimeKind {
-    Container,
-    Vm,
-}
-
 /// The writable image, `disk.img`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DiskPart {
@@ -66,16 +60,10 @@ pub(crate) struct DiskPart {
 /// Memory and devices of a virtual machine, in files beside the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VmPart {
-    pub(crate) files: Vec<StateFile>,
-    /// For the runtime: what it must match to be loaded again.
-    pub(crate) details: serde_json::Value,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StateFile {
-    pub(crate) name: String,
-    pub(crate) size_bytes: u64,
-    pub(crate) digest: String,
+    /// `memory` and `state`, and what they must match to be gone on with.
+    pub(crate) suspended: Suspended,
+    /// What of the memory is not a hole.
+    pub(crate) memory_bytes: u64,
 }
 
 /// Where a sandbox comes from, and how far the patches of that checkpoint are in its disk.
@@ -159,7 +147,7 @@ mod tests {
             id: CheckpointId::generate(),
             sandbox_id: SandboxId::generate(),
             created_at_ms: 1,
-            runtime: RuntimeKind::Container,
+            runtime: Isolation::Container,
             template_digest: "ab".repeat(32),
             disk: DiskPart { size_bytes: 20 << 30, data_bytes: 1 << 20, digest: digest::of_bytes(b"x") },
             vm: None,
@@ -168,6 +156,7 @@ mod tests {
             pause_us: Some(900),
             spec: SandboxSpec {
                 template: "base".into(),
+                isolation: Isolation::Container,
                 size: Size::resolve(None, None, None).unwrap(),
                 // What could be taken for the end of the head.
                 envs: BTreeMap::from([("A".into(), ",\"body\":{}}\n".into())]),

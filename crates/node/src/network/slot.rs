@@ -96,7 +96,7 @@ fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
 
 /// Largest packet that leaves this host in one piece. Larger ones from a sandbox would be dropped with a message that
 /// does not always reach its sender.
-fn uplink_mtu() -> u32 {
+pub(crate) fn uplink_mtu() -> u32 {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     routes
         .lines()

@@ -8,7 +8,6 @@
 //! Two things go on beside the mailbox, because they may take long: patches of a sandbox that has just started (who wants
 //! to use it waits, who wants to know or delete it does not), and the reading of a disk that has just hibernated.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +17,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 use warren_node_api::{Report, SandboxSpec, Wake};
-use warren_types::{Error, ErrorKind, SandboxId, SandboxState, Size};
+use warren_types::{Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
 
 use super::activity::{Activity, Call};
 use super::capture::Taken;
 use super::hibernate::Measuring;
 use super::log::{self, Log};
-use super::machine::Machine;
+use super::machine::{Machine, Target, Unwritten};
 use super::patch::Patching;
 use super::record::Record;
 use super::restore::Order;
@@ -54,9 +53,9 @@ pub(super) enum Request {
     SetTimeout(u32, Answer<Report>),
     Resize(Size, Answer<Report>),
     Begin(Order, Answer<Report>),
-    /// A folder of its root file system, while it runs.
-    OpenRoot(Answer<Option<File>>),
-    Capture(Arc<File>, Answer<Taken>),
+    /// What could be written out before a capture, while it runs.
+    Unwritten(Answer<Option<Unwritten>>),
+    Capture(Target, Answer<Taken>),
     /// Bytes that cannot be taken back without harm, while it runs.
     MemoryInUse(Answer<Option<u64>>),
     Delete(Answer<()>),
@@ -129,11 +128,11 @@ impl Handle {
         report
     }
 
-    pub(super) async fn open_root(&self) -> Result<Option<File>, Error> {
-        self.ask(Request::OpenRoot).await
+    pub(super) async fn unwritten(&self) -> Result<Option<Unwritten>, Error> {
+        self.ask(Request::Unwritten).await
     }
 
-    pub(super) async fn take_disk(&self, target: Arc<File>) -> Result<Taken, Error> {
+    pub(super) async fn take(&self, target: Target) -> Result<Taken, Error> {
         self.ask(|answer| Request::Capture(target, answer)).await
     }
 
@@ -299,14 +298,14 @@ impl Actor {
                 let _ = answer.send(resized.map(|()| self.record.report()));
             }
             Request::Begin(order, answer) => self.begin(order, answer).await,
-            Request::OpenRoot(answer) => {
-                let _ = answer.send(self.open_root());
+            Request::Unwritten(answer) => {
+                let _ = answer.send(self.unwritten());
             }
             Request::Capture(target, answer) => {
-                let _ = answer.send(self.take_disk(&target).await);
+                let _ = answer.send(self.take(&target).await);
             }
             Request::MemoryInUse(answer) => {
-                let _ = answer.send(Ok(self.machine.as_ref().map(Machine::memory_in_use)));
+                let _ = answer.send(Ok(self.machine.as_ref().and_then(Machine::memory_in_use)));
             }
             Request::Delete(_) => unreachable!("deletion is served by the loop"),
         }
@@ -335,10 +334,11 @@ impl Actor {
 
     async fn on_end(&mut self) {
         let starved = self.machine.as_ref().is_some_and(|machine| machine.out_of_memory_kills() > 0);
-        let reason = if starved {
-            "its guest agent ended after the sandbox ran out of memory"
-        } else {
-            "its guest agent ended: it was killed from inside, or failed"
+        let reason = match (self.record.spec.isolation, starved) {
+            (Isolation::Container, true) => "its guest agent ended after the sandbox ran out of memory",
+            (Isolation::Container, false) => "its guest agent ended: it was killed from inside, or failed",
+            (Isolation::Vm, true) => "its virtual machine ended for want of memory on its host",
+            (Isolation::Vm, false) => "its virtual machine ended: from inside, or it failed",
         };
         self.fail(reason.into()).await;
     }
@@ -455,7 +455,7 @@ fn refuse(request: Request, error: &Error) {
         | Request::SetTimeout(_, answer)
         | Request::Resize(_, answer)
         | Request::Begin(_, answer) => drop(answer.send(Err(error))),
-        Request::OpenRoot(answer) => drop(answer.send(Err(error))),
+        Request::Unwritten(answer) => drop(answer.send(Err(error))),
         Request::Capture(_, answer) => drop(answer.send(Err(error))),
         Request::MemoryInUse(answer) => drop(answer.send(Err(error))),
         // There is nothing of it; that is what was asked for.

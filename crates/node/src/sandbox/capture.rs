@@ -6,15 +6,16 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
 
 use warren_node_api::{Consistency, SandboxSpec};
-use warren_types::{Error, SandboxState};
+use warren_types::{Error, Isolation, SandboxState};
 
-use super::DISK;
 use super::actor::{Actor, Handle};
-use super::machine::Machine;
+use super::machine::{Target, Unwritten};
+use super::record::Suspended;
+use super::{DISK, MEMORY, STATE};
 use crate::checkpoint::manifest::Lineage;
+use crate::disk::{self, digest};
 
 /// Rounds of writing out before the pause; each leaves what was written during it.
 const ROUNDS: usize = 2;
@@ -27,47 +28,57 @@ pub(crate) struct Taken {
     pub(crate) consistency: Consistency,
     /// Microseconds; absent when it was not running.
     pub(crate) pause_us: Option<u64>,
-    /// What it must turn out to hold, if that is known.
+    /// What the disk must turn out to hold, if that is known.
     pub(crate) digest: Option<String>,
+    /// The memory that goes with it.
+    pub(crate) suspended: Option<Suspended>,
 }
 
 impl Handle {
-    /// Makes the empty file `target` the same as the sandbox's disk at one moment between now and the answer.
-    pub(crate) async fn capture(&self, target: Arc<File>) -> Result<Taken, Error> {
+    /// Makes the target the same as the sandbox at one moment between now and the answer.
+    pub(crate) async fn capture(&self, target: Target) -> Result<Taken, Error> {
         for _ in 0..ROUNDS {
-            let Some(root) = self.open_root().await? else { break };
-            let synced = tokio::task::spawn_blocking(move || rustix::fs::syncfs(&root)).await;
-            synced.map_err(io::Error::other).and_then(|synced| synced.map_err(Into::into)).map_err(
-                |error| Error::unavailable(format!("the sandbox's disk could not be written out: {error}")),
-            )?;
+            let Some(unwritten) = self.unwritten().await? else { break };
+            let written = tokio::task::spawn_blocking(move || unwritten.write_out()).await;
+            written.map_err(io::Error::other).flatten().map_err(|error| {
+                Error::unavailable(format!("the sandbox's disk could not be written out: {error}"))
+            })?;
         }
-        self.take_disk(target).await
+        self.take(target).await
     }
 }
 
 impl Actor {
-    pub(super) fn open_root(&self) -> Result<Option<File>, Error> {
-        let opened = self.machine.as_ref().map(Machine::open_root).transpose();
+    pub(super) fn unwritten(&self) -> Result<Option<Unwritten>, Error> {
+        let opened = self.machine.as_ref().map(|machine| machine.unwritten(&self.folder)).transpose();
         opened.map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be reached: {error}")))
     }
 
-    pub(super) async fn take_disk(&self, target: &Arc<File>) -> Result<Taken, Error> {
+    pub(super) async fn take(&mut self, target: &Target) -> Result<Taken, Error> {
         self.check_volume()?;
-        let (consistency, pause_us) = match (self.record.state, &self.machine) {
+        let since_ms = self.record.machine.as_ref().map_or(0, |machine| machine.since_ms);
+        let (consistency, pause_us, suspended) = match (self.record.state, &mut self.machine) {
             (SandboxState::Running, Some(machine)) => {
                 let captured = machine.capture(&self.host, &self.folder, target).await?;
                 let consistency = if captured.quiesced { Consistency::Quiesced } else { Consistency::Crash };
-                (consistency, Some(captured.pause_us))
+                let suspended = captured.machine.map(|machine| {
+                    std::fs::write(target.folder.join(STATE), &machine.state)?;
+                    Ok(Suspended {
+                        state_digest: digest::of_bytes(&machine.state),
+                        made: machine.made,
+                        memory_digest: None,
+                        since_ms,
+                    })
+                });
+                let suspended = suspended.transpose().map_err(|error| not_taken(&error))?;
+                (consistency, Some(captured.pause_us), suspended)
             }
             (SandboxState::Hibernated, _) => {
-                let (image, target) = (self.folder.join(DISK), target.clone());
-                let taken = tokio::task::spawn_blocking(move || {
-                    rustix::fs::ioctl_ficlone(&*target, File::open(image)?).map_err(Into::into)
-                });
-                taken.await.map_err(io::Error::other).flatten().map_err(|error| {
-                    Error::unavailable(format!("the sandbox's disk could not be taken: {error}"))
-                })?;
-                (Consistency::Quiesced, None)
+                let suspended = self.record.suspended.clone().filter(|_| !target.disk_only);
+                // A disk whose memory is left behind is as after a loss of power.
+                let whole = self.record.spec.isolation == Isolation::Container || suspended.is_some();
+                self.take_from_rest(target.clone(), suspended.is_some()).await?;
+                (if whole { Consistency::Quiesced } else { Consistency::Crash }, None, suspended)
             }
             _ => return Err(self.gone()),
         };
@@ -78,6 +89,23 @@ impl Actor {
             consistency,
             pause_us,
             digest: self.record.disk.as_ref().map(|kept| kept.digest.clone()),
+            suspended,
         })
     }
+
+    async fn take_from_rest(&self, target: Target, with_memory: bool) -> Result<(), Error> {
+        let folder = self.folder.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            rustix::fs::ioctl_ficlone(&*target.disk, File::open(folder.join(DISK))?)?;
+            for name in [MEMORY, STATE].into_iter().filter(|_| with_memory) {
+                disk::reflink(&File::open(folder.join(name))?, &target.folder.join(name))?;
+            }
+            Ok(())
+        });
+        taken.await.map_err(io::Error::other).flatten().map_err(|error: io::Error| not_taken(&error))
+    }
+}
+
+fn not_taken(error: &io::Error) -> Error {
+    Error::unavailable(format!("the sandbox's disk could not be taken: {error}"))
 }

@@ -14,10 +14,10 @@ use tracing::{info, warn};
 use warren_node_api::Report;
 use warren_types::{Error, SandboxState};
 
-use super::DISK;
 use super::actor::{Actor, Answer, sleep_until};
 use super::log;
 use super::record::{Kept, Transition};
+use super::{DISK, MEMORY};
 use crate::checkpoint::make::now_ms;
 
 /// How long a hibernation waits for calls under way.
@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(10);
 /// The reading of a disk at rest.
 #[derive(Default)]
 pub(crate) struct Measuring {
-    task: Option<JoinHandle<io::Result<String>>>,
+    task: Option<JoinHandle<io::Result<Digests>>>,
     called_off: Arc<AtomicBool>,
     waiters: Vec<Answer<Report>>,
     /// When the waiters are answered all the same.
@@ -38,7 +38,13 @@ pub(crate) struct Measuring {
 }
 
 /// What came of it; `None` when only the patience has come to its end.
-pub(crate) type Measured = Option<io::Result<String>>;
+pub(crate) type Measured = Option<io::Result<Digests>>;
+
+/// What disk and memory hold.
+pub(crate) struct Digests {
+    disk: String,
+    memory: Option<String>,
+}
 
 impl Measuring {
     pub(super) async fn ended(&mut self) -> Measured {
@@ -78,9 +84,11 @@ impl Actor {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         self.begin_transition(Transition::Hibernate)?;
-        if let Some(machine) = &self.machine {
-            machine.ask_to_end().await;
-            log::take_over(&machine.guest, &self.folder).await;
+        if let Err(error) = self.bring_to_rest().await {
+            // It runs on as if nothing had been asked.
+            self.record.transition = None;
+            let _ = self.save();
+            return Err(error);
         }
         self.end_machine().await;
         self.record.machine = None;
@@ -91,6 +99,28 @@ impl Actor {
         Ok(())
     }
 
+    /// Up to where nothing is left to do but to end its processes. What has memory to keep keeps it.
+    async fn bring_to_rest(&mut self) -> Result<(), Error> {
+        let since_ms = self.record.machine.as_ref().map_or(0, |machine| machine.since_ms);
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        if machine.can_suspend() {
+            log::take_over(&machine.guest, &self.folder).await;
+            self.record.suspended = Some(machine.suspend(&self.folder, since_ms).await?);
+            // The memory is whole from here on: a node that is killed now finds it.
+            let saved = self.save();
+            if saved.is_err()
+                && let Some(machine) = &mut self.machine
+            {
+                self.record.suspended = None;
+                machine.go_on().await;
+            }
+            return saved;
+        }
+        machine.ask_to_end().await;
+        log::take_over(&machine.guest, &self.folder).await;
+        Ok(())
+    }
+
     /// Writes down what the end of its processes is for. When that fails nothing has happened.
     pub(super) fn begin_transition(&mut self, transition: Transition) -> Result<(), Error> {
         self.record.transition = Some(transition);
@@ -98,7 +128,7 @@ impl Actor {
     }
 
     pub(super) fn begin_measuring(&mut self) {
-        let image = self.folder.join(DISK);
+        let (folder, with_memory) = (self.folder.clone(), self.record.suspended.is_some());
         let called_off = Arc::new(AtomicBool::new(false));
         self.measuring.called_off = called_off.clone();
         self.measuring.patience = None;
@@ -106,7 +136,13 @@ impl Actor {
         self.measuring.task = Some(tokio::spawn(async move {
             let _turn = host.measuring.acquire().await.map_err(io::Error::other)?;
             let verified = host.checkpoints.verified.clone();
-            let read = move || verified.measure(&File::open(image)?, &called_off);
+            let read = move || {
+                let measure = |name| verified.measure(&File::open(folder.join(name))?, &called_off);
+                Ok(Digests {
+                    disk: measure(DISK)?,
+                    memory: with_memory.then(|| measure(MEMORY)).transpose()?,
+                })
+            };
             tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten()
         }));
     }
@@ -122,7 +158,10 @@ impl Actor {
 
     pub(super) fn on_measured(&mut self, measured: Measured) {
         match measured {
-            Some(Ok(digest)) if self.record.state == SandboxState::Hibernated => {
+            Some(Ok(Digests { disk: digest, memory })) if self.record.state == SandboxState::Hibernated => {
+                if let Some(suspended) = &mut self.record.suspended {
+                    suspended.memory_digest = memory;
+                }
                 self.record.disk = Some(Kept { digest, generation: self.record.generation, at_ms: now_ms() });
                 if let Err(error) = self.save() {
                     // It is made again at the next start of the node.

@@ -1,22 +1,25 @@
 //! The running part of a sandbox: its processes, its network slot, its CPUs and the connection to its agent.
+//!
+//! Where the two isolations differ, [`container`] and [`vm`] each have their part.
+
+mod container;
+mod vm;
 
 use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
-use tracing::{debug, warn};
+use tracing::warn;
 use warren_guest_api::boot::Boot;
-use warren_runtime::cgroup::{Cgroup, CgroupError, Limits};
+use warren_runtime::cgroup::{Cgroup, CgroupError};
 use warren_runtime::process::Watched;
-use warren_runtime_container::plan::encode_boot;
-use warren_runtime_container::{Capture, Captured, Root};
-use warren_types::{Error, ErrorKind, Size};
+use warren_types::{Error, ErrorKind, Isolation, Size};
 
+use self::container::Container;
+use self::vm::Vm;
 use super::DISK;
-use super::record::{MachineRecord, Record, Transition, boot_id};
+use super::record::{MachineRecord, Record, Suspended, Transition, boot_id};
 use super::stock::Prepared;
 use crate::checkpoint::make::now_ms;
 use crate::disk;
@@ -24,44 +27,83 @@ use crate::guest::Guest;
 use crate::network::Slot;
 use crate::registry::Host;
 
-/// Processes and threads of one sandbox.
-const MAX_PROCESSES: u32 = 4096;
-/// Of its disk, each way.
-const IO_BYTES_PER_SECOND: u64 = 2 << 30;
-const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
+pub(crate) use self::vm::{Start as VmStart, why_not_resume};
+
 /// Longest wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
-/// How long commands get to end by themselves before a hibernation ends them.
+/// How long commands get to end by themselves before a hibernation or a reboot ends them.
 const GRACE: Duration = Duration::from_secs(2);
-/// A sandbox that does not come to rest within this is captured as it is.
-const REST_WITHIN: Duration = Duration::from_millis(500);
-/// Longest time it is kept at rest.
-const REST_AT_MOST: Duration = Duration::from_secs(2);
 
 pub(crate) struct Machine {
     pub(crate) guest: Guest,
-    init: Watched,
+    /// PID 1 of a container, the QEMU of a virtual machine.
+    process: Watched,
     pid: i32,
     slot: Slot,
     cpus: Vec<u32>,
     cgroup: Cgroup,
-    disk_device: String,
+    body: Body,
 }
 
-/// Starts the sandbox of `record` in a prepared root, on the disk whose image is in `folder`. Writes into the record how
-/// to find it again, before there is anything to find. On failure nothing of it is left.
+/// What the isolations have each for themselves.
+enum Body {
+    Container(Container),
+    Vm(Vm),
+}
+
+/// What a sandbox can be started in at once.
+pub(crate) enum Ready {
+    Root(Prepared),
+    Vm(VmStart),
+}
+
+/// Where to put what is captured.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// An empty file on the volume, to become the disk.
+    pub(crate) disk: Arc<File>,
+    /// A folder on the volume, for memory where there is any.
+    pub(crate) folder: PathBuf,
+    /// Memory is not wanted.
+    pub(crate) disk_only: bool,
+}
+
+/// What was captured.
+pub(crate) struct Captured {
+    /// Everything stood still, and all that had been written is there.
+    pub(crate) quiesced: bool,
+    /// From the first process that was stopped to the last that went on, in microseconds.
+    pub(crate) pause_us: u64,
+    /// What goes with the memory in the folder, if there is one.
+    pub(crate) machine: Option<vm::Captured>,
+}
+
+/// What of a sandbox is not on the volume yet; it can be written out while the sandbox goes on.
+pub(crate) enum Unwritten {
+    /// Of its own file system, seen through one of its folders.
+    FileSystem(File),
+    /// Of files on the volume.
+    Files(Vec<File>),
+}
+
+/// Starts the sandbox of `record`, on the disk whose image is in `folder`. Writes into the record how to find it again,
+/// before there is anything to find. On failure nothing of it is left.
 pub(crate) async fn start(
     host: &Arc<Host>,
     record: &mut Record,
     folder: &Path,
-    prepared: Prepared,
+    ready: Ready,
 ) -> Result<Machine, Error> {
-    let Prepared { slot, root, disk_device } = prepared;
+    let (slot, kind) = match ready {
+        Ready::Root(Prepared { slot, root, disk_device }) => (slot, Kind::Root { root, disk_device }),
+        Ready::Vm(start) => (start.slot, Kind::Vm { launch: start.launch }),
+    };
+    let disk_device = kind.disk_device();
     if !record.spec.network
         && let Err(error) = host.network.disconnect(&slot).await
     {
         host.network.retire(slot);
-        drop(root);
+        drop(kind);
         release_disk(&disk_device, folder).await;
         return Err(Error::unavailable(format!("the network could not be switched off: {error}")));
     }
@@ -76,25 +118,29 @@ pub(crate) async fn start(
         },
         pid: 0,
         disk_device: disk_device.clone(),
-        since_ms: now_ms(),
+        since_ms: kind.since_ms().unwrap_or_else(now_ms),
+        resumed: kind.since_ms().is_some(),
+        made: kind.made(),
     });
-    let limits = limits(record.spec.size, cpus.clone(), disk_device.clone());
-    let id_base = host.network.plan().id_base(slot.index);
-    let started = match launch(host, record, folder, root, id_base, &limits).await {
-        // The socket has been listening since before the agent ran: this waits for its first answer.
-        Ok(ended) => Guest::connect(folder).await.map(|guest| (ended, guest)),
-        Err(error) => Err(error),
+    let cgroup = host.cgroup(record.cgroup());
+    let launched = match record.save(folder) {
+        Ok(()) => {
+            let place = Place { host, record, folder, cgroup: &cgroup, slot: &slot, cpus: &cpus };
+            kind.launch(place).await
+        }
+        Err(error) => Err(trouble("could not write its record", &error)),
     };
-    match started {
-        Ok((ended, guest)) => {
+    match launched {
+        Ok(Launched { process, pid, guest, body }) => {
             let mut slot = slot;
             serve_names(&mut slot, record);
-            let cgroup = host.cgroup(record.cgroup());
-            let pid = record.machine.as_ref().map_or(0, |machine| machine.pid);
-            Ok(Machine { guest, init: ended, pid, slot, cpus, cgroup, disk_device })
+            if let Some(machine) = &mut record.machine {
+                machine.pid = pid;
+            }
+            Ok(Machine { guest, process, pid, slot, cpus, cgroup, body })
         }
         Err(error) => {
-            end_processes(&host.cgroup(record.cgroup())).await;
+            end_processes(&cgroup).await;
             host.cpus.give_back(&cpus);
             host.network.retire(slot);
             record.machine = None;
@@ -104,44 +150,67 @@ pub(crate) async fn start(
     }
 }
 
-fn limits(size: Size, cpus: Vec<u32>, disk_device: String) -> Limits {
-    Limits {
-        cpu_count: size.cpu_count,
-        cpus,
-        memory_bytes: u64::from(size.memory_mb) << 20,
-        pids: MAX_PROCESSES,
-        disk_device: Some(disk_device),
-        io_bytes_per_second: IO_BYTES_PER_SECOND,
-        io_operations_per_second: IO_OPERATIONS_PER_SECOND,
+/// Where a sandbox is being started.
+struct Place<'a> {
+    host: &'a Arc<Host>,
+    record: &'a Record,
+    folder: &'a Path,
+    cgroup: &'a Cgroup,
+    slot: &'a Slot,
+    cpus: &'a [u32],
+}
+
+impl Place<'_> {
+    fn boot(&self) -> Boot {
+        Boot { sandbox_id: self.record.id.clone(), envs: self.record.spec.envs.clone() }
     }
 }
 
-async fn launch(
-    host: &Arc<Host>,
-    record: &mut Record,
-    folder: &Path,
-    root: Root,
-    id_base: u32,
-    limits: &Limits,
-) -> Result<Watched, Error> {
-    let trouble = |what: &str, error: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be started: {what}: {error}"))
-    };
-    record.save(folder).map_err(|error| trouble("could not write its record", &error))?;
-    let cgroup = host.cgroup(record.cgroup());
-    cgroup
-        .create(limits)
-        .and_then(|()| cgroup.delegate(id_base))
-        .and_then(|()| cgroup.admit(root.pid()))
-        .map_err(|error| trouble("its cgroup", &error))?;
-    let boot = encode_boot(&Boot { sandbox_id: record.id.clone(), envs: record.spec.envs.clone() });
-    let launched =
-        root.launch(folder, &host.agent, &boot).await.map_err(|error| trouble("launch", &error))?;
-    debug!(id = %record.id, steps = ?launched.steps, "launched");
-    if let Some(machine) = &mut record.machine {
-        machine.pid = launched.pid;
+struct Launched {
+    process: Watched,
+    pid: i32,
+    guest: Guest,
+    body: Body,
+}
+
+enum Kind {
+    Root { root: warren_runtime_container::Root, disk_device: String },
+    Vm { launch: vm::Launch },
+}
+
+impl Kind {
+    fn disk_device(&self) -> String {
+        match self {
+            Self::Root { disk_device, .. } => disk_device.clone(),
+            Self::Vm { .. } => String::new(),
+        }
     }
-    Watched::new(launched.pid).map_err(|error| trouble("it ended at once", &error))
+
+    /// When the processes began that it goes on with.
+    fn since_ms(&self) -> Option<u64> {
+        match self {
+            Self::Root { .. } => None,
+            Self::Vm { launch } => launch.since_ms,
+        }
+    }
+
+    fn made(&self) -> Option<warren_runtime_vm::snapshot::Made> {
+        match self {
+            Self::Root { .. } => None,
+            Self::Vm { launch } => Some(launch.made.clone()),
+        }
+    }
+
+    async fn launch(self, place: Place<'_>) -> Result<Launched, Error> {
+        match self {
+            Self::Root { root, disk_device } => container::launch(&place, root, disk_device).await,
+            Self::Vm { launch } => vm::launch(&place, launch).await,
+        }
+    }
+}
+
+fn trouble(what: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be started: {what}: {error}"))
 }
 
 /// Takes over the sandbox that `record` says is running. An error means that it is not, or cannot be used; whatever is
@@ -155,15 +224,19 @@ pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> R
         }
         // A capture that was killed in every part of it has left it standing still.
         cgroup.thaw().map_err(|error| error.to_string())?;
-        let ended =
+        let process =
             Watched::new(machine.pid).map_err(|error| format!("its processes have ended: {error}"))?;
         let slot = host
             .network
             .adopt(machine.slot, machine.pid)
             .await
             .map_err(|error| format!("its network could not be taken over: {error}"))?;
-        match Guest::connect(folder).await {
-            Ok(guest) => Ok((guest, ended, slot)),
+        let found = match record.spec.isolation {
+            Isolation::Container => container::find(machine, folder).await,
+            Isolation::Vm => vm::find(machine, folder).await,
+        };
+        match found {
+            Ok((guest, body)) => Ok((guest, body, process, slot)),
             Err(error) => {
                 host.network.retire(slot);
                 Err(error.message)
@@ -171,18 +244,10 @@ pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> R
         }
     };
     match adopted.await {
-        Ok((guest, ended, mut slot)) => {
+        Ok((guest, body, process, mut slot)) => {
             serve_names(&mut slot, record);
             host.cpus.adopt(&machine.cpus);
-            Ok(Machine {
-                guest,
-                init: ended,
-                pid: machine.pid,
-                slot,
-                cpus: machine.cpus.clone(),
-                cgroup,
-                disk_device: machine.disk_device.clone(),
-            })
+            Ok(Machine { guest, process, pid: machine.pid, slot, cpus: machine.cpus.clone(), cgroup, body })
         }
         Err(reason) => {
             end_processes(&cgroup).await;
@@ -193,14 +258,17 @@ pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> R
 }
 
 impl Machine {
-    /// Returns when PID 1 has ended.
+    /// Returns when PID 1, or QEMU, has ended.
     pub(crate) async fn ended(&self) {
-        self.init.ended().await;
+        self.process.ended().await;
     }
 
     /// Connects to the agent again, after its connection broke.
     pub(crate) async fn reconnect(&mut self, folder: &Path) -> Result<(), Error> {
-        let guest = Guest::connect(folder).await?;
+        let guest = match &self.body {
+            Body::Container(_) => Guest::connect(folder).await?,
+            Body::Vm(_) => Guest::connect_port(folder).await?,
+        };
         // A connection broke for a reason; the next one is believed when it has carried a call.
         guest.check().await?;
         self.guest = guest;
@@ -212,63 +280,77 @@ impl Machine {
         self.cgroup.out_of_memory_kills()
     }
 
+    /// Whether hibernating keeps its processes.
+    pub(crate) fn can_suspend(&self) -> bool {
+        matches!(self.body, Body::Vm(_))
+    }
+
     /// Asks commands and terminals to end, and waits for them a while.
     pub(crate) async fn ask_to_end(&self) {
-        let asked = self.cgroup.processes_below().unwrap_or_default();
-        for pid in asked.iter().filter_map(|pid| Pid::from_raw(*pid)) {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        match &self.body {
+            Body::Container(_) => container::ask_to_end(&self.cgroup).await,
+            Body::Vm(_) => vm::ask_to_end(&self.guest).await,
         }
-        let deadline = tokio::time::Instant::now() + GRACE;
-        while tokio::time::Instant::now() < deadline
-            && self.cgroup.processes_below().is_ok_and(|left| !left.is_empty())
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    /// Stops it for good and leaves its memory in `folder`, beside the disk of the same moment. On failure it runs on.
+    pub(crate) async fn suspend(&mut self, folder: &Path, since_ms: u64) -> Result<Suspended, Error> {
+        match &mut self.body {
+            Body::Container(_) => Err(Error::internal("a container has no memory that could be kept")),
+            Body::Vm(vm) => vm.suspend(folder, since_ms).await,
+        }
+    }
+
+    /// Lets it run on after [`Self::suspend`].
+    pub(crate) async fn go_on(&mut self) {
+        if let Body::Vm(vm) = &mut self.body {
+            vm.go_on().await;
+        }
+    }
+
+    /// What of it could be written out before it is captured.
+    pub(crate) fn unwritten(&self, folder: &Path) -> std::io::Result<Unwritten> {
+        match &self.body {
+            Body::Container(_) => self.open_root().map(Unwritten::FileSystem),
+            Body::Vm(_) => vm::unwritten(folder).map(Unwritten::Files),
         }
     }
 
     /// A folder of its root file system, seen from the host.
-    pub(crate) fn open_root(&self) -> std::io::Result<File> {
+    fn open_root(&self) -> std::io::Result<File> {
         let root = File::open(format!("/proc/{}/root", self.pid))?;
         // Another process may have got the number since; not while this one was there before and after.
-        if self.init.has_ended() {
+        if self.process.has_ended() {
             return Err(std::io::Error::other("it has ended"));
         }
         Ok(root)
     }
 
-    /// Makes the empty file `target` the same as its disk, with everything in it standing still.
-    pub(crate) async fn capture(&self, host: &Host, folder: &Path, target: &File) -> Result<Captured, Error> {
-        let trouble = |error: &dyn std::fmt::Display| {
-            Error::unavailable(format!("the sandbox's disk could not be taken: {error}"))
+    /// Makes the target the same as its disk, and its memory where it has one, with everything in it standing still.
+    pub(crate) async fn capture(
+        &mut self,
+        host: &Host,
+        folder: &Path,
+        target: &Target,
+    ) -> Result<Captured, Error> {
+        let captured = match &mut self.body {
+            Body::Container(_) => {
+                let root = self.open_root().map_err(|error| not_taken(&error))?;
+                container::capture(host, &self.cgroup, &root, folder, &target.disk).await
+            }
+            Body::Vm(vm) => vm.capture(&self.guest, folder, target).await,
         };
-        let root = self.open_root().map_err(|error| trouble(&error))?;
-        let source = File::open(folder.join(DISK)).map_err(|error| trouble(&error))?;
-        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (cgroup_parent, cgroup_name) = self.cgroup.names();
-        let capture = Capture {
-            cgroup_parent,
-            cgroup_name,
-            rest_within_ms: milliseconds(REST_WITHIN),
-            rest_at_most_ms: milliseconds(REST_AT_MOST),
-        };
-        let launcher = host.launcher().map_err(|error| trouble(&error))?;
-        let captured = warren_runtime_container::capture(
-            &launcher,
-            &capture,
-            root.as_fd(),
-            source.as_fd(),
-            target.as_fd(),
-        )
-        .await;
-        captured.map_err(|error| {
+        captured.inspect_err(|_| {
             let _ = self.cgroup.thaw();
-            trouble(&error)
         })
     }
 
-    /// Bytes of memory that cannot be taken back without harm.
-    pub(crate) fn memory_in_use(&self) -> u64 {
-        self.cgroup.memory_in_use()
+    /// Bytes of memory that cannot be taken back without harm; `None` where only its own kernel knows.
+    pub(crate) fn memory_in_use(&self) -> Option<u64> {
+        match &self.body {
+            Body::Container(_) => Some(self.cgroup.memory_in_use()),
+            Body::Vm(_) => None,
+        }
     }
 
     /// Ends everything at once; what it held is given back by [`Self::end_without_disk`].
@@ -281,13 +363,12 @@ impl Machine {
     }
 
     /// Changes its limits while it runs; the disk's size is not one of them.
-    pub(crate) async fn resize(&mut self, host: &Arc<Host>, size: Size) -> Result<(), CgroupError> {
+    pub(crate) async fn resize(&mut self, host: &Arc<Host>, size: Size) -> Result<(), Error> {
         let cpus = host.cpus.take(size.cpu_count);
-        let (cgroup, wanted) = (self.cgroup.clone(), cpus.clone());
-        let memory = u64::from(size.memory_mb) << 20;
-        // Taking memory back can take a while.
-        let resized = tokio::task::spawn_blocking(move || cgroup.resize(size.cpu_count, &wanted, memory));
-        let resized = resized.await.unwrap_or_else(|error| Err(CgroupError::Interrupted(error.to_string())));
+        let resized = match &mut self.body {
+            Body::Container(_) => container::resize(&self.cgroup, size, &cpus).await,
+            Body::Vm(vm) => vm.resize(&self.cgroup, size, &cpus).await,
+        };
         let freed = match resized {
             Ok(()) => std::mem::replace(&mut self.cpus, cpus),
             Err(_) => cpus,
@@ -298,7 +379,10 @@ impl Machine {
 
     /// Ends everything and gives back what it held. Its disk is written out and no longer attached afterwards.
     pub(crate) async fn end(self, host: &Arc<Host>, folder: &Path) {
-        let device = self.disk_device.clone();
+        let device = match &self.body {
+            Body::Container(container) => container.disk_device.clone(),
+            Body::Vm(_) => String::new(),
+        };
         self.end_without_disk(host).await;
         release_disk(&device, folder).await;
     }
@@ -309,6 +393,24 @@ impl Machine {
         host.cpus.give_back(&self.cpus);
         host.network.retire(self.slot);
     }
+}
+
+impl Unwritten {
+    /// Writes it out; blocks.
+    pub(crate) fn write_out(&self) -> std::io::Result<()> {
+        match self {
+            Self::FileSystem(root) => rustix::fs::syncfs(root).map_err(Into::into),
+            Self::Files(files) => files.iter().try_for_each(File::sync_data),
+        }
+    }
+}
+
+fn not_taken(error: &dyn std::fmt::Display) -> Error {
+    Error::unavailable(format!("the sandbox's disk could not be taken: {error}"))
+}
+
+fn not_resized(error: CgroupError) -> Error {
+    super::resize::refused(error)
 }
 
 fn serve_names(slot: &mut Slot, record: &Record) {

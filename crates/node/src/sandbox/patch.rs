@@ -172,7 +172,8 @@ impl Actor {
                 Waiter::Report(answer) => self.answer_report(answer),
             }
         }
-        if begun && !self.record.spec.start_commands.is_empty() {
+        let resumed = self.record.machine.as_ref().is_some_and(|machine| machine.resumed);
+        if begun && !resumed && !self.record.spec.start_commands.is_empty() {
             tokio::spawn(start_all(machine.guest.clone(), self.record.spec.start_commands.clone()));
         }
     }

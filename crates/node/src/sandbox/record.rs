@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use warren_node_api::{PatchProgress, Report, SandboxSpec};
+use warren_runtime_vm::snapshot::Made;
 use warren_types::{ExecId, SandboxId, SandboxState};
 
+use super::{CURRENT, PREVIOUS};
 use crate::checkpoint::manifest::Lineage;
 
 const FORMAT: u32 = 1;
@@ -29,12 +31,18 @@ pub(crate) struct Record {
     /// What it is on its way to, while its processes are being ended: a restart goes on from there.
     #[serde(default)]
     pub(crate) transition: Option<Transition>,
+    /// The memory that goes with the disk; of a virtual machine that hibernates.
+    #[serde(default)]
+    pub(crate) suspended: Option<Suspended>,
     /// What its disk holds; while it hibernates, once that has been read.
     #[serde(default)]
     pub(crate) disk: Option<Kept>,
     /// What `previous.img` holds: the disk as it was before it last woke.
     #[serde(default)]
     pub(crate) previous: Option<Kept>,
+    /// The memory that goes with `previous.img`.
+    #[serde(default)]
+    pub(crate) previous_suspended: Option<Suspended>,
     /// The checkpoint it came from.
     #[serde(default)]
     pub(crate) lineage: Option<Lineage>,
@@ -59,8 +67,26 @@ pub(crate) enum Transition {
     Hibernate,
     /// To start it again on the same disk.
     Restart,
-    /// To start it again on the disk `next.img`, made over that template and with that lineage.
-    Restore { template_digest: String, lineage: Option<Lineage> },
+    /// To start it again on the disk `next.img`, made over that template and with that lineage, and with that memory.
+    Restore {
+        template_digest: String,
+        lineage: Option<Lineage>,
+        #[serde(default)]
+        suspended: Option<Suspended>,
+    },
+    /// To resume it from memory. Until it runs nothing is lost: disk and memory are kept as `previous` as well.
+    Resume,
+}
+
+/// A virtual machine at rest, in the files `memory` and `state`; the disk beside them is of the same moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Suspended {
+    pub(crate) made: Made,
+    pub(crate) state_digest: String,
+    /// Present once it has been read.
+    pub(crate) memory_digest: Option<String>,
+    /// When its processes began, in milliseconds since the Unix epoch.
+    pub(crate) since_ms: u64,
 }
 
 /// A disk image as it was when nothing ran on it.
@@ -99,6 +125,12 @@ pub(crate) struct MachineRecord {
     /// Milliseconds since the Unix epoch.
     #[serde(default)]
     pub(crate) since_ms: u64,
+    /// Its processes are those from before.
+    #[serde(default)]
+    pub(crate) resumed: bool,
+    /// What a virtual machine is made of.
+    #[serde(default)]
+    pub(crate) made: Option<Made>,
 }
 
 impl Record {
@@ -113,8 +145,10 @@ impl Record {
             reason: None,
             warning: None,
             transition: None,
+            suspended: None,
             disk: None,
             previous: None,
+            previous_suspended: None,
             lineage: None,
             patch_error: None,
             patch: None,
@@ -133,6 +167,11 @@ impl Record {
                 .as_ref()
                 .filter(|_| self.state == SandboxState::Running)
                 .map(|machine| machine.since_ms),
+            memory_kept: match self.state {
+                SandboxState::Running => self.machine.as_ref().is_some_and(|machine| machine.resumed),
+                SandboxState::Hibernated => self.suspended.is_some(),
+                SandboxState::Creating | SandboxState::Stopped | SandboxState::Error => false,
+            },
             patches: PatchProgress {
                 applied: self.lineage.as_ref().map_or(0, |lineage| lineage.patches_applied),
                 error: self.patch_error.clone(),
@@ -145,6 +184,15 @@ impl Record {
     pub(crate) fn cgroup(&self) -> &str {
         let named = self.machine.as_ref().map(|machine| machine.cgroup.as_str());
         named.filter(|name| !name.is_empty()).unwrap_or(self.id.as_str())
+    }
+
+    /// Puts disk and memory back as they were before a resumption that did not come to its end; blocks.
+    pub(crate) fn undo_resume(&mut self, folder: &Path) -> io::Result<()> {
+        PREVIOUS.share(folder, CURRENT, self.previous_suspended.is_some())?;
+        self.disk = self.previous.clone();
+        self.suspended = self.previous_suspended.clone();
+        self.transition = None;
+        Ok(())
     }
 
     /// Moves to another state; each move is a new generation.

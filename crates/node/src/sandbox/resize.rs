@@ -33,7 +33,7 @@ impl Actor {
         let Some(machine) = &mut self.machine else {
             return Err(Error::internal("a running sandbox has no processes"));
         };
-        machine.resize(&self.host, size).await.map_err(refused)?;
+        machine.resize(&self.host, size).await?;
         self.record.spec.size = size;
         if let Some(record) = &mut self.record.machine {
             record.cpus = machine.cpus().to_vec();
@@ -42,7 +42,7 @@ impl Actor {
     }
 }
 
-fn refused(error: CgroupError) -> Error {
+pub(super) fn refused(error: CgroupError) -> Error {
     match error {
         CgroupError::InUse { used, limit } => {
             let megabytes = |bytes: u64| bytes.div_ceil(1 << 20);

@@ -8,7 +8,6 @@
 //! What was written down happens, whatever becomes of the node meanwhile ([`Actor::start_again`] goes on with it). Id,
 //! settings and everything else of the record stay. A sandbox that cannot be started again hibernates and says why.
 
-use std::fs;
 use std::io;
 
 use tracing::{info, warn};
@@ -17,9 +16,8 @@ use warren_types::{Error, SandboxState};
 
 use super::actor::{Actor, Answer};
 use super::record::Transition;
-use super::{DISK, NEXT_DISK};
+use super::{CURRENT, NEXT};
 use crate::checkpoint::Whole;
-use crate::disk;
 
 /// What a sandbox is to be started anew for.
 pub(crate) enum Order {
@@ -52,7 +50,11 @@ impl Actor {
         match self.record.state {
             SandboxState::Running => {}
             // Nothing runs: starting it is all there is to do.
-            SandboxState::Hibernated => return self.ensure_running().await.map(drop),
+            SandboxState::Hibernated => {
+                // Not with what was in its memory: that is what a reboot is for.
+                self.record.suspended = None;
+                return self.ensure_running().await.map(drop);
+            }
             SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
         }
         self.patching.call_off(&Error::unavailable("the sandbox was rebooted meanwhile; try again"));
@@ -76,21 +78,23 @@ impl Actor {
             return Err(Error::invalid("the checkpoint is of another sandbox; fork it instead"));
         }
         self.check_volume()?;
-        let next = self.folder.join(NEXT_DISK);
-        let (image, path) = (whole.image, next.clone());
-        let made = tokio::task::spawn_blocking(move || disk::reflink(&image, &path)).await;
+        if whole.manifest.spec.isolation != self.record.spec.isolation {
+            return Err(Error::conflict("the checkpoint is of another isolation than this sandbox has"));
+        }
+        let (template_digest, lineage) =
+            (whole.manifest.template_digest.clone(), whole.manifest.lineage.clone());
+        let suspended = whole.suspended();
+        let folder = self.folder.clone();
+        let made = tokio::task::spawn_blocking(move || whole.share(&folder, NEXT)).await;
         let prepared = made
             .map_err(io::Error::other)
             .flatten()
             .map_err(|error| Error::unavailable(format!("the checkpoint's disk could not be taken: {error}")))
             .and_then(|()| {
-                self.begin_transition(Transition::Restore {
-                    template_digest: whole.manifest.template_digest.clone(),
-                    lineage: whole.manifest.lineage.clone(),
-                })
+                self.begin_transition(Transition::Restore { template_digest, lineage, suspended })
             });
         if prepared.is_err() {
-            let _ = fs::remove_file(next);
+            NEXT.remove(&self.folder);
             return prepared;
         }
         self.patching.call_off(&Error::unavailable("the sandbox was restored meanwhile; try again"));
@@ -100,9 +104,11 @@ impl Actor {
 
     /// Carries out what is written down as under way. The beginning of it may lie before the node's start.
     pub(super) async fn start_again(&mut self) {
-        if let Some(Transition::Restore { template_digest, lineage }) = self.record.transition.clone() {
+        if let Some(Transition::Restore { template_digest, lineage, suspended }) =
+            self.record.transition.clone()
+        {
             // First, because it is all that could fail; what runs still has the old one and does not notice.
-            if let Err(error) = self.put_next_disk_in_place() {
+            if let Err(error) = NEXT.rename(&self.folder, CURRENT, suspended.is_some()) {
                 return self.stay_with_old_disk(&error).await;
             }
             self.abandon_machine().await;
@@ -110,6 +116,7 @@ impl Actor {
             self.record.lineage = lineage;
             self.record.patch_error = None;
             self.record.disk = None;
+            self.record.suspended = suspended;
         }
         match self.start_or_rest().await {
             Ok(()) => info!("started again"),
@@ -128,17 +135,11 @@ impl Actor {
         self.note();
     }
 
-    fn put_next_disk_in_place(&self) -> io::Result<()> {
-        match fs::rename(self.folder.join(NEXT_DISK), self.folder.join(DISK)) {
-            // It was before the node was killed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
-    }
-
     async fn start_or_rest(&mut self) -> Result<(), Error> {
         self.record.machine = None;
         let Err(error) = self.start().await else { return Ok(()) };
+        // Whatever became of it meanwhile, it no longer goes with the disk.
+        self.record.suspended = None;
         if self.record.state == SandboxState::Running {
             // Its disk is whole and the next use tries again.
             let _ = self.become_state(SandboxState::Hibernated, None);

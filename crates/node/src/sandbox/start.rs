@@ -3,22 +3,24 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tracing::{info, warn};
 use warren_node_api::{CODE_DISK_DAMAGED, Report, Wake};
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxState};
+use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxState};
 
 use super::activity::Call;
 use super::actor::{Actor, Answer};
-use super::machine;
-use super::record::{Kept, Transition};
+use super::machine::{self, Ready, VmStart};
+use super::record::{Kept, Suspended, Transition};
 use super::stock::Prepared;
-use super::{DISK, NEXT_DISK, PREVIOUS_DISK};
+use super::{CURRENT, DISK, Files, PREVIOUS};
 use crate::checkpoint::manifest::Lineage;
-use crate::disk;
+use crate::disk::digest;
 use crate::guest::Guest;
+use crate::registry::Host;
 
 /// Bytes that must be free on the volume for a sandbox to be made or woken.
 const MIN_FREE_BYTES: u64 = 1 << 30;
@@ -47,34 +49,52 @@ impl Actor {
     async fn copy_checkpoint(&mut self, id: CheckpointId) -> Result<(), Error> {
         let whole = self.host.checkpoints.open_whole(&id).await?;
         self.record.template_digest.clone_from(&whole.manifest.template_digest);
+        self.record.spec.isolation = whole.manifest.spec.isolation;
         self.record.spec.size.disk_mb = whole.manifest.spec.size.disk_mb;
         self.record.lineage = Some(Lineage { checkpoint: id, patches_applied: 0 });
-        let disk = self.folder.join(DISK);
-        let made = tokio::task::spawn_blocking(move || disk::reflink(&whole.image, &disk));
+        self.record.suspended = whole.suspended();
+        let folder = self.folder.clone();
+        let made = tokio::task::spawn_blocking(move || whole.share(&folder, CURRENT));
         made.await.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))
     }
 
     async fn start_empty(&mut self) -> Result<(), Error> {
         let host = self.host.clone();
+        let ready = match self.record.spec.isolation {
+            Isolation::Container => {
+                let _turn = host.turn().await?;
+                let disk_mb = self.record.spec.size.disk_mb;
+                let prepared = Prepared::empty(&host, disk_mb, &self.folder.join(DISK)).await?;
+                return self.start_in(Ready::Root(prepared)).await;
+            }
+            // The first of a kind waits for a boot; that must not hold up others.
+            Isolation::Vm => VmStart::fresh(&host, &self.record, &self.folder).await?,
+        };
         let _turn = host.turn().await?;
-        let disk_mb = self.record.spec.size.disk_mb;
-        let prepared = Prepared::empty(&host, disk_mb, &self.folder.join(DISK)).await?;
-        self.start_in(prepared).await
+        self.start_in(Ready::Vm(ready)).await
     }
 
-    /// Starts it on its disk. On failure nothing of it runs and its record says so.
+    /// Starts it on its disk, and with its memory if there is one that can be gone on with. On failure nothing of it runs
+    /// and its record says so.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         if !matches!(self.record.transition, Some(Transition::Restore { .. })) {
             self.wait_for_the_dying().await;
         }
         let host = self.host.clone();
         let _turn = host.turn().await?;
+        match self.record.spec.isolation {
+            Isolation::Container => self.start_container(&host).await,
+            Isolation::Vm => self.start_machine(&host).await,
+        }
+    }
+
+    async fn start_container(&mut self, host: &Arc<Host>) -> Result<(), Error> {
         let disk = host.disks.attach(self.folder.join(DISK)).await.map_err(|error| {
             Error::new(ErrorKind::SandboxFailed, format!("its disk cannot be used: {error}"))
         })?;
         let device = disk.device().to_owned();
-        match Prepared::make(&host, disk, &self.record.template_digest).await {
-            Ok(prepared) => self.start_in(prepared).await,
+        match Prepared::make(host, disk, &self.record.template_digest).await {
+            Ok(prepared) => self.start_in(Ready::Root(prepared)).await,
             Err(error) => {
                 machine::release_disk(&device, &self.folder).await;
                 Err(error)
@@ -82,11 +102,37 @@ impl Actor {
         }
     }
 
-    async fn start_in(&mut self, prepared: Prepared) -> Result<(), Error> {
+    async fn start_machine(&mut self, host: &Arc<Host>) -> Result<(), Error> {
+        let (suspended, why_not) = match self.record.suspended.clone() {
+            None => (None, None),
+            Some(suspended) => match machine::why_not_resume(host, self.record.spec.size, &suspended) {
+                Ok(()) => (Some(suspended), None),
+                Err(reason) => (None, Some(reason)),
+            },
+        };
+        let start = match suspended {
+            Some(suspended) => VmStart::resume(host, &self.record, &self.folder, suspended).await?,
+            None => VmStart::boot(host, &self.record).await?,
+        };
+        self.start_in(Ready::Vm(start)).await?;
+        if let Some(reason) = why_not {
+            let warning =
+                format!("it was started anew from its disk, because its memory could not be used: {reason}");
+            warn!(warning, "a sandbox has lost its processes");
+            self.record.warning = Some(warning);
+            self.note();
+        }
+        Ok(())
+    }
+
+    async fn start_in(&mut self, ready: Ready) -> Result<(), Error> {
         self.record.settling = self.record.lineage.is_some() || !self.record.spec.start_commands.is_empty();
         self.record.patch = None;
-        let machine = machine::start(&self.host, &mut self.record, &self.folder, prepared).await?;
+        let machine = machine::start(&self.host, &mut self.record, &self.folder, ready).await?;
         self.machine = Some(machine);
+        // From here on it is what runs that counts.
+        CURRENT.remove_state(&self.folder);
+        self.record.suspended = None;
         self.activity.touch();
         let written = if self.record.state == SandboxState::Running {
             self.record.begin_anew();
@@ -166,33 +212,53 @@ impl Actor {
         }
     }
 
-    /// Compares the disk with its digest, if it has one, and keeps it as it is before anything writes to it.
+    /// Compares disk and memory with their digests, if they have any, and keeps them as they are before anything writes
+    /// to them.
     async fn check_disk(&mut self) -> Result<(), Error> {
-        let Some(kept) = self.record.disk.clone() else { return Ok(()) };
-        if !self.holds(DISK, &kept).await? {
-            return Err(self.refuse_disk(&kept).await);
+        let (kept, suspended) = (self.record.disk.clone(), self.record.suspended.clone());
+        if let Some(kept) = &kept
+            && !self.holds(CURRENT, kept, suspended.as_ref()).await?
+        {
+            return Err(self.refuse_disk(kept).await);
         }
-        let (disk, previous) = (self.folder.join(DISK), self.folder.join(PREVIOUS_DISK));
-        let unfinished = previous.with_extension("unfinished");
-        let shared = tokio::task::spawn_blocking(move || {
-            disk::reflink(&File::open(disk)?, &unfinished)?;
-            fs::rename(unfinished, previous)
-        });
-        // Sleeping with nothing to fall back on is better than not waking.
+        if kept.is_none() && suspended.is_none() {
+            return Ok(());
+        }
+        let (folder, with_memory) = (self.folder.clone(), suspended.is_some());
+        let shared = tokio::task::spawn_blocking(move || CURRENT.share(&folder, PREVIOUS, with_memory));
         match shared.await.map_err(io::Error::other).flatten() {
-            Ok(()) => self.record.previous = Some(kept),
-            Err(error) => warn!(%error, "the disk could not be kept as it is before the sandbox wakes"),
+            Ok(()) => {
+                self.record.previous = kept;
+                self.record.previous_suspended = suspended;
+                Ok(())
+            }
+            // Sleeping with nothing to fall back on is better than not waking, but not than losing what runs.
+            Err(error) if with_memory => Err(Error::unavailable(format!(
+                "the sandbox was not woken, because its memory could not be kept as it is: {error}"
+            ))),
+            Err(error) => {
+                warn!(%error, "the disk could not be kept as it is before the sandbox wakes");
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     async fn start_from_rest(&mut self) -> Result<(), Error> {
         // From here on it is written to, by the mount already: a node that is killed now must not expect the old digest.
         self.record.disk = None;
+        self.record.transition = self.record.suspended.as_ref().map(|_| Transition::Resume);
         self.save()?;
         let started = self.start().await;
         if started.is_err() && self.record.state == SandboxState::Hibernated {
-            self.begin_measuring();
+            if self.record.transition == Some(Transition::Resume)
+                && let Err(error) = self.record.undo_resume(&self.folder)
+            {
+                warn!(%error, "memory and disk could not be put back as they were before the sandbox woke");
+            }
+            let _ = self.save();
+            if self.record.disk.is_none() {
+                self.begin_measuring();
+            }
         }
         started
     }
@@ -204,20 +270,23 @@ impl Actor {
         let Some(kept) = self.record.previous.clone() else {
             return Err(Error::invalid("this sandbox has no previous disk; it never woke before"));
         };
+        let suspended = self.record.previous_suspended.clone();
         self.check_volume()?;
         self.stop_measuring();
-        if !self.holds(PREVIOUS_DISK, &kept).await? {
+        if !self.holds(PREVIOUS, &kept, suspended.as_ref()).await? {
             return Err(Error::conflict(
                 "the previous disk is damaged as well; restore a checkpoint instead",
             )
             .with_code(CODE_DISK_DAMAGED));
         }
-        let (from, next, to) =
-            (self.folder.join(PREVIOUS_DISK), self.folder.join(NEXT_DISK), self.folder.join(DISK));
-        let replaced = tokio::task::spawn_blocking(move || {
-            disk::reflink(&File::open(from)?, &next)?;
-            fs::rename(next, to)
-        });
+        // A node that is killed on the way puts the previous ones in place as well.
+        let with_memory = suspended.is_some();
+        self.record.suspended = suspended;
+        self.record.disk = None;
+        self.record.transition = with_memory.then_some(Transition::Resume);
+        self.save()?;
+        let folder = self.folder.clone();
+        let replaced = tokio::task::spawn_blocking(move || PREVIOUS.share(&folder, CURRENT, with_memory));
         replaced.await.map_err(io::Error::other).flatten().map_err(|error| {
             Error::unavailable(format!("the previous disk could not be put in place: {error}"))
         })?;
@@ -226,28 +295,42 @@ impl Actor {
         Ok(())
     }
 
-    /// Whether an image of this sandbox is what was written.
-    async fn holds(&self, name: &str, kept: &Kept) -> Result<bool, Error> {
-        let (image, digest) = (self.folder.join(name), kept.digest.clone());
+    /// Whether files of this sandbox are what was written.
+    async fn holds(&self, files: Files, kept: &Kept, suspended: Option<&Suspended>) -> Result<bool, Error> {
+        let mut wanted = vec![(files.disk, kept.digest.clone())];
+        if let Some(suspended) = suspended {
+            wanted.extend(suspended.memory_digest.clone().map(|digest| (files.memory, digest)));
+        }
+        let (folder, state) =
+            (self.folder.clone(), suspended.map(|suspended| suspended.state_digest.clone()));
         let verified = self.host.checkpoints.verified.clone();
-        let checked = tokio::task::spawn_blocking(move || match File::open(image) {
-            Ok(image) => verified.check(&image, &digest, &AtomicBool::new(false)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        let checked = tokio::task::spawn_blocking(move || {
+            for (name, digest) in wanted {
+                if !verified.check(&File::open(folder.join(name))?, &digest, &AtomicBool::new(false))? {
+                    return Ok(false);
+                }
+            }
+            state.map_or(Ok(true), |wanted| {
+                Ok(digest::of_bytes(&fs::read(folder.join(files.state))?) == wanted)
+            })
         });
-        checked
-            .await
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be read: {error}")))
+        match checked.await.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            checked => checked
+                .map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be read: {error}"))),
+        }
     }
 
     /// Says that the disk is damaged, and what there is instead.
     async fn refuse_disk(&mut self, kept: &Kept) -> Error {
         let previous = self.record.previous.clone();
         let previous = match &previous {
-            Some(previous) if self.holds(PREVIOUS_DISK, previous).await.unwrap_or(false) => Some(previous),
-            _ => None,
+            Some(previous) => {
+                let suspended = self.record.previous_suspended.clone();
+                let whole = self.holds(PREVIOUS, previous, suspended.as_ref()).await.unwrap_or(false);
+                whole.then_some(previous)
+            }
+            None => None,
         };
         let checkpoint = self.host.checkpoints.newest_good_of(&self.record.id);
         let offer = match (previous, checkpoint) {

@@ -157,7 +157,7 @@ impl App {
             }
         }
         let made = async {
-            let report = self.make_on_node(&new.id, sandbox).await?;
+            let report = self.make_on_node(&new).await?;
             self.take_checkpoint_report(&report).await
         };
         if let Err(error) = made.await {
@@ -168,9 +168,9 @@ impl App {
         self.answer_created(&new.id).await
     }
 
-    async fn make_on_node(&self, id: &CheckpointId, sandbox: &SandboxId) -> Result<CheckpointReport, Error> {
-        let order = Order { sandbox_id: sandbox.clone() };
-        let made = tokio::time::timeout(NODE_DEADLINE, self.node.ensure_checkpoint(id, &order)).await;
+    async fn make_on_node(&self, new: &NewCheckpoint) -> Result<CheckpointReport, Error> {
+        let order = Order { sandbox_id: new.sandbox_id.clone(), disk_only: new.kind == Kind::DiskOnly };
+        let made = tokio::time::timeout(NODE_DEADLINE, self.node.ensure_checkpoint(&new.id, &order)).await;
         let report = made
             .unwrap_or_else(|_| Err(Error::unavailable("the node took too long to take the checkpoint")))
             .map_err(from_node)?;

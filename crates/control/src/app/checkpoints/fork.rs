@@ -51,6 +51,7 @@ impl App {
         metadata.extend(body.metadata.unwrap_or_default());
         let size = spec.size.with_memory_between_this_and_largest(body.memory_mb.unwrap_or(0));
         let wanted = Wanted {
+            isolation: Some(spec.isolation),
             spec: warren_node_api::SandboxSpec {
                 size,
                 envs: checked_envs(envs)?,

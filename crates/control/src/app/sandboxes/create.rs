@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use warren_api::sandboxes::{Sandbox, SandboxCreate};
 use warren_node_api::{CODE_CHECKPOINT_DAMAGED, NodeInfo, Report};
-use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
+use warren_types::{Error, ErrorKind, Isolation, SandboxId, SandboxState};
 
 use super::request::Wanted;
 use crate::app::App;
@@ -137,6 +137,8 @@ impl App {
         idempotency: Option<IdempotencyKey>,
     ) -> Result<(SandboxRow, Option<Timing>), CreateError> {
         let node = self.node_with_template(&wanted.spec.template).await?;
+        let mut wanted = wanted;
+        wanted.spec.isolation = offered(&node, wanted.isolation)?;
         let started = Instant::now();
         let flight = self.find_free_id(caller).await?;
         let id = flight.id().clone();
@@ -148,7 +150,7 @@ impl App {
             node_id: node.id.clone(),
             template: wanted.spec.template.clone(),
             alias: wanted.alias,
-            isolation: node.runtime.clone(),
+            isolation: wanted.spec.isolation.to_string(),
             size: wanted.spec.size,
             timeout_seconds: wanted.spec.timeout_seconds,
             metadata: wanted.metadata,
@@ -331,4 +333,17 @@ fn node_failure(error: Error, new: &NewSandbox) -> Error {
         ) => ErrorKind::SandboxFailed,
     };
     Error { kind, ..error }
+}
+
+/// The isolation that was asked for, or the node's own; refused by name where the node has none of it.
+fn offered(node: &NodeInfo, wanted: Option<Isolation>) -> Result<Isolation, Error> {
+    let isolation = wanted.unwrap_or(node.isolation);
+    if isolation == node.isolation || node.isolations.contains(&isolation) {
+        return Ok(isolation);
+    }
+    let offers: Vec<&str> = node.isolations.iter().map(|offered| offered.as_str()).collect();
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("this server has no isolation {isolation}; it offers {}", offers.join(" and ")),
+    ))
 }

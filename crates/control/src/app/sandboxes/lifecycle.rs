@@ -8,7 +8,6 @@ use warren_node_api::{Reboot, Report, Timeout, Wake as NodeWake};
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::MAX_TIMEOUT_SECONDS;
-use super::view::hibernation_keeps;
 use crate::app::App;
 use crate::app::auth::{Caller, has_been_stopped, has_failed};
 use crate::app::guest::from_node;
@@ -43,7 +42,8 @@ impl App {
     ) -> Result<Hibernated, Error> {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
         self.to_the_end(async move {
-            match app.standing_in_any_state(&caller, &id).await?.observed {
+            let standing = app.standing_in_any_state(&caller, &id).await?;
+            match standing.observed {
                 // The row may be a moment behind, so the node is asked in both cases.
                 SandboxState::Running | SandboxState::Hibernated => {}
                 SandboxState::Creating | SandboxState::Stopped | SandboxState::Error => {
@@ -56,7 +56,7 @@ impl App {
             Ok(Hibernated {
                 sandbox_id: id.to_string(),
                 status: report.state.to_string(),
-                keeps: hibernation_keeps(&app.node_info().runtime).to_owned(),
+                keeps: if report.memory_kept { "memory" } else { "disk" }.to_owned(),
             })
         })
         .await
@@ -89,7 +89,7 @@ impl App {
             // The row may have been a moment behind; the generation tells whether anything happened.
             let processes = match before.observed {
                 SandboxState::Running if report.generation == before.generation => "running",
-                _ if sandbox.hibernation_keeps == "memory" => "kept",
+                _ if report.memory_kept => "kept",
                 _ => "restarted",
             };
             Ok(Woken { sandbox, processes: processes.to_owned() })

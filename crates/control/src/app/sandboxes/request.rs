@@ -3,7 +3,7 @@
 use warren_api::sandboxes::SandboxCreate;
 use warren_node_api::SandboxSpec;
 use warren_types::tags::{self, Tags};
-use warren_types::{Error, Size};
+use warren_types::{Error, Isolation, Size};
 
 use super::MAX_TIMEOUT_SECONDS;
 use crate::app::exec::check_envs;
@@ -21,6 +21,8 @@ const MAX_START_COMMAND_BYTES: usize = 16 * 1024;
 /// A create request that can be carried out, as far as it can be told without asking anybody.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
+    /// As asked for; the node's own default otherwise.
+    pub isolation: Option<Isolation>,
     pub spec: SandboxSpec,
     pub alias: Option<String>,
     pub metadata: Tags,
@@ -43,6 +45,10 @@ impl TryFrom<SandboxCreate> for Wanted {
                 "template not found: a template's name has at most 128 bytes and no slash",
             ));
         }
+        let isolation = match body.isolation.as_deref() {
+            None | Some("") => None,
+            Some(word) => Some(word.parse().map_err(Error::invalid)?),
+        };
         let timeout_seconds = timeout_or_never(body.timeout)?;
         let envs = checked_envs(body.envs.unwrap_or_default())?;
         let metadata = checked_metadata(body.metadata.unwrap_or_default())?;
@@ -60,8 +66,10 @@ impl TryFrom<SandboxCreate> for Wanted {
             )));
         }
         Ok(Self {
+            isolation,
             spec: SandboxSpec {
                 template,
+                isolation: Isolation::default(),
                 size: Size::resolve(
                     zero_as_absent(body.cpu_count),
                     zero_as_absent(body.memory_mb),

@@ -50,6 +50,6 @@ impl App {
 }
 
 /// What a sandbox of that kind keeps when it hibernates.
-pub(super) fn hibernation_keeps(isolation: &str) -> &'static str {
+fn hibernation_keeps(isolation: &str) -> &'static str {
     if isolation == "vm" { "memory" } else { "disk" }
 }

@@ -1,0 +1,300 @@
+//! A sandbox as a virtual machine.
+//!
+//! At rest its folder has what a machine goes on with: `disk.img`, `memory` and `state`, all of one moment. What they must
+//! be is in the record ([`Suspended`]).
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use tracing::warn;
+use warren_guest_api::machine::Identity;
+use warren_runtime::cgroup::{Cgroup, CgroupError};
+use warren_runtime_vm::Hardware;
+use warren_runtime_vm::machine::{Machine as Control, read_state};
+use warren_runtime_vm::snapshot::Made;
+use warren_types::{Error, ErrorKind, SandboxState, Size};
+
+use super::{Body, Captured as CapturedMachine, GRACE, Launched, Place, Target, not_taken};
+use crate::disk::{self, digest};
+use crate::guest::Guest;
+use crate::network::Slot;
+use crate::registry::Host;
+use crate::sandbox::record::{MachineRecord, Record, Suspended};
+use crate::sandbox::{DISK, MEMORY, STATE};
+use crate::vm::qemu::{self, From, Qemu, Wanted};
+use crate::vm::template::suspend;
+use crate::vm::{self, Vms};
+
+/// Longest time to wait for what a guest has to write.
+const SYNC_DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Start {
+    pub(crate) slot: Slot,
+    pub(crate) launch: Launch,
+}
+
+/// How a machine is to begin.
+pub(crate) struct Launch {
+    pub(crate) vms: Arc<Vms>,
+    pub(crate) made: Made,
+    pub(crate) from: From,
+    pub(crate) identity: Identity,
+    /// When the processes began that it goes on with; absent when it has none.
+    pub(crate) since_ms: Option<u64>,
+}
+
+impl Start {
+    /// A new machine from the template of its size, in an empty `folder`.
+    pub(crate) async fn fresh(host: &Host, record: &Record, folder: &Path) -> Result<Self, Error> {
+        let vms = vm::require(host.vms.as_ref())?;
+        let template = vms.templates.ensure(host, &vms, record.spec.size, &record.template_digest).await?;
+        let (source, to) = (template.clone(), folder.to_owned());
+        let shared = tokio::task::spawn_blocking(move || {
+            [MEMORY, DISK]
+                .iter()
+                .try_for_each(|name| disk::reflink(&File::open(source.folder.join(name))?, &to.join(name)))
+        });
+        shared
+            .await
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
+        let from = From::State(template.state.clone());
+        Self::new(
+            host,
+            Launch { vms, made: template.made.clone(), from, identity: Identity::New, since_ms: None },
+        )
+        .await
+    }
+
+    /// Starts from the kernel, on the disk there is.
+    pub(crate) async fn boot(host: &Host, record: &Record) -> Result<Self, Error> {
+        let vms = vm::require(host.vms.as_ref())?;
+        let made = vms.made(record.spec.size, &record.template_digest);
+        Self::new(host, Launch { vms, made, from: From::Boot, identity: identity(record), since_ms: None })
+            .await
+    }
+
+    /// Goes on with the memory in `folder`.
+    pub(crate) async fn resume(
+        host: &Host,
+        record: &Record,
+        folder: &Path,
+        suspended: Suspended,
+    ) -> Result<Self, Error> {
+        let vms = vm::require(host.vms.as_ref())?;
+        let state = read_state(&folder.join(STATE)).map_err(|error| {
+            Error::new(ErrorKind::SandboxFailed, format!("its memory cannot be used: {error}"))
+        })?;
+        if digest::of_bytes(&state) != suspended.state_digest {
+            return Err(Error::new(
+                ErrorKind::SandboxFailed,
+                "its memory cannot be used: its state is damaged",
+            ));
+        }
+        let launch = Launch {
+            vms,
+            made: suspended.made,
+            from: From::State(state),
+            identity: identity(record),
+            since_ms: Some(suspended.since_ms),
+        };
+        Self::new(host, launch).await
+    }
+
+    async fn new(host: &Host, launch: Launch) -> Result<Self, Error> {
+        let slot = host.network.take().await;
+        let slot = slot.map_err(|error| super::trouble("no network", &error))?;
+        Ok(Self { slot, launch })
+    }
+}
+
+/// Why memory of a sandbox at rest cannot be gone on with, if so.
+pub(crate) fn why_not_resume(host: &Host, size: Size, suspended: &Suspended) -> Result<(), String> {
+    let vms = vm::require(host.vms.as_ref()).map_err(|error| error.message)?;
+    vms.check(&suspended.made)?;
+    let hardware = &suspended.made.hardware;
+    if hardware.cpu_count != size.cpu_count || hardware.memory_mb < size.memory_mb {
+        return Err(format!(
+            "it is of a machine with {} MB and {} vCPU",
+            hardware.memory_mb, hardware.cpu_count
+        ));
+    }
+    Ok(())
+}
+
+/// A sandbox that is being made is another than the one its memory and disk were of.
+fn identity(record: &Record) -> Identity {
+    match record.state {
+        SandboxState::Creating => Identity::New,
+        _ => Identity::Same,
+    }
+}
+
+/// What goes with a captured memory.
+pub(crate) struct Captured {
+    pub(crate) made: Made,
+    pub(crate) state: Vec<u8>,
+}
+
+pub(super) struct Vm {
+    control: Control,
+    made: Made,
+}
+
+pub(super) async fn launch(place: &Place<'_>, launch: Launch) -> Result<Launched, Error> {
+    let Launch { vms, made, from, identity, .. } = launch;
+    let size = place.record.spec.size;
+    let limits = qemu::limits(size.cpu_count, made.hardware.memory_mb, place.cpus.to_vec());
+    place.cgroup.create(&limits).map_err(|error| super::trouble("its cgroup", &error))?;
+    let wanted = Wanted {
+        folder: place.folder,
+        cgroup: place.cgroup,
+        slot: place.slot,
+        hardware: made.hardware.clone(),
+        template_image: place.host.disks.template_image(&made.template_digest),
+        from,
+    };
+    let Qemu { control, process, pid } = qemu::start(place.host, &vms, &wanted).await?;
+    let guest = Guest::connect_port(place.folder).await?;
+    qemu::renew(&guest, place.boot(), identity).await?;
+    let mut vm = Vm { control, made };
+    if size.memory_mb < vm.made.hardware.memory_mb {
+        vm.inflate(size.memory_mb).await?;
+    }
+    Ok(Launched { process, pid, guest, body: Body::Vm(vm) })
+}
+
+/// One that runs since before this start.
+pub(super) async fn find(machine: &MachineRecord, folder: &Path) -> Result<(Guest, Body), Error> {
+    let unknown = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::SandboxFailed, format!("its virtual machine does not answer: {error}"))
+    };
+    let made = machine.made.clone().ok_or_else(|| unknown(&"what it is made of is not written down"))?;
+    let mut control = Control::connect(folder).await.map_err(|error| unknown(&error))?;
+    // A capture or a hibernation that was cut off has left it standing still.
+    control.go_on().await.map_err(|error| unknown(&error))?;
+    let guest = Guest::connect_port(folder).await?;
+    Ok((guest, Body::Vm(Vm { control, made })))
+}
+
+pub(super) async fn ask_to_end(guest: &Guest) {
+    let path = format!("/v1/end?ms={}", GRACE.as_millis());
+    let ended = guest.json::<serde_json::Value>(Method::POST, &path, None::<&()>);
+    // What does not answer is ended all the same.
+    let _ = tokio::time::timeout(GRACE * 2 + SYNC_DEADLINE / 4, ended).await;
+}
+
+/// Has the guest write out what it has of its disk in memory.
+pub(super) async fn sync(guest: &Guest) -> Result<(), Error> {
+    let synced = guest.json::<serde_json::Value>(Method::POST, "/v1/sync", None::<&()>);
+    match tokio::time::timeout(SYNC_DEADLINE, synced).await {
+        Ok(synced) => synced.map(drop),
+        Err(_) => Err(not_taken(&"its guest does not come to write it out")),
+    }
+}
+
+pub(super) fn unwritten(folder: &Path) -> std::io::Result<Vec<File>> {
+    [MEMORY, DISK].iter().map(|name| File::open(folder.join(name))).collect()
+}
+
+impl Vm {
+    /// Stops it for good; its memory stays in `folder`. On failure it runs on.
+    pub(super) async fn suspend(&mut self, folder: &Path, since_ms: u64) -> Result<Suspended, Error> {
+        let suspended = async {
+            let state = suspend(&mut self.control).await?;
+            fs::write(folder.join(STATE), &state).map_err(|error| {
+                Error::unavailable(format!("the state of the virtual machine could not be kept: {error}"))
+            })?;
+            Ok(Suspended {
+                made: self.made.clone(),
+                state_digest: digest::of_bytes(&state),
+                memory_digest: None,
+                since_ms,
+            })
+        };
+        let suspended = suspended.await;
+        if suspended.is_err() {
+            self.go_on().await;
+        }
+        suspended
+    }
+
+    pub(super) async fn go_on(&mut self) {
+        if let Err(error) = self.control.go_on().await {
+            warn!(%error, "a virtual machine does not go on");
+        }
+    }
+
+    pub(super) async fn capture(
+        &mut self,
+        guest: &Guest,
+        folder: &Path,
+        target: &Target,
+    ) -> Result<CapturedMachine, Error> {
+        if target.disk_only {
+            sync(guest).await?;
+        }
+        let (from, to) = (folder.to_owned(), target.clone());
+        let copy = async move || {
+            let copied = tokio::task::spawn_blocking(move || {
+                rustix::fs::ioctl_ficlone(&*to.disk, File::open(from.join(DISK))?)?;
+                if to.disk_only {
+                    Ok(())
+                } else {
+                    disk::reflink(&File::open(from.join(MEMORY))?, &to.folder.join(MEMORY))
+                }
+            });
+            copied.await.map_err(std::io::Error::other).flatten()
+        };
+        let (state, (), pause) = self.control.snapshot(copy).await.map_err(|error| not_taken(&error))?;
+        Ok(CapturedMachine {
+            // With its memory everything is there, written or not. Without, what came after the guest's last sync is not.
+            quiesced: !target.disk_only,
+            pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
+            machine: (!target.disk_only).then(|| Captured { made: self.made.clone(), state }),
+        })
+    }
+
+    /// Less memory than it was started with, or that again.
+    pub(super) async fn resize(&mut self, cgroup: &Cgroup, size: Size, cpus: &[u32]) -> Result<(), Error> {
+        let Hardware { cpu_count, memory_mb, .. } = self.made.hardware;
+        if size.memory_mb > memory_mb || size.cpu_count > cpu_count {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "this sandbox is a virtual machine that was started with {memory_mb} MB and {cpu_count} vCPU; it can be \
+                     made smaller and as large as that again, not larger"
+                ),
+            ));
+        }
+        self.inflate(size.memory_mb).await?;
+        let (cgroup, cpus, limit) = (cgroup.clone(), cpus.to_vec(), qemu::memory_limit(memory_mb));
+        let resized = tokio::task::spawn_blocking(move || cgroup.resize(size.cpu_count, &cpus, limit));
+        resized
+            .await
+            .unwrap_or_else(|error| Err(CgroupError::Interrupted(error.to_string())))
+            .map_err(super::not_resized)
+    }
+
+    /// Takes memory from the guest, or gives it back.
+    async fn inflate(&mut self, memory_mb: u32) -> Result<(), Error> {
+        let failed = |error: warren_runtime_vm::MachineError| {
+            Error::unavailable(format!("the memory of the virtual machine could not be changed: {error}"))
+        };
+        let given = self.control.balloon(memory_mb).await.map_err(failed)?;
+        if given > memory_mb {
+            let whole = self.made.hardware.memory_mb;
+            let _ = self.control.balloon(whole).await;
+            let megabyte = |memory: u32| u64::from(memory) << 20;
+            return Err(super::not_resized(CgroupError::InUse {
+                used: megabyte(given),
+                limit: megabyte(memory_mb),
+            }));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,303 @@
+//! Virtual machines: what all those of this node share.
+//!
+//! ```text
+//!   <cache>/emulators/, kernels/         QEMU and kernels, see `warren_runtime_vm`
+//!   <cache>/kvm.json                     whether KVM works here, as a boot has shown
+//!   <data-dir>/run/initramfs             the guest agent and the kernel's modules
+//!   <volume>/machines/<kind>/            a machine of each kind, booted once; see [`template`]
+//! ```
+//!
+//! - [`qemu`]: one of them: started, connected to, ended.
+//! - [`template`]: what new ones are restored from.
+
+pub(crate) mod qemu;
+pub(crate) mod template;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::info;
+use warren_runtime::Launcher;
+use warren_runtime::cgroup::Hierarchies;
+use warren_runtime_vm::emulator::{self, Emulator};
+use warren_runtime_vm::proof::{self, Proof};
+use warren_runtime_vm::snapshot::{self, Made};
+use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs, kernel};
+use warren_types::{Isolation, Size};
+
+use crate::config::{Config, StartError};
+use crate::disk::{self, Disks};
+use crate::network::{self, Pool};
+use crate::template::cache_dir;
+
+/// Memory of the machine that shows whether KVM works.
+const TRIAL_MB: u32 = 512;
+
+/// What all virtual machines of this node share.
+pub(crate) struct Vms {
+    emulator: Emulator,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    /// Of kernel and initramfs.
+    boot_digest: String,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) templates: template::Templates,
+}
+
+/// What a trial machine is started with.
+pub(crate) struct Bench<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) disks: &'a Disks,
+    pub(crate) agent: &'a Path,
+    pub(crate) launcher: &'a Launcher,
+    pub(crate) hierarchies: &'a Hierarchies,
+    pub(crate) cgroup_parent: &'a str,
+    pub(crate) network: &'a Pool,
+}
+
+/// What sandboxes get that do not ask, and the machines if this node has any.
+pub(crate) async fn choose(bench: &Bench<'_>) -> Result<(Isolation, Option<Vms>), StartError> {
+    let wanted = bench.config.isolation;
+    if wanted == Some(Isolation::Container) {
+        return Ok((Isolation::Container, None));
+    }
+    let vms = match Vms::find(bench).await {
+        Ok(vms) => vms,
+        Err(reason) if wanted == Some(Isolation::Vm) => return Err(StartError::Machines(reason)),
+        Err(reason) => {
+            info!(reason, "sandboxes are containers; there are no virtual machines here");
+            return Ok((Isolation::Container, None));
+        }
+    };
+    let isolation = wanted.unwrap_or(match vms.accelerator {
+        Accelerator::Kvm => Isolation::Vm,
+        Accelerator::Emulation => Isolation::Container,
+    });
+    info!(%isolation, accelerator = ?vms.accelerator, qemu = vms.emulator.version, "virtual machines can be had");
+    Ok((isolation, Some(vms)))
+}
+
+impl Vms {
+    /// Finds or makes all that machines need, and tries KVM if that has not been done.
+    async fn find(bench: &Bench<'_>) -> Result<Self, String> {
+        let cache = cache();
+        let emulators = emulators_of(&cache);
+        let emulator = tokio::task::spawn_blocking(move || emulator::ensure(&emulators));
+        let emulator = emulator.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
+        let kernel = kernel::ensure(&kernels_of(&cache)).await.map_err(|error| chain(&error))?;
+        let initramfs = bench.config.data_dir.join("run").join("initramfs");
+        let failed = |error: std::io::Error| format!("could not write {}: {error}", initramfs.display());
+        initramfs::write(&initramfs, bench.agent, &kernel.modules).map_err(failed)?;
+        let boot_digest = snapshot::digest_of(&[&kernel.image, &initramfs]).map_err(failed)?;
+        let folder = bench.disks.volume().join("machines");
+        let templates =
+            template::Templates::open(folder).map_err(|error| format!("no folder for machines: {error}"))?;
+        let mut vms = Self {
+            emulator,
+            kernel: kernel.image,
+            initramfs,
+            boot_digest,
+            accelerator: Accelerator::Emulation,
+            templates,
+        };
+        if Path::new("/dev/kvm").exists() {
+            let circumstances = proof::circumstances(&vms.emulator.digest, &kernel.package);
+            if vms.prove(bench, &proof_of(&cache), circumstances).await {
+                vms.accelerator = Accelerator::Kvm;
+            }
+        }
+        let template = bench.disks.template();
+        let swept = vms.templates.sweep(|made| {
+            let Hardware { cpu_count, memory_mb, .. } = made.hardware;
+            *made == vms.made(Size { cpu_count, memory_mb, disk_mb: 0 }, template)
+        });
+        swept.map_err(|error| format!("the folder of machines cannot be read: {error}"))?;
+        Ok(vms)
+    }
+
+    /// Whether a guest comes up under KVM; tried once, then remembered.
+    async fn prove(&self, bench: &Bench<'_>, file: &Path, circumstances: String) -> bool {
+        if let Some(known) = proof::recall(file, &circumstances) {
+            return known.outcome.is_ok();
+        }
+        info!(seconds = proof::KVM_DEADLINE.as_secs(), "trying whether KVM works here");
+        let outcome = match self.try_kvm(bench).await {
+            Ok(outcome) => outcome,
+            // Nothing was learnt of KVM.
+            Err(reason) => {
+                info!(reason, "KVM could not be tried");
+                return false;
+            }
+        };
+        info!(?outcome, "KVM was tried");
+        let proof = Proof { circumstances, outcome };
+        if let Err(error) = proof::remember(file, &proof) {
+            info!(%error, "what the trial of KVM has shown could not be kept");
+        }
+        proof.outcome.is_ok()
+    }
+
+    async fn try_kvm(&self, bench: &Bench<'_>) -> Result<Result<u64, String>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let folder = tempfile_in(bench.disks.volume()).map_err(|error| text(&error))?;
+        let blank = bench.disks.blank(warren_types::size::MIN_DISK_MB).await.map_err(|error| text(&error))?;
+        let disk_image = folder.path().join(snapshot::DISK);
+        disk::reflink(&std::fs::File::open(blank).map_err(|error| text(&error))?, &disk_image)
+            .map_err(|error| text(&error))?;
+        let memory_file = folder.path().join(snapshot::MEMORY);
+        let hardware = Hardware { accelerator: Accelerator::Kvm, cpu_count: 1, memory_mb: TRIAL_MB };
+        warren_runtime_vm::machine::make_memory(&memory_file, hardware.memory_bytes())
+            .map_err(|error| text(&error))?;
+        let slot = bench.network.take().await.map_err(|error| text(&error))?;
+        let name = "kvm-trial";
+        let group = bench.hierarchies.group(bench.cgroup_parent, name);
+        let tried = match group.create(&qemu::limits(1, TRIAL_MB, Vec::new())) {
+            Ok(()) => {
+                let launch = Launch {
+                    user: bench.network.plan().id_base(slot.index),
+                    cgroup_parent: bench.cgroup_parent.to_owned(),
+                    cgroup_name: name.to_owned(),
+                    io_bytes_per_second: qemu::IO_BYTES_PER_SECOND,
+                    io_operations_per_second: qemu::IO_OPERATIONS_PER_SECOND,
+                    emulator_tree: self.emulator.tree.clone(),
+                    hardware,
+                    template_image: bench.disks.template_image(bench.disks.template()),
+                    disk_image,
+                    memory_file,
+                    run_dir: folder.path().to_owned(),
+                    stage_dir: stage_dir(&bench.config.data_dir),
+                    mtu: network::mtu(),
+                    start: self.boot(),
+                };
+                let booted =
+                    proof::boot(bench.launcher, &launch, slot.namespace(), proof::KVM_DEADLINE).await;
+                Ok(booted.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
+            }
+            Err(error) => Err(text(&error)),
+        };
+        crate::sandbox::machine::end_processes(&group).await;
+        bench.network.retire(slot);
+        tried
+    }
+
+    fn boot(&self) -> Start {
+        Start::Boot { kernel: self.kernel.clone(), initramfs: self.initramfs.clone() }
+    }
+
+    pub(crate) fn hardware(&self, size: Size) -> Hardware {
+        Hardware { accelerator: self.accelerator, cpu_count: size.cpu_count, memory_mb: size.memory_mb }
+    }
+
+    /// What a machine booted now is made of.
+    pub(crate) fn made(&self, size: Size, template_digest: &str) -> Made {
+        Made {
+            hardware: self.hardware(size),
+            emulator_digest: self.emulator.digest.clone(),
+            boot_digest: self.boot_digest.clone(),
+            template_digest: template_digest.to_owned(),
+        }
+    }
+
+    /// Whether memory of a machine of that make can be gone on with. It has its kernel and agent in it, so those may be
+    /// others by now.
+    pub(crate) fn check(&self, made: &Made) -> Result<(), String> {
+        if made.emulator_digest != self.emulator.digest {
+            return Err("it is of another QEMU".into());
+        }
+        if made.hardware.accelerator != self.accelerator {
+            return Err("it ran under another accelerator".into());
+        }
+        Ok(())
+    }
+
+    /// How long a machine gets to come up.
+    pub(crate) fn boot_deadline(&self) -> Duration {
+        match self.accelerator {
+            Accelerator::Kvm => proof::KVM_DEADLINE,
+            Accelerator::Emulation => proof::EMULATION_DEADLINE,
+        }
+    }
+}
+
+/// For the report of `doctor`: QEMU, the kernel, and what the trial of KVM has shown.
+pub(crate) fn known() -> (Result<String, String>, Option<String>, Option<Result<u64, String>>) {
+    let cache = cache();
+    let emulator = emulator::ensure(&emulators_of(&cache)).map_err(|error| chain(&error));
+    let kernel = kernel::find(&kernels_of(&cache)).map(|kernel| kernel.package);
+    let proof = match (&emulator, &kernel) {
+        (Ok(emulator), Some(kernel)) => {
+            proof::recall(&proof_of(&cache), &proof::circumstances(&emulator.digest, kernel))
+        }
+        _ => None,
+    };
+    (emulator.map(|emulator| emulator.version), kernel, proof.map(|proof| proof.outcome))
+}
+
+/// Where QEMU's root is assembled, in a mount namespace of its own each time.
+fn stage_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("run").join("stage").join("root")
+}
+
+/// Where QEMU, kernels and the proof are kept on this machine: beside the templates.
+fn cache() -> PathBuf {
+    let templates = cache_dir();
+    match templates.parent() {
+        Some(parent) if templates.ends_with("templates") => parent.to_owned(),
+        _ => templates,
+    }
+}
+
+fn emulators_of(cache: &Path) -> PathBuf {
+    cache.join("emulators")
+}
+
+fn kernels_of(cache: &Path) -> PathBuf {
+    cache.join("kernels")
+}
+
+fn proof_of(cache: &Path) -> PathBuf {
+    cache.join("kvm.json")
+}
+
+/// A folder that is removed when this is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tempfile_in(volume: &Path) -> std::io::Result<Scratch> {
+    let path = volume.join("kvm-trial");
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir(&path)?;
+    Ok(Scratch(path))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+/// The machines of a node that may have none.
+pub(crate) fn require(vms: Option<&Arc<Vms>>) -> Result<Arc<Vms>, warren_types::Error> {
+    vms.cloned().ok_or_else(|| {
+        warren_types::Error::new(
+            warren_types::ErrorKind::Unsupported,
+            "this node has no virtual machines; start it with --runtime vm",
+        )
+    })
+}

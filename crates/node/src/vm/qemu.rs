@@ -1,0 +1,200 @@
+//! One virtual machine: started, connected to, ended.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::Method;
+use rustix::process::{Pid, Signal};
+use tracing::{debug, info};
+use warren_guest_api::boot::Boot;
+use warren_guest_api::machine::{ENTROPY_BYTES, Identity, Renew, Renewed};
+use warren_runtime::cgroup::{Cgroup, Limits};
+use warren_runtime::process::Watched;
+use warren_runtime_vm::machine::{Complaints, Machine, make_memory, state_file};
+use warren_runtime_vm::snapshot::{DISK, MEMORY};
+use warren_runtime_vm::{Hardware, Launch, Start};
+use warren_types::{Error, ErrorKind};
+
+use super::{Vms, chain, stage_dir};
+use crate::guest::Guest;
+use crate::network::{self, Slot};
+use crate::registry::Host;
+
+/// Of a machine's disk, each way.
+pub(crate) const IO_BYTES_PER_SECOND: u64 = 2 << 30;
+pub(crate) const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
+/// Memory of QEMU itself, on top of its guest's: translated code, buffers, its program.
+const OVERHEAD_MB: u32 = 512;
+/// Threads and processes of a QEMU.
+const MAX_PROCESSES: u32 = 256;
+/// A restored machine that has not come up by then never will.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(30);
+/// Of making a machine its sandbox's own.
+const RENEW_DEADLINE: Duration = Duration::from_secs(30);
+/// A boot that hangs is tried again as often as this in all.
+const BOOTS: u32 = 2;
+
+/// A machine to start. Its files are in `folder`; its cgroup is there, with limits.
+pub(crate) struct Wanted<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) cgroup: &'a Cgroup,
+    pub(crate) slot: &'a Slot,
+    pub(crate) hardware: Hardware,
+    pub(crate) template_image: PathBuf,
+    pub(crate) from: From,
+}
+
+/// What it begins with.
+pub(crate) enum From {
+    /// Its kernel; on whatever the disk has.
+    Boot,
+    /// The state of its devices; memory and disk are of the same moment.
+    State(Vec<u8>),
+}
+
+/// A QEMU that runs.
+pub(crate) struct Qemu {
+    pub(crate) control: Machine,
+    pub(crate) process: Watched,
+    pub(crate) pid: i32,
+}
+
+/// Limits of the cgroup of a machine with that much for its guest.
+pub(crate) fn limits(cpu_count: u32, memory_mb: u32, cpus: Vec<u32>) -> Limits {
+    Limits {
+        cpu_count,
+        cpus,
+        memory_bytes: u64::from(memory_mb + OVERHEAD_MB) << 20,
+        pids: MAX_PROCESSES,
+        // QEMU itself throttles, so that its guest sees a slow disk and not a stuck one.
+        disk_device: None,
+        io_bytes_per_second: IO_BYTES_PER_SECOND,
+        io_operations_per_second: IO_OPERATIONS_PER_SECOND,
+    }
+}
+
+/// What a cgroup of a machine may hold when its guest has that much.
+pub(crate) fn memory_limit(memory_mb: u32) -> u64 {
+    u64::from(memory_mb + OVERHEAD_MB) << 20
+}
+
+fn trouble(what: &str) -> impl FnOnce(&dyn std::error::Error) -> Error {
+    move |error| {
+        Error::new(
+            ErrorKind::SandboxFailed,
+            format!("the virtual machine could not be started: {what}: {}", chain(error)),
+        )
+    }
+}
+
+/// Starts a machine and returns when its agent waits for a connection. On failure its processes have ended.
+pub(crate) async fn start(host: &Host, vms: &Vms, wanted: &Wanted<'_>) -> Result<Qemu, Error> {
+    let mut boots = 0;
+    loop {
+        let started = start_once(host, vms, wanted).await;
+        boots += 1;
+        match (started, &wanted.from) {
+            (Err(error), From::Boot) if boots < BOOTS => {
+                info!(%error, "a virtual machine did not come up; starting it again");
+            }
+            (started, _) => return started,
+        }
+    }
+}
+
+async fn start_once(host: &Host, vms: &Vms, wanted: &Wanted<'_>) -> Result<Qemu, Error> {
+    let memory_file = wanted.folder.join(MEMORY);
+    let state = match &wanted.from {
+        From::Boot => {
+            let _ = std::fs::remove_file(&memory_file);
+            make_memory(&memory_file, wanted.hardware.memory_bytes())
+                .map_err(|error| trouble("its memory")(&error))?;
+            None
+        }
+        From::State(state) => Some(state_file(state).map_err(|error| trouble("its state")(&error))?),
+    };
+    let (cgroup_parent, cgroup_name) = wanted.cgroup.names();
+    let launch = Launch {
+        user: host.network.plan().id_base(wanted.slot.index),
+        cgroup_parent,
+        cgroup_name,
+        io_bytes_per_second: IO_BYTES_PER_SECOND,
+        io_operations_per_second: IO_OPERATIONS_PER_SECOND,
+        emulator_tree: vms.emulator.tree.clone(),
+        hardware: wanted.hardware.clone(),
+        template_image: wanted.template_image.clone(),
+        disk_image: wanted.folder.join(DISK),
+        memory_file,
+        run_dir: wanted.folder.to_owned(),
+        stage_dir: stage_dir(&host.data_dir),
+        mtu: network::mtu(),
+        start: if state.is_some() { Start::Restore } else { vms.boot() },
+    };
+    let complaints = Complaints::new().map_err(|error| trouble("its log")(&error))?;
+    let launcher = host.launcher().map_err(|error| trouble("the launcher does not run")(&error))?;
+    let launched = warren_runtime_vm::launch(
+        &launcher,
+        &launch,
+        wanted.slot.namespace(),
+        complaints.descriptor(),
+        state.as_ref().map(std::os::fd::AsFd::as_fd),
+    )
+    .await
+    .map_err(|error| trouble("launch")(&error))?;
+    debug!(steps = ?launched.steps, "launched");
+    let deadline = if state.is_some() { RESTORE_DEADLINE } else { vms.boot_deadline() };
+    let up = async {
+        let process = Watched::new(launched.pid).map_err(|error| trouble("it ended at once")(&error))?;
+        let came_up = async {
+            let mut control = Machine::connect(wanted.folder).await?;
+            control.up(deadline).await.map(|()| control)
+        };
+        let control = tokio::select! {
+            () = process.ended() => Err(Error::new(ErrorKind::SandboxFailed, "the virtual machine ended at once")),
+            came_up = tokio::time::timeout(deadline, came_up) => match came_up {
+                Ok(came_up) => came_up.map_err(|error| trouble("it did not come up")(&error)),
+                Err(_) => Err(Error::new(
+                    ErrorKind::SandboxFailed,
+                    format!("the virtual machine was silent for {} s", deadline.as_secs()),
+                )),
+            },
+        }?;
+        Ok(Qemu { control, process, pid: launched.pid })
+    };
+    up.await.map_err(|error: Error| {
+        kill(launched.pid);
+        match complaints.read() {
+            said if said.is_empty() => error,
+            said => Error::new(error.kind, format!("{}; QEMU said: {said}", error.message)),
+        }
+    })
+}
+
+fn kill(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Makes a machine its sandbox's own, before anybody else may ask it for anything.
+pub(crate) async fn renew(guest: &Guest, boot: Boot, identity: Identity) -> Result<Renewed, Error> {
+    let mut entropy = vec![0; ENTROPY_BYTES];
+    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::internal(format!("the host has no randomness to give: {error}")))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let renew = Renew {
+        boot,
+        identity,
+        hostname: "sandbox".into(),
+        unix_time_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),
+        entropy,
+        mtu: network::mtu(),
+    };
+    let renewed = guest.json::<Renewed>(Method::POST, "/v1/renew", Some(&renew));
+    tokio::time::timeout(RENEW_DEADLINE, renewed).await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::SandboxFailed,
+            "the virtual machine did not become the sandbox's own in time",
+        ))
+    })
+}
