@@ -124,7 +124,11 @@ impl Netlink {
         message.bytes(&[IPV4, 32, 0, 0]);
         message.bytes(&index.to_ne_bytes());
         message.attribute(2, &address.octets());
-        self.call(message, "remove an address")
+        match self.call(message, "remove an address") {
+            // It is gone already.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            other => other,
+        }
     }
 
     pub fn add_neighbour(&self, index: u32, address: Ipv4Addr, hardware: HardwareAddress) -> io::Result<()> {
@@ -160,7 +164,7 @@ impl Netlink {
     fn call(&self, message: Message, what: &str) -> io::Result<()> {
         let told = |error: io::Error| match error.raw_os_error() {
             // Kept as it is: callers tell some of these apart.
-            Some(libc::ENODEV) => error,
+            Some(libc::ENODEV | libc::EADDRNOTAVAIL) => error,
             _ => io::Error::new(error.kind(), format!("could not {what}: {error}")),
         };
         rustix::net::send(&self.socket, &message.finish(), SendFlags::empty())

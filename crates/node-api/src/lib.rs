@@ -51,6 +51,9 @@ pub const CODE_CHECKPOINT_DAMAGED: &str = "checkpoint_damaged";
 /// Code of the error that refuses a size below what is in use; its details are `usedBytes` and `limitBytes`.
 pub const CODE_OOM_FLOOR: &str = "oom_floor";
 
+/// Code of the error that refuses to make a virtual machine larger than it was started.
+pub const CODE_CANNOT_GROW: &str = "cannot_grow";
+
 /// What a sandbox is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {

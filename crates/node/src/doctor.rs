@@ -8,6 +8,7 @@ mod cgroups;
 mod host;
 mod idmap;
 mod kernel;
+mod machines;
 mod sys;
 
 use std::future::Future;
@@ -84,6 +85,7 @@ pub async fn run(data_dir: &Path) -> Vec<Check> {
     checks.push(within("firewall", kernel::firewall()).await);
     checks.push(within("network links", kernel::links()).await);
     checks.push(within("lxcfs", kernel::lxcfs(folder)).await);
+    checks.extend(machines::checks().await);
     checks
 }
 

@@ -25,7 +25,7 @@ use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;
 use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
-use crate::vm::{self, Vms};
+use crate::vm::{self, Vms, waiting};
 use crate::{agent, inotify, lxcfs};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
@@ -94,6 +94,11 @@ impl Changes {
 impl Host {
     pub(crate) fn cgroup(&self, name: &str) -> Cgroup {
         self.hierarchies.group(&self.cgroup_parent, name)
+    }
+
+    /// Names of all groups of this node.
+    pub(crate) fn cgroups(&self) -> Vec<String> {
+        self.hierarchies.list(&self.cgroup_parent).unwrap_or_default()
     }
 
     /// The launcher; another one when it has died.
@@ -193,11 +198,11 @@ impl Registry {
         tasks.spawn(keep_synced(host.clone(), stop.clone()));
         tasks.spawn(stock::fill(host.clone(), stop.clone()));
         tasks.spawn(keep_swept(host.checkpoints.clone(), stop.clone()));
-        if host.isolation == Isolation::Vm {
-            tasks.spawn(make_first_machine(host.clone(), stop.clone()));
-        }
         let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
         registry.undo_strays(&strays, &records).await;
+        if let Some(vms) = registry.host.vms.clone() {
+            tasks.spawn(keep_machines_waiting(registry.host.clone(), vms, registry.stop.clone()));
+        }
         futures_util::stream::iter(records)
             .for_each_concurrent(ADOPTIONS, |record| registry.adopt(record))
             .await;
@@ -207,8 +212,7 @@ impl Registry {
     /// Ends and removes what was half made, and groups that belong to nobody.
     async fn undo_strays(&self, strays: &[PathBuf], records: &[Record]) {
         let known: BTreeSet<&str> = records.iter().map(Record::cgroup).collect();
-        let groups = self.host.hierarchies.list(&self.host.cgroup_parent).unwrap_or_default();
-        for name in groups.iter().filter(|name| !known.contains(name.as_str())) {
+        for name in self.host.cgroups().iter().filter(|name| !known.contains(name.as_str())) {
             info!(name, "ending processes of a sandbox that was half made");
             machine::end_processes(&self.host.cgroup(name)).await;
         }
@@ -454,13 +458,14 @@ async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
     }
 }
 
-/// Boots the machine that sandboxes of the usual size start from, so that the first need not wait for it.
-async fn make_first_machine(host: Arc<Host>, stop: CancellationToken) {
-    let (Some(vms), Ok(size)) = (&host.vms, Size::resolve(None, None, None)) else { return };
-    let made = vms.templates.ensure(&host, vms, size, host.disks.template());
-    if let Some(Err(error)) = stop.run_until_cancelled(made).await {
-        warn!(%error, "no machine could be made for sandboxes to start from; the first create tries again");
+/// Keeps machines ready for sandboxes; where virtual machines are the rule, from the start on.
+async fn keep_machines_waiting(host: Arc<Host>, vms: Arc<Vms>, stop: CancellationToken) {
+    if host.isolation == Isolation::Vm
+        && let Ok(size) = Size::resolve(None, None, None)
+    {
+        vms.waiting.expect(size, host.disks.template());
     }
+    waiting::fill(host, vms, stop).await;
 }
 
 /// Removes what is left of checkpoints that were being made or removed when something failed.

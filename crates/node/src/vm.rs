@@ -9,9 +9,11 @@
 //!
 //! - [`qemu`]: one of them: started, connected to, ended.
 //! - [`template`]: what new ones are restored from.
+//! - [`waiting`]: a few that have been, ahead of their use.
 
 pub(crate) mod qemu;
 pub(crate) mod template;
+pub(crate) mod waiting;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub(crate) struct Vms {
     boot_digest: String,
     pub(crate) accelerator: Accelerator,
     pub(crate) templates: template::Templates,
+    pub(crate) waiting: waiting::Stock,
 }
 
 /// What a trial machine is started with.
@@ -100,6 +103,7 @@ impl Vms {
             boot_digest,
             accelerator: Accelerator::Emulation,
             templates,
+            waiting: waiting::Stock::default(),
         };
         if Path::new("/dev/kvm").exists() {
             let circumstances = proof::circumstances(&vms.emulator.digest, &kernel.package);
@@ -220,8 +224,18 @@ impl Vms {
     }
 }
 
-/// For the report of `doctor`: QEMU, the kernel, and what the trial of KVM has shown.
-pub(crate) fn known() -> (Result<String, String>, Option<String>, Option<Result<u64, String>>) {
+/// What this machine has for virtual machines.
+pub(crate) struct Known {
+    /// QEMU's version, or why there is none.
+    pub(crate) emulator: Result<String, String>,
+    /// The kernel's package, if there is one.
+    pub(crate) kernel: Option<String>,
+    /// What the trial of KVM has shown, if one was made: milliseconds of a boot, or why there was none.
+    pub(crate) proof: Option<Result<u64, String>>,
+}
+
+/// For the report of `doctor`; blocks.
+pub(crate) fn known() -> Known {
     let cache = cache();
     let emulator = emulator::ensure(&emulators_of(&cache)).map_err(|error| chain(&error));
     let kernel = kernel::find(&kernels_of(&cache)).map(|kernel| kernel.package);
@@ -231,7 +245,11 @@ pub(crate) fn known() -> (Result<String, String>, Option<String>, Option<Result<
         }
         _ => None,
     };
-    (emulator.map(|emulator| emulator.version), kernel, proof.map(|proof| proof.outcome))
+    Known {
+        emulator: emulator.map(|emulator| emulator.version),
+        kernel,
+        proof: proof.map(|proof| proof.outcome),
+    }
 }
 
 /// Where QEMU's root is assembled, in a mount namespace of its own each time.

@@ -23,7 +23,7 @@ pub(crate) const FIRMWARE: &str = "/usr/share/qemu";
 const FIRMWARE_FILES: [&str; 6] =
     ["bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin"];
 /// Raise it when the tree is made of other things.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A tree with one QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,7 +144,6 @@ fn make(files: &[(PathBuf, PathBuf)], work: &Path) -> Result<()> {
         let folder = target.parent().unwrap_or(&tree);
         fs::create_dir_all(folder).map_err(trouble("make", folder))?;
         fs::write(&target, content).map_err(trouble("write", &target))?;
-        fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).map_err(trouble("write", &target))?;
     }
     // What a machine's own files are mounted on.
     for name in [MEMORY, KERNEL, INITRAMFS] {
@@ -157,11 +156,21 @@ fn make(files: &[(PathBuf, PathBuf)], work: &Path) -> Result<()> {
     }
     // Without its cache the loader tries a dozen folders for each library.
     run("ldconfig", Command::new("/sbin/ldconfig").arg("-r").arg(&tree))?;
+    open_to_all(&tree).map_err(trouble("write", &tree))?;
     let version = run("qemu-system-x86_64", Command::new(PROGRAM).arg("--version"))?;
     let version = version.lines().next().unwrap_or_default().to_owned();
     for (name, text) in [("digest", hex(&hasher.finalize())), ("version", version)] {
         let path = work.join(name);
         fs::write(&path, text).map_err(trouble("write", &path))?;
+    }
+    Ok(())
+}
+
+/// QEMU is nobody in there; whatever umask this program has, it may read and run what it finds.
+fn open_to_all(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    if path.is_dir() {
+        fs::read_dir(path)?.try_for_each(|entry| open_to_all(&entry?.path()))?;
     }
     Ok(())
 }

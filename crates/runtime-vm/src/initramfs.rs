@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use warren_guest_api::machine::MODULES_DIR;
@@ -30,6 +31,8 @@ pub fn write(path: &Path, agent: &Path, modules: &[PathBuf]) -> io::Result<()> {
     archive.add("init", PROGRAM, &fs::read(agent)?, (0, 0));
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, archive.finish())?;
+    // QEMU is nobody, and reads it; whatever umask this program has.
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o644))?;
     fs::rename(unfinished, path)
 }
 

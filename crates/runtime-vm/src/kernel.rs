@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -106,7 +107,11 @@ async fn fetch(package: &str, cache: &Path, work: &Path) -> Result<Kernel> {
         let path = made.join("modules").join(format!("{place:03}-{}.ko", module.name));
         fs::write(&path, &module.content).map_err(trouble("write", &path))?;
     }
-    fs::copy(&image, made.join("vmlinuz")).map_err(trouble("copy", &image))?;
+    let copied = made.join("vmlinuz");
+    // QEMU is nobody, and reads it; some distributions let only root.
+    fs::copy(&image, &copied)
+        .and_then(|_| fs::set_permissions(&copied, fs::Permissions::from_mode(0o644)))
+        .map_err(trouble("copy", &image))?;
     let version = archive.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let name = made.join("package");
     fs::write(&name, &version).map_err(trouble("write", &name))?;

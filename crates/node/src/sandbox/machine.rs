@@ -27,7 +27,7 @@ use crate::guest::Guest;
 use crate::network::Slot;
 use crate::registry::Host;
 
-pub(crate) use self::vm::{Start as VmStart, why_not_resume};
+pub(crate) use self::vm::{Fit, Start as VmStart, fit};
 
 /// Longest wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
@@ -293,11 +293,18 @@ impl Machine {
         }
     }
 
+    /// Has written what only its own memory holds of its disk, if it can be brought to.
+    pub(crate) async fn write_out(&self) {
+        if let Body::Vm(_) = &self.body {
+            vm::write_out(&self.guest).await;
+        }
+    }
+
     /// Stops it for good and leaves its memory in `folder`, beside the disk of the same moment. On failure it runs on.
     pub(crate) async fn suspend(&mut self, folder: &Path, since_ms: u64) -> Result<Suspended, Error> {
         match &mut self.body {
             Body::Container(_) => Err(Error::internal("a container has no memory that could be kept")),
-            Body::Vm(vm) => vm.suspend(folder, since_ms).await,
+            Body::Vm(vm) => vm.suspend(&self.guest, folder, since_ms).await,
         }
     }
 

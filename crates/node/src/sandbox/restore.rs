@@ -59,8 +59,12 @@ impl Actor {
         }
         self.patching.call_off(&Error::unavailable("the sandbox was rebooted meanwhile; try again"));
         self.begin_transition(Transition::Restart)?;
-        if let Some(machine) = self.machine.as_ref().filter(|_| !hard) {
-            machine.ask_to_end().await;
+        if let Some(machine) = &self.machine {
+            if hard {
+                machine.write_out().await;
+            } else {
+                machine.ask_to_end().await;
+            }
         }
         self.end_machine().await;
         self.start_or_rest().await?;

@@ -13,7 +13,7 @@ use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxState};
 
 use super::activity::Call;
 use super::actor::{Actor, Answer};
-use super::machine::{self, Ready, VmStart};
+use super::machine::{self, Fit, Ready, VmStart};
 use super::record::{Kept, Suspended, Transition};
 use super::stock::Prepared;
 use super::{CURRENT, DISK, Files, PREVIOUS};
@@ -103,26 +103,29 @@ impl Actor {
     }
 
     async fn start_machine(&mut self, host: &Arc<Host>) -> Result<(), Error> {
-        let (suspended, why_not) = match self.record.suspended.clone() {
-            None => (None, None),
-            Some(suspended) => match machine::why_not_resume(host, self.record.spec.size, &suspended) {
-                Ok(()) => (Some(suspended), None),
-                Err(reason) => (None, Some(reason)),
-            },
+        let Some(suspended) = self.record.suspended.clone() else {
+            return self.start_in(Ready::Vm(VmStart::boot(host, &self.record).await?)).await;
         };
-        let start = match suspended {
-            Some(suspended) => VmStart::resume(host, &self.record, &self.folder, suspended).await?,
-            None => VmStart::boot(host, &self.record).await?,
-        };
-        self.start_in(Ready::Vm(start)).await?;
-        if let Some(reason) = why_not {
-            let warning =
-                format!("it was started anew from its disk, because its memory could not be used: {reason}");
-            warn!(warning, "a sandbox has lost its processes");
-            self.record.warning = Some(warning);
-            self.note();
+        match machine::fit(host, self.record.spec.size, &suspended) {
+            Fit::Good => {
+                let start = VmStart::resume(host, &self.record, &self.folder, suspended).await?;
+                self.start_in(Ready::Vm(start)).await
+            }
+            Fit::OtherSize => {
+                info!("its memory is of a machine of another size, so it is started from its disk");
+                self.start_in(Ready::Vm(VmStart::boot(host, &self.record).await?)).await
+            }
+            Fit::Useless(reason) => {
+                self.start_in(Ready::Vm(VmStart::boot(host, &self.record).await?)).await?;
+                let warning = format!(
+                    "it was started anew from its disk, because its memory could not be used: {reason}"
+                );
+                warn!(warning, "a sandbox has lost its processes");
+                self.record.warning = Some(warning);
+                self.note();
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     async fn start_in(&mut self, ready: Ready) -> Result<(), Error> {

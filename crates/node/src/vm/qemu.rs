@@ -31,6 +31,8 @@ const MAX_PROCESSES: u32 = 256;
 const RESTORE_DEADLINE: Duration = Duration::from_secs(30);
 /// Of making a machine its sandbox's own.
 const RENEW_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for a killed QEMU to be gone.
+const END_DEADLINE: Duration = Duration::from_secs(10);
 /// A boot that hangs is tried again as often as this in all.
 const BOOTS: u32 = 2;
 
@@ -143,31 +145,34 @@ async fn start_once(host: &Host, vms: &Vms, wanted: &Wanted<'_>) -> Result<Qemu,
     .map_err(|error| trouble("launch")(&error))?;
     debug!(steps = ?launched.steps, "launched");
     let deadline = if state.is_some() { RESTORE_DEADLINE } else { vms.boot_deadline() };
-    let up = async {
-        let process = Watched::new(launched.pid).map_err(|error| trouble("it ended at once")(&error))?;
-        let came_up = async {
-            let mut control = Machine::connect(wanted.folder).await?;
-            control.up(deadline).await.map(|()| control)
-        };
-        let control = tokio::select! {
-            () = process.ended() => Err(Error::new(ErrorKind::SandboxFailed, "the virtual machine ended at once")),
-            came_up = tokio::time::timeout(deadline, came_up) => match came_up {
-                Ok(came_up) => came_up.map_err(|error| trouble("it did not come up")(&error)),
-                Err(_) => Err(Error::new(
-                    ErrorKind::SandboxFailed,
-                    format!("the virtual machine was silent for {} s", deadline.as_secs()),
-                )),
-            },
-        }?;
-        Ok(Qemu { control, process, pid: launched.pid })
-    };
-    up.await.map_err(|error: Error| {
-        kill(launched.pid);
-        match complaints.read() {
-            said if said.is_empty() => error,
-            said => Error::new(error.kind, format!("{}; QEMU said: {said}", error.message)),
+    let process = Watched::new(launched.pid).map_err(|error| trouble("it ended at once")(&error))?;
+    match come_up(wanted.folder, &process, deadline).await {
+        Ok(control) => Ok(Qemu { control, process, pid: launched.pid }),
+        Err(error) => {
+            kill(launched.pid);
+            // Its network is free again only then.
+            let _ = tokio::time::timeout(END_DEADLINE, process.ended()).await;
+            Err(match complaints.read() {
+                said if said.is_empty() => error,
+                said => Error::new(error.kind, format!("{}; QEMU said: {said}", error.message)),
+            })
         }
-    })
+    }
+}
+
+async fn come_up(folder: &Path, process: &Watched, deadline: Duration) -> Result<Machine, Error> {
+    let failed = |what: String| Error::new(ErrorKind::SandboxFailed, what);
+    let came_up = async {
+        let mut control = Machine::connect(folder).await?;
+        control.up(deadline).await.map(|()| control)
+    };
+    tokio::select! {
+        () = process.ended() => Err(failed("the virtual machine ended at once".into())),
+        came_up = tokio::time::timeout(deadline, came_up) => match came_up {
+            Ok(came_up) => came_up.map_err(|error| trouble("it did not come up")(&error)),
+            Err(_) => Err(failed(format!("the virtual machine was silent for {} s", deadline.as_secs()))),
+        },
+    }
 }
 
 fn kill(pid: i32) {

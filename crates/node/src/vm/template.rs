@@ -27,6 +27,9 @@ use crate::disk::{self, run_command};
 use crate::registry::Host;
 use crate::sandbox::machine::end_processes;
 
+/// What the names of cgroups begin with whose machines have no sandbox. No sandbox's does.
+pub(crate) const CGROUPS: &str = "machine-";
+
 /// All templates of this node.
 pub(crate) struct Templates {
     folder: PathBuf,
@@ -45,6 +48,11 @@ impl Templates {
     pub(super) fn open(folder: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
         Ok(Self { folder, ready: Mutex::default() })
+    }
+
+    /// Where machines wait that have no sandbox yet.
+    pub(super) fn waiting(&self) -> PathBuf {
+        self.folder.join("waiting")
     }
 
     /// Removes those of kinds that are not made any more, and what is half made.
@@ -95,6 +103,26 @@ impl Templates {
     }
 }
 
+impl Template {
+    /// Makes memory and disk in `folder` share all blocks of these.
+    pub(crate) async fn share(self: &Arc<Self>, folder: &Path) -> io::Result<()> {
+        let (template, to) = (self.clone(), folder.to_owned());
+        let shared = tokio::task::spawn_blocking(move || {
+            [MEMORY, DISK]
+                .iter()
+                .try_for_each(|name| disk::reflink(&File::open(template.folder.join(name))?, &to.join(name)))
+        });
+        shared.await.map_err(io::Error::other)?
+    }
+}
+
+/// Ends machines of this node that belong to no sandbox.
+pub(crate) async fn end_strays(host: &Host) {
+    for name in host.cgroups().iter().filter(|name| name.starts_with(CGROUPS)) {
+        end_processes(&host.cgroup(name)).await;
+    }
+}
+
 fn no_machine(error: &dyn std::fmt::Display) -> Error {
     Error::unavailable(format!("no virtual machine could be made to start from: {error}"))
 }
@@ -120,7 +148,7 @@ async fn make(
         .and_then(|()| disk::reflink(&File::open(blank)?, &unfinished.join(DISK)))
         .map_err(|error| no_machine(&error))?;
     let slot = host.network.take().await.map_err(|error| no_machine(&error))?;
-    let cgroup = host.cgroup(&format!("machine-{name}"));
+    let cgroup = host.cgroup(&format!("{CGROUPS}{name}"));
     let rested = async {
         cgroup
             .create(&qemu::limits(size.cpu_count, size.memory_mb, Vec::new()))

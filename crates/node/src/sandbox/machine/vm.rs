@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::Method;
 use tracing::warn;
 use warren_guest_api::machine::Identity;
+use warren_node_api::CODE_CANNOT_GROW;
 use warren_runtime::cgroup::{Cgroup, CgroupError};
 use warren_runtime_vm::Hardware;
 use warren_runtime_vm::machine::{Machine as Control, read_state};
@@ -26,6 +27,7 @@ use crate::sandbox::record::{MachineRecord, Record, Suspended};
 use crate::sandbox::{DISK, MEMORY, STATE};
 use crate::vm::qemu::{self, From, Qemu, Wanted};
 use crate::vm::template::suspend;
+use crate::vm::waiting::{Idle, Waiting};
 use crate::vm::{self, Vms};
 
 /// Longest time to wait for what a guest has to write.
@@ -36,11 +38,18 @@ pub(crate) struct Start {
     pub(crate) launch: Launch,
 }
 
+/// With what it begins.
+pub(crate) enum Begin {
+    Start(From),
+    /// A machine that has been waiting for a sandbox.
+    TakeOver(Box<Idle>),
+}
+
 /// How a machine is to begin.
 pub(crate) struct Launch {
     pub(crate) vms: Arc<Vms>,
     pub(crate) made: Made,
-    pub(crate) from: From,
+    pub(crate) begin: Begin,
     pub(crate) identity: Identity,
     /// When the processes began that it goes on with; absent when it has none.
     pub(crate) since_ms: Option<u64>,
@@ -50,32 +59,35 @@ impl Start {
     /// A new machine from the template of its size, in an empty `folder`.
     pub(crate) async fn fresh(host: &Host, record: &Record, folder: &Path) -> Result<Self, Error> {
         let vms = vm::require(host.vms.as_ref())?;
-        let template = vms.templates.ensure(host, &vms, record.spec.size, &record.template_digest).await?;
-        let (source, to) = (template.clone(), folder.to_owned());
-        let shared = tokio::task::spawn_blocking(move || {
-            [MEMORY, DISK]
-                .iter()
-                .try_for_each(|name| disk::reflink(&File::open(source.folder.join(name))?, &to.join(name)))
-        });
-        shared
+        let (size, template_digest) = (record.spec.size, &record.template_digest);
+        let new = |made: Made, begin| Launch {
+            vms: vms.clone(),
+            made,
+            begin,
+            identity: Identity::New,
+            since_ms: None,
+        };
+        if let Some(Waiting { slot, idle }) = vms.waiting.take(host, size, template_digest).await {
+            return Ok(Self { slot, launch: new(idle.made.clone(), Begin::TakeOver(Box::new(idle))) });
+        }
+        let template = vms.templates.ensure(host, &vms, size, template_digest).await?;
+        template
+            .share(folder)
             .await
-            .map_err(std::io::Error::other)
-            .flatten()
             .map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
-        let from = From::State(template.state.clone());
-        Self::new(
-            host,
-            Launch { vms, made: template.made.clone(), from, identity: Identity::New, since_ms: None },
-        )
-        .await
+        let begin = Begin::Start(From::State(template.state.clone()));
+        Self::new(host, new(template.made.clone(), begin)).await
     }
 
     /// Starts from the kernel, on the disk there is.
     pub(crate) async fn boot(host: &Host, record: &Record) -> Result<Self, Error> {
         let vms = vm::require(host.vms.as_ref())?;
         let made = vms.made(record.spec.size, &record.template_digest);
-        Self::new(host, Launch { vms, made, from: From::Boot, identity: identity(record), since_ms: None })
-            .await
+        Self::new(
+            host,
+            Launch { vms, made, begin: Begin::Start(From::Boot), identity: identity(record), since_ms: None },
+        )
+        .await
     }
 
     /// Goes on with the memory in `folder`.
@@ -98,7 +110,7 @@ impl Start {
         let launch = Launch {
             vms,
             made: suspended.made,
-            from: From::State(state),
+            begin: Begin::Start(From::State(state)),
             identity: identity(record),
             since_ms: Some(suspended.since_ms),
         };
@@ -112,18 +124,24 @@ impl Start {
     }
 }
 
-/// Why memory of a sandbox at rest cannot be gone on with, if so.
-pub(crate) fn why_not_resume(host: &Host, size: Size, suspended: &Suspended) -> Result<(), String> {
-    let vms = vm::require(host.vms.as_ref()).map_err(|error| error.message)?;
-    vms.check(&suspended.made)?;
+/// Whether a machine can go on with memory that was kept.
+pub(crate) enum Fit {
+    Good,
+    /// It is to have another size; memory has the one it was started with.
+    OtherSize,
+    Useless(String),
+}
+
+pub(crate) fn fit(host: &Host, size: Size, suspended: &Suspended) -> Fit {
+    let checked = vm::require(host.vms.as_ref())
+        .map_err(|error| error.message)
+        .and_then(|vms| vms.check(&suspended.made));
     let hardware = &suspended.made.hardware;
-    if hardware.cpu_count != size.cpu_count || hardware.memory_mb < size.memory_mb {
-        return Err(format!(
-            "it is of a machine with {} MB and {} vCPU",
-            hardware.memory_mb, hardware.cpu_count
-        ));
+    match checked {
+        Err(reason) => Fit::Useless(reason),
+        Ok(()) if hardware.cpu_count == size.cpu_count && hardware.memory_mb >= size.memory_mb => Fit::Good,
+        Ok(()) => Fit::OtherSize,
     }
-    Ok(())
 }
 
 /// A sandbox that is being made is another than the one its memory and disk were of.
@@ -146,20 +164,38 @@ pub(super) struct Vm {
 }
 
 pub(super) async fn launch(place: &Place<'_>, launch: Launch) -> Result<Launched, Error> {
-    let Launch { vms, made, from, identity, .. } = launch;
+    let Launch { vms, made, begin, identity, .. } = launch;
     let size = place.record.spec.size;
     let limits = qemu::limits(size.cpu_count, made.hardware.memory_mb, place.cpus.to_vec());
-    place.cgroup.create(&limits).map_err(|error| super::trouble("its cgroup", &error))?;
-    let wanted = Wanted {
-        folder: place.folder,
-        cgroup: place.cgroup,
-        slot: place.slot,
-        hardware: made.hardware.clone(),
-        template_image: place.host.disks.template_image(&made.template_digest),
-        from,
+    let limited = place.cgroup.create(&limits).map_err(|error| super::trouble("its cgroup", &error));
+    let (Qemu { control, process, pid }, guest) = match begin {
+        Begin::TakeOver(idle) => {
+            let taken = limited.and_then(|()| {
+                idle.hand_over(place.folder, place.cgroup)
+                    .map_err(|error| super::trouble("its machine could not be taken over", &error))
+            });
+            match taken {
+                Ok(()) => (idle.qemu, idle.guest),
+                Err(error) => {
+                    idle.end().await;
+                    return Err(error);
+                }
+            }
+        }
+        Begin::Start(from) => {
+            limited?;
+            let wanted = Wanted {
+                folder: place.folder,
+                cgroup: place.cgroup,
+                slot: place.slot,
+                hardware: made.hardware.clone(),
+                template_image: place.host.disks.template_image(&made.template_digest),
+                from,
+            };
+            let qemu = qemu::start(place.host, &vms, &wanted).await?;
+            (qemu, Guest::connect_port(place.folder).await?)
+        }
     };
-    let Qemu { control, process, pid } = qemu::start(place.host, &vms, &wanted).await?;
-    let guest = Guest::connect_port(place.folder).await?;
     qemu::renew(&guest, place.boot(), identity).await?;
     let mut vm = Vm { control, made };
     if size.memory_mb < vm.made.hardware.memory_mb {
@@ -188,6 +224,11 @@ pub(super) async fn ask_to_end(guest: &Guest) {
     let _ = tokio::time::timeout(GRACE * 2 + SYNC_DEADLINE / 4, ended).await;
 }
 
+/// The same before its memory is left behind; a guest that does not come to it does not hold anybody up.
+pub(super) async fn write_out(guest: &Guest) {
+    let _ = tokio::time::timeout(GRACE, sync(guest)).await;
+}
+
 /// Has the guest write out what it has of its disk in memory.
 pub(super) async fn sync(guest: &Guest) -> Result<(), Error> {
     let synced = guest.json::<serde_json::Value>(Method::POST, "/v1/sync", None::<&()>);
@@ -203,7 +244,14 @@ pub(super) fn unwritten(folder: &Path) -> std::io::Result<Vec<File>> {
 
 impl Vm {
     /// Stops it for good; its memory stays in `folder`. On failure it runs on.
-    pub(super) async fn suspend(&mut self, folder: &Path, since_ms: u64) -> Result<Suspended, Error> {
+    pub(super) async fn suspend(
+        &mut self,
+        guest: &Guest,
+        folder: &Path,
+        since_ms: u64,
+    ) -> Result<Suspended, Error> {
+        // Should the memory ever be of no use, nothing that was written is lost with it.
+        write_out(guest).await;
         let suspended = async {
             let state = suspend(&mut self.control).await?;
             fs::write(folder.join(STATE), &state).map_err(|error| {
@@ -263,13 +311,12 @@ impl Vm {
     pub(super) async fn resize(&mut self, cgroup: &Cgroup, size: Size, cpus: &[u32]) -> Result<(), Error> {
         let Hardware { cpu_count, memory_mb, .. } = self.made.hardware;
         if size.memory_mb > memory_mb || size.cpu_count > cpu_count {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
+            return Err(Error::conflict(
                 format!(
                     "this sandbox is a virtual machine that was started with {memory_mb} MB and {cpu_count} vCPU; it can be \
                      made smaller and as large as that again, not larger"
                 ),
-            ));
+            ).with_code(CODE_CANNOT_GROW));
         }
         self.inflate(size.memory_mb).await?;
         let (cgroup, cpus, limit) = (cgroup.clone(), cpus.to_vec(), qemu::memory_limit(memory_mb));
