@@ -32,8 +32,10 @@ const STATUS_OK: u16 = 0;
 const STATUS_NO_COMMON_VERSION: u16 = 1;
 /// In the second field of a go. As the newest version of a hello it would mean nothing, so the two are not confused.
 const GO: u16 = u16::MAX;
-/// How long an answer on a port may take before hello is said again.
+/// How long the first answer on a port may take before hello is said again; each further one may take twice as long, so
+/// that a machine that is slow to answer is not asked over and over, with each question making its last answer void.
 const HELLO_AGAIN: Duration = Duration::from_millis(30);
+const HELLO_AGAIN_AT_MOST: Duration = Duration::from_secs(4);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -175,6 +177,7 @@ pub async fn connect_port<S: AsyncRead + AsyncWrite + Unpin>(
     first_nonce: u32,
 ) -> Result<u16, HandshakeError> {
     let mut window = Window::new();
+    let mut patience = HELLO_AGAIN;
     for attempt in 0.. {
         let nonce = first_nonce.wrapping_add(attempt);
         stream.write_all(&Hello { oldest: OLDEST, newest: NEWEST, nonce }.encode()).await?;
@@ -187,7 +190,10 @@ pub async fn connect_port<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
         };
-        let Ok(answer) = tokio::time::timeout(HELLO_AGAIN, answered).await else { continue };
+        let Ok(answer) = tokio::time::timeout(patience, answered).await else {
+            patience = (patience * 2).min(HELLO_AGAIN_AT_MOST);
+            continue;
+        };
         let (version, status) = answer?;
         if status != STATUS_OK || !(OLDEST..=NEWEST).contains(&version) {
             return Err(HandshakeError::NoCommonVersion { theirs_oldest: version, theirs_newest: version });

@@ -33,8 +33,9 @@ const SMALL_LOG: usize = 64 * 1024;
 /// A reader this close behind is served from memory; one further behind is waited for this long after each large read.
 const CLOSE: u64 = 768 * 1024;
 const PACE: Duration = Duration::from_millis(5);
-/// How long the beginning of a character waits for its rest, at least; twice that at most.
-const HOLD: Duration = Duration::from_millis(10);
+/// How long the beginning of a character waits for its rest, at least; twice that at most. A writer that was stopped in the
+/// middle of one by a full pipe has to get its turn on a busy machine meanwhile.
+const HOLD: Duration = Duration::from_millis(250);
 
 pub(crate) struct Output {
     characters: RefCell<Characters>,

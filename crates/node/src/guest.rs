@@ -22,6 +22,8 @@ use warren_types::{Error, ErrorKind};
 
 /// Longest wait for a connection and its handshake.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// The same for a machine, whose processors may be emulated on a busy host.
+const CONNECT_PORT_DEADLINE: Duration = Duration::from_secs(45);
 /// A connection with a call under way is asked for a sign of life this often, and given up after as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// Bytes one stream may have under way before its reader has taken them. A connection may have as many as its streams
@@ -64,7 +66,11 @@ impl Guest {
         let trouble = |what: String| {
             Error::new(ErrorKind::SandboxFailed, format!("the sandbox's agent does not answer: {what}"))
         };
-        tokio::time::timeout(CONNECT_DEADLINE, Self::establish(folder, channel))
+        let deadline = match channel {
+            Channel::Socket => CONNECT_DEADLINE,
+            Channel::Port => CONNECT_PORT_DEADLINE,
+        };
+        tokio::time::timeout(deadline, Self::establish(folder, channel))
             .await
             .map_err(|_| trouble("it took too long".into()))?
             .map_err(|error| trouble(error.to_string()))

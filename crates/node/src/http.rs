@@ -94,11 +94,11 @@ fn parse(id: &str) -> Result<SandboxId> {
 }
 
 async fn node(State(registry): Shared) -> Response {
-    json(StatusCode::OK, &registry.info().await)
+    json(StatusCode::OK, &registry.info())
 }
 
 async fn list(State(registry): Shared) -> Response {
-    json(StatusCode::OK, &registry.list().await)
+    json(StatusCode::OK, &registry.list())
 }
 
 async fn show(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
@@ -254,7 +254,7 @@ async fn changes(State(registry): Shared) -> Response {
         tokio::sync::mpsc::channel::<std::result::Result<Bytes, std::convert::Infallible>>(64);
     tokio::spawn(async move {
         let mut changes = registry.watch();
-        let mut pending = registry.list_all().await;
+        let mut pending = registry.list_all();
         loop {
             for change in pending.drain(..) {
                 let mut line = serde_json::to_vec(&change).unwrap_or_default();
@@ -269,7 +269,7 @@ async fn changes(State(registry): Shared) -> Response {
                 change = changes.recv() => match change {
                     Ok(change) => pending.push(change),
                     // Too slow for the backlog: everything anew says the same.
-                    Err(RecvError::Lagged(_)) => pending = registry.list_all().await,
+                    Err(RecvError::Lagged(_)) => pending = registry.list_all(),
                     Err(RecvError::Closed) => return,
                 },
                 () = tokio::time::sleep(KEEP_ALIVE) => {

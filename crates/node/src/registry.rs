@@ -367,14 +367,9 @@ impl Registry {
             .await
     }
 
-    pub(crate) async fn list(&self) -> Vec<Report> {
-        let handles: Vec<Handle> = self.lock().values().cloned().collect();
-        futures_util::stream::iter(handles)
-            .map(async |handle| handle.report().await.ok())
-            .buffer_unordered(ADOPTIONS)
-            .filter_map(async |report| report)
-            .collect()
-            .await
+    /// As each was last published. Asks nobody: one that is being started would answer only when that is over.
+    pub(crate) fn list(&self) -> Vec<Report> {
+        self.lock().values().map(Handle::latest).collect()
     }
 
     /// Changes from now on.
@@ -383,13 +378,13 @@ impl Registry {
     }
 
     /// Everything there is, as changes.
-    pub(crate) async fn list_all(&self) -> Vec<Change> {
-        let sandboxes = self.list().await.into_iter().map(Change::Sandbox);
+    pub(crate) fn list_all(&self) -> Vec<Change> {
+        let sandboxes = self.list().into_iter().map(Change::Sandbox);
         sandboxes.chain(self.host.checkpoints.list().into_iter().map(Change::Checkpoint)).collect()
     }
 
-    pub(crate) async fn info(&self) -> NodeInfo {
-        let running = self.list().await.iter().filter(|report| report.state == SandboxState::Running).count();
+    pub(crate) fn info(&self) -> NodeInfo {
+        let running = self.list().iter().filter(|report| report.state == SandboxState::Running).count();
         NodeInfo {
             id: format!("node-{}", self.config.tag()),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -416,7 +411,7 @@ impl Registry {
                 })
                 .await;
         }
-        if self.list().await.iter().any(|report| report.state == SandboxState::Running) {
+        if self.list().iter().any(|report| report.state == SandboxState::Running) {
             return;
         }
         self.host.network.stop().await;

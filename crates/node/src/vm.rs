@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::info;
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::Hierarchies;
@@ -26,7 +27,7 @@ use warren_runtime_vm::emulator::{self, Emulator};
 use warren_runtime_vm::proof::{self, Proof};
 use warren_runtime_vm::snapshot::{self, Made};
 use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs, kernel};
-use warren_types::{Isolation, Size};
+use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use crate::config::{Config, StartError};
 use crate::disk::{self, Disks};
@@ -35,6 +36,8 @@ use crate::template::cache_dir;
 
 /// Memory of the machine that shows whether KVM works.
 const TRIAL_MB: u32 = 512;
+/// Machines started at the same time under KVM.
+const KVM_STARTS: usize = 8;
 
 /// What all virtual machines of this node share.
 pub(crate) struct Vms {
@@ -46,6 +49,8 @@ pub(crate) struct Vms {
     pub(crate) accelerator: Accelerator,
     pub(crate) templates: template::Templates,
     pub(crate) waiting: waiting::Stock,
+    /// Starts under way at the same time.
+    starting: Semaphore,
 }
 
 /// What a trial machine is started with.
@@ -88,6 +93,9 @@ impl Vms {
         let emulators = emulators_of(&cache);
         let emulator = tokio::task::spawn_blocking(move || emulator::ensure(&emulators));
         let emulator = emulator.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
+        if kernel::find(&kernels_of(&cache)).is_none() {
+            info!("fetching a kernel for virtual machines from this host's package archive");
+        }
         let kernel = kernel::ensure(&kernels_of(&cache)).await.map_err(|error| chain(&error))?;
         let initramfs = bench.config.data_dir.join("run").join("initramfs");
         let failed = |error: std::io::Error| format!("could not write {}: {error}", initramfs.display());
@@ -104,6 +112,7 @@ impl Vms {
             accelerator: Accelerator::Emulation,
             templates,
             waiting: waiting::Stock::default(),
+            starting: Semaphore::new(1),
         };
         if Path::new("/dev/kvm").exists() {
             let circumstances = proof::circumstances(&vms.emulator.digest, &kernel.package);
@@ -111,6 +120,11 @@ impl Vms {
                 vms.accelerator = Accelerator::Kvm;
             }
         }
+        vms.starting = Semaphore::new(match vms.accelerator {
+            Accelerator::Kvm => KVM_STARTS,
+            // It is all computing: more at once would only make each slower.
+            Accelerator::Emulation => std::thread::available_parallelism().map_or(1, usize::from),
+        });
         let template = bench.disks.template();
         let swept = vms.templates.sweep(|made| {
             let Hardware { cpu_count, memory_mb, .. } = made.hardware;
@@ -215,6 +229,11 @@ impl Vms {
         Ok(())
     }
 
+    /// One's turn to start a machine; over when dropped.
+    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))
+    }
+
     /// How long a machine gets to come up.
     pub(crate) fn boot_deadline(&self) -> Duration {
         match self.accelerator {
@@ -311,11 +330,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The machines of a node that may have none.
-pub(crate) fn require(vms: Option<&Arc<Vms>>) -> Result<Arc<Vms>, warren_types::Error> {
+pub(crate) fn require(vms: Option<&Arc<Vms>>) -> Result<Arc<Vms>, Error> {
     vms.cloned().ok_or_else(|| {
-        warren_types::Error::new(
-            warren_types::ErrorKind::Unsupported,
-            "this node has no virtual machines; start it with --runtime vm",
-        )
+        Error::new(ErrorKind::Unsupported, "this node has no virtual machines; start it with --runtime vm")
     })
 }

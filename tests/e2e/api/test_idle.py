@@ -178,6 +178,7 @@ def test_a_huge_timeout_is_refused_or_kept(api):
             assert view["timeout"] == timeout, "a time-out was changed silently"
 
 
+@pytest.mark.containers("their processes are kept")
 def test_hibernating_ends_processes_and_says_so(box):
     session = box.start("sleep", "600")
     with ExecSocket(box, session) as socket:

@@ -233,7 +233,7 @@ def test_a_sandbox_that_failed_shows_what_it_had_and_says_what_is_missing(box):
     box.run("echo kept")
     assert box.call("POST", "/hibernate").status_code == 200
     box.run("echo lost")
-    box.api.http.post(f"{box.path}/exec/run", json={"cmd": "sudo kill -9 2"})
+    box.api.http.post(f"{box.path}/exec/run", json={"cmd": "sudo kill -9 $(pgrep -o -P 1)"})
     box.wait_status("error")
     with Logs(box) as logs:
         rows = list(logs.rows)

@@ -13,6 +13,7 @@ def inside(box):
     return int(box.out("free -m | awk '/Mem/ {print $2}'")), int(box.out("nproc"))
 
 
+@pytest.mark.containers("they cannot grow")
 def test_a_sandbox_grows_and_shrinks_while_it_runs(box):
     session = box.start("sleep", "600")
     cores = lambda count: min(count, int(box.api.get("/readyz") and __import__("os").cpu_count()))
@@ -31,6 +32,7 @@ def test_a_sandbox_grows_and_shrinks_while_it_runs(box):
     assert inside(box)[0] == 4096 and box.view()["memoryMB"] == 4096, "a wake lost the size"
 
 
+@pytest.mark.containers("a guest gives what it can")
 def test_it_does_not_shrink_below_what_is_in_use(api):
     with api.create(memoryMB=4096) as box:
         session = box.start("python3", "-c", "import time; b = bytearray(1500 << 20); print('has', flush=True); time.sleep(600)")
@@ -56,6 +58,7 @@ def test_what_cannot_be_asked_for(api, box):
     refusal(api.post("/api/sandboxes/sb-00000000/scale", json={"memoryMB": 1024}), 404)
 
 
+@pytest.mark.containers("they cannot grow")
 def test_the_lock(box):
     lock = lambda locked: box.call("PUT", "/scaling-lock", json={"locked": locked})
     assert box.call("GET", "/scaling-lock").json() == {"sandboxID": box.id, "locked": False}

@@ -14,7 +14,7 @@ SMALL = {"memoryMB": 1024}
 class Api:
     """Requests of one credential. Refuses to accept a 5xx, an answer without a request id, or an error without words."""
 
-    def __init__(self, url=None, key=None, headers=None, timeout=60.0, strict=True):
+    def __init__(self, url=None, key=None, headers=None, timeout=60.0 * settings.PATIENCE, strict=True):
         self.url = (url or settings.URL).rstrip("/")
         self.key = settings.KEY if key is None else key
         sent = dict(headers or {})
@@ -101,7 +101,8 @@ class Box:
 
     def run(self, command, timeout=60, **fields):
         """Runs a shell command to its end; the answer's body."""
-        body = {"cmd": "sh", "args": ["-c", command], "timeout": timeout} | fields
+        timeout *= settings.PATIENCE
+        body = {"cmd": "sh", "args": ["-c", command], "timeout": int(timeout)} | fields
         answer = self.call("POST", "/exec/run", json=body, timeout=timeout + 30)
         assert answer.status_code == 200, answer.text
         result = answer.json()
@@ -170,6 +171,11 @@ class Box:
 
     def wait_status(self, status, within=10.0):
         return wait_for(lambda: self.status() == status, f"{self.id} is {status}", within)
+
+    @property
+    def keeps_memory(self):
+        """Whether its processes outlive a hibernation, and travel with checkpoints."""
+        return self.created["hibernationKeeps"] == "memory"
 
     def is_alive(self, pattern):
         """Whether a process with this text in its arguments runs inside; the pattern hides from itself."""

@@ -8,5 +8,9 @@ KEY = os.environ.get("WARREN_KEY", "")
 OTHER_KEY = os.environ.get("WARREN_OTHER_KEY", "")
 #: The server's process, when `run` started it on this machine; 0 when the suites are aimed at another one.
 SERVER_PID = int(os.environ.get("WARREN_SERVER_PID", "0") or 0)
+#: How much longer than usual everything may take: on a machine that is emulated, or beside other work.
+PATIENCE = float(os.environ.get("WARREN_PATIENCE", "1"))
+#: Whether sandboxes are virtual machines unless they ask for something else.
+MACHINES = "--runtime vm" in os.environ.get("WARREN_SERVE_ARGS", "")
 #: The program, for suites that start servers of their own.
 PROGRAM = os.environ.get("WARREN_BIN", "")

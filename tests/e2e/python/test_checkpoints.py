@@ -102,6 +102,7 @@ async def test_reboot_and_power_cycle(sandbox):
         assert (await sandbox.exec.run("pgrep -c sleep || true")).stdout.strip() == "0"
 
 
+@pytest.mark.containers("they cannot grow")
 async def test_scaling(sandbox):
     scaled = await sandbox.scale(4096)
     assert (scaled["sandboxID"], scaled["memoryMB"], scaled["cpuPercent"]) == (sandbox.id, 4096, 100)

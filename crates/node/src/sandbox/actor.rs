@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
@@ -66,6 +66,8 @@ pub(super) enum Request {
 pub(crate) struct Handle {
     mailbox: mpsc::Sender<Request>,
     pub(crate) activity: Arc<Activity>,
+    /// As it was last published.
+    latest: watch::Receiver<Report>,
     /// Held by a change of the whole sandbox from its beginning to its end; a second one is refused meanwhile.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -88,6 +90,11 @@ impl Handle {
     pub(crate) async fn doubt(&self) {
         // A sandbox that is gone is past doubting.
         let _ = self.mailbox.send(Request::Doubt).await;
+    }
+
+    /// What was last published of it; waits for nothing, so it may be a moment behind [`Self::report`].
+    pub(crate) fn latest(&self) -> Report {
+        self.latest.borrow().clone()
     }
 
     pub(crate) async fn report(&self) -> Result<Report, Error> {
@@ -160,6 +167,7 @@ pub(super) struct Actor {
     /// Present exactly while the state is `Running`.
     pub(super) machine: Option<Machine>,
     pub(super) activity: Arc<Activity>,
+    latest: watch::Sender<Report>,
     /// Patches that run before anybody may use it.
     pub(super) patching: Patching,
     /// The reading of its disk, after it has hibernated.
@@ -203,7 +211,13 @@ fn spawn(
 ) -> Handle {
     let (sender, mailbox) = mpsc::channel(MAILBOX);
     let activity = Activity::new();
-    let handle = Handle { mailbox: sender, activity: activity.clone(), changing: Arc::default() };
+    let latest = watch::Sender::new(record.report());
+    let handle = Handle {
+        mailbox: sender,
+        activity: activity.clone(),
+        latest: latest.subscribe(),
+        changing: Arc::default(),
+    };
     // Not a part of the request that happened to start it.
     let span = info_span!(parent: None, "sandbox", id = %record.id);
     let mut actor = Actor {
@@ -212,6 +226,7 @@ fn spawn(
         record,
         machine,
         activity,
+        latest,
         patching: Patching::default(),
         measuring: Measuring::default(),
         dying: None,
@@ -311,6 +326,13 @@ impl Actor {
         }
     }
 
+    /// Tells who watches what has just been written down.
+    pub(super) fn publish(&self) {
+        let report = self.record.report();
+        self.latest.send_replace(report.clone());
+        self.host.publish(report);
+    }
+
     pub(super) fn answer_report(&self, answer: Answer<Report>) {
         let _ = answer.send(Ok(self.record.report()));
     }
@@ -361,7 +383,7 @@ impl Actor {
         self.record.machine = None;
         self.remove_folder().await;
         self.record.become_state(SandboxState::Stopped, None);
-        self.host.publish(self.record.report());
+        self.publish();
         self.patching.call_off(&self.gone());
     }
 
@@ -403,7 +425,7 @@ impl Actor {
     pub(super) fn become_state(&mut self, state: SandboxState, reason: Option<String>) -> Result<(), Error> {
         self.record.become_state(state, reason);
         let saved = self.save();
-        self.host.publish(self.record.report());
+        self.publish();
         saved
     }
 
@@ -413,7 +435,7 @@ impl Actor {
         if let Err(error) = self.save() {
             warn!(%error, "what there is to know of a sandbox could not be written down");
         }
-        self.host.publish(self.record.report());
+        self.publish();
     }
 
     pub(super) fn save(&self) -> Result<(), Error> {

@@ -60,18 +60,14 @@ impl Actor {
 
     async fn start_empty(&mut self) -> Result<(), Error> {
         let host = self.host.clone();
-        let ready = match self.record.spec.isolation {
-            Isolation::Container => {
-                let _turn = host.turn().await?;
-                let disk_mb = self.record.spec.size.disk_mb;
-                let prepared = Prepared::empty(&host, disk_mb, &self.folder.join(DISK)).await?;
-                return self.start_in(Ready::Root(prepared)).await;
-            }
-            // The first of a kind waits for a boot; that must not hold up others.
-            Isolation::Vm => VmStart::fresh(&host, &self.record, &self.folder).await?,
-        };
+        if self.record.spec.isolation == Isolation::Vm {
+            let start = VmStart::fresh(&host, &self.record, &self.folder).await?;
+            return self.start_in(Ready::Vm(start)).await;
+        }
         let _turn = host.turn().await?;
-        self.start_in(Ready::Vm(ready)).await
+        let disk_mb = self.record.spec.size.disk_mb;
+        let prepared = Prepared::empty(&host, disk_mb, &self.folder.join(DISK)).await?;
+        self.start_in(Ready::Root(prepared)).await
     }
 
     /// Starts it on its disk, and with its memory if there is one that can be gone on with. On failure nothing of it runs
@@ -81,7 +77,6 @@ impl Actor {
             self.wait_for_the_dying().await;
         }
         let host = self.host.clone();
-        let _turn = host.turn().await?;
         match self.record.spec.isolation {
             Isolation::Container => self.start_container(&host).await,
             Isolation::Vm => self.start_machine(&host).await,
@@ -89,6 +84,7 @@ impl Actor {
     }
 
     async fn start_container(&mut self, host: &Arc<Host>) -> Result<(), Error> {
+        let _turn = host.turn().await?;
         let disk = host.disks.attach(self.folder.join(DISK)).await.map_err(|error| {
             Error::new(ErrorKind::SandboxFailed, format!("its disk cannot be used: {error}"))
         })?;
@@ -139,7 +135,7 @@ impl Actor {
         self.activity.touch();
         let written = if self.record.state == SandboxState::Running {
             self.record.begin_anew();
-            self.save().inspect(|()| self.host.publish(self.record.report()))
+            self.save().inspect(|()| self.publish())
         } else {
             self.become_state(SandboxState::Running, None)
         };

@@ -151,6 +151,7 @@ impl Waiting {
                 template_image: host.disks.template_image(&template.made.template_digest),
                 from: From::State(template.state.clone()),
             };
+            let _turn = vms.turn().await?;
             let qemu = qemu::start(host, vms, &wanted).await?;
             let guest = Guest::connect_port(&folder).await?;
             // Its first answer is the slow one.

@@ -184,6 +184,7 @@ pub(super) async fn launch(place: &Place<'_>, launch: Launch) -> Result<Launched
         }
         Begin::Start(from) => {
             limited?;
+            let _turn = vms.turn().await?;
             let wanted = Wanted {
                 folder: place.folder,
                 cgroup: place.cgroup,

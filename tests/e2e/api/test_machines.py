@@ -1,0 +1,188 @@
+"""Sandboxes that are virtual machines: what travels with their memory. Skipped where the server has none."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from harness import host
+from harness.client import Box, marker
+from harness.sockets import ExecSocket
+from harness.waiting import wait_for
+
+TICK = "i=0; while :; do i=$((i+1)); echo $i > ~/tick; echo tick $i; sleep 0.1; done"
+
+
+@pytest.fixture(scope="module")
+def create(api):
+    """Makes a virtual machine, or skips."""
+
+    def create(**fields):
+        answer = api.http.post("/api/sandboxes", json={"memoryMB": 1024, "isolation": "vm"} | fields, timeout=120)
+        if answer.status_code == 501:
+            pytest.skip(f"the server has no virtual machines: {answer.json()['error']}")
+        assert answer.status_code == 201, answer.text
+        return Box(api, answer.json())
+
+    return create
+
+
+@pytest.fixture
+def machine(create):
+    with create() as box:
+        yield box
+
+
+def ticks(box):
+    return int(box.out("cat ~/tick"))
+
+
+def goes_on(box):
+    before = ticks(box)
+    wait_for(lambda: ticks(box) > before, "the loop goes on")
+    return before
+
+
+def test_a_machine_has_a_kernel_of_its_own_and_says_so(machine):
+    view = machine.view()
+    assert (view["isolation"], view["hibernationKeeps"], view["memoryMB"]) == ("vm", "memory", 1024)
+    assert machine.out("uname -r").strip() != os.uname().release
+    assert machine.out("id -un; hostname; pwd; nproc") == "sandbox\nsandbox\n/home/sandbox\n1\n"
+    # What a container has no right to.
+    assert machine.out("sudo mount -t tmpfs x /mnt && findmnt -no FSTYPE /mnt") == "tmpfs\n"
+    overlay = "cd /var/lib/docker && sudo mkdir -p l u w m && sudo mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w m && findmnt -no FSTYPE m"
+    assert machine.out(overlay) == "overlay\n", "programs that make overlays need a place that is none"
+    assert abs(int(machine.out("date +%s")) - time.time()) < 3
+
+
+def test_what_the_server_does_not_offer_is_refused(api):
+    answer = api.post("/api/sandboxes", json={"memoryMB": 1024, "isolation": "unikernel"})
+    assert answer.status_code == 400 and "container and vm" in answer.json()["error"]
+
+
+def test_a_command_outlives_a_hibernation_and_its_client_comes_back(machine):
+    session = machine.start("sh", "-c", TICK)
+    with ExecSocket(machine, session) as socket:
+        socket.until_text("tick 3")
+    identity = machine.out("cat /etc/machine-id")
+    answer = machine.call("POST", "/hibernate").json()
+    assert answer["keeps"] == "memory" and machine.status() == "hibernated"
+    assert not host.sandbox_processes().get(machine.id), "a hibernated machine uses nothing"
+    time.sleep(1.5)
+    woken = machine.call("POST", "/wake", json={}).json()
+    assert (woken["status"], woken["processes"]) == ("running", "kept")
+    seen = goes_on(machine)
+    assert machine.session(session)["running"] and machine.out("cat /etc/machine-id") == identity
+    assert abs(int(machine.out("date +%s")) - time.time()) < 3, "its clock stood still"
+    with ExecSocket(machine, session) as socket:
+        # From its beginning, without a gap, and on.
+        socket.until_text(f"tick {seen + 3}\n")
+        text = b"".join(payload for kind, payload in socket.frames if kind == 1).decode()
+        lines = [line for line in text.split("\n") if line][: seen + 3]
+        assert lines == [f"tick {n}" for n in range(1, seen + 4)]
+
+
+def test_a_use_wakes_it_with_everything(machine):
+    machine.start("sh", "-c", TICK)
+    wait_for(lambda: machine.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
+    for _ in range(2):
+        machine.call("POST", "/hibernate")
+        goes_on(machine)
+    assert machine.view()["hibernationKeeps"] == "memory"
+
+
+def test_forks_go_on_each_for_itself(api, create):
+    with create(envs={"A": "1"}) as origin:
+        origin.start("sh", "-c", TICK)
+        origin.write("/home/sandbox/f", b"before")
+        one = origin.checkpoint("one")
+        found = origin.find_checkpoint(one)
+        assert (found["holds"], found["consistency"]) == ("memory", "quiesced") and found["pauseMs"] > 0
+        assert found["sizeBytes"] > 20 << 20, "memory counts"
+        origin.write("/home/sandbox/f", b"after")
+        seen = {origin.out("cat /etc/machine-id")}
+        random = {origin.out("head -c 16 /dev/urandom | od -An -tx1")}
+        with api.fork(one) as first, api.fork(one, envs={"A": "2"}) as second:
+            for fork, value in ((first, "1"), (second, "2")):
+                assert fork.view()["isolation"] == "vm"
+                goes_on(fork)
+                assert fork.read("/home/sandbox/f") == b"before" and fork.out("echo $A") == f"{value}\n"
+                seen.add(fork.out("cat /etc/machine-id"))
+                random.add(fork.out("head -c 16 /dev/urandom | od -An -tx1"))
+                assert abs(int(fork.out("date +%s")) - time.time()) < 3
+            assert len(seen) == 3 and len(random) == 3, (seen, random)
+            assert origin.call("DELETE", f"/checkpoints/{one}").status_code == 204
+            first.write("/home/sandbox/f", b"first")
+            goes_on(first)
+            assert second.read("/home/sandbox/f") == b"before" and origin.read("/home/sandbox/f") == b"after"
+
+
+def test_a_restore_brings_processes_back(machine):
+    machine.start("sh", "-c", TICK)
+    wait_for(lambda: machine.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
+    machine.out("mkdir /dev/shm/d; echo in memory > /dev/shm/d/f")
+    one = machine.checkpoint("one")
+    at_most = ticks(machine)
+    identity = machine.out("cat /etc/machine-id; rm -r /dev/shm/d; pkill sleep; pkill -f tick; echo other > ~/other")
+    assert machine.run("cat /dev/shm/d/f")["exitCode"] != 0
+    machine.restore(one)
+    assert machine.out("cat /dev/shm/d/f") == "in memory\n" and machine.run("test -e ~/other")["exitCode"] == 1
+    assert goes_on(machine) <= at_most + 100
+    assert machine.out("cat /etc/machine-id") == identity, "it is the same sandbox"
+
+
+def test_without_memory_it_is_booted(api, machine):
+    machine.start("sh", "-c", TICK)
+    machine.write("/home/sandbox/f", b"on disk")
+    one = machine.checkpoint("one", kind="disk_only")
+    found = machine.find_checkpoint(one)
+    assert (found["holds"], found["consistency"]) == ("disk", "crash"), "what came after the guest's last write-out is not in it"
+    with api.fork(one) as fork:
+        assert fork.read("/home/sandbox/f") == b"on disk" and not fork.is_alive("echo tick")
+        assert fork.out("cut -d. -f1 /proc/uptime | awk '{ print ($1 < 120) }'") == "1\n"
+
+
+@pytest.mark.parametrize("verb", ["reboot", "power-cycle"])
+def test_a_reboot_is_one(machine, verb):
+    mark = marker()
+    machine.start("sleep", mark)
+    machine.write("/home/sandbox/f", b"written")
+    boot = machine.out("cat /proc/sys/kernel/random/boot_id")
+    assert machine.call("POST", f"/{verb}").status_code == 204
+    assert machine.out("cat /proc/sys/kernel/random/boot_id") != boot
+    assert machine.read("/home/sandbox/f") == b"written" and not machine.is_alive(mark)
+
+
+def test_memory_is_given_back_and_taken_again(create):
+    total = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo"
+    with create(memoryMB=4096) as machine:
+        scale = lambda memory: machine.call("POST", "/scale", json={"memoryMB": memory})
+        whole = int(machine.out(total))
+        assert 3700 < whole <= 4096
+        assert scale(1024).status_code == 200 and machine.view()["memoryMB"] == 1024
+        small = int(machine.out(total))
+        assert small <= 1024
+        machine.call("POST", "/hibernate")
+        assert int(machine.out(total)) == small, "a wake lost the size"
+        assert scale(4096).status_code == 200 and int(machine.out(total)) == whole
+        answer = scale(8192)
+        assert answer.status_code == 409 and "started with 4096 MB" in answer.json()["error"], answer.text
+        assert machine.view()["memoryMB"] == 4096
+
+
+def test_a_machine_that_ends_says_so(machine, on_host):
+    [pid] = host.sandbox_processes()[machine.id]
+    os.kill(pid, signal.SIGKILL)
+    machine.wait_status("error")
+    assert "virtual machine ended" in machine.view()["statusReason"]
+
+
+def test_qemu_is_nobody(machine, on_host):
+    [pid] = host.sandbox_processes()[machine.id]
+    status = host.read(f"/proc/{pid}/status").decode()
+    field = lambda name: next(line.split()[1:] for line in status.splitlines() if line.startswith(f"{name}:"))
+    assert all(int(uid) > 65535 for uid in field("Uid")) and field("CapEff") == ["0000000000000000"]
+    assert (field("NoNewPrivs"), field("Seccomp")) == (["1"], ["2"])
+    files = {"dev", "etc", "initramfs", "kernel", "lib", "lib64", "memory", "usr"}
+    assert set(os.listdir(f"/proc/{pid}/root")) <= files, "it sees more of the host than itself"
