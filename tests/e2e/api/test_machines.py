@@ -11,7 +11,7 @@ from harness.client import Box, marker
 from harness.sockets import ExecSocket
 from harness.waiting import wait_for
 
-TICK = "i=0; while :; do i=$((i+1)); echo $i > ~/tick; echo tick $i; sleep 0.1; done"
+TICK = "i=0; while :; do i=$((i+1)); echo $i > ~/tick.new; mv ~/tick.new ~/tick; echo tick $i; sleep 0.1; done"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,7 @@ def test_a_use_wakes_it_with_everything(machine):
 def test_forks_go_on_each_for_itself(api, create):
     with create(envs={"A": "1"}) as origin:
         origin.start("sh", "-c", TICK)
+        wait_for(lambda: origin.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
         origin.write("/home/sandbox/f", b"before")
         one = origin.checkpoint("one")
         found = origin.find_checkpoint(one)
@@ -119,12 +120,13 @@ def test_forks_go_on_each_for_itself(api, create):
 
 
 def test_a_restore_brings_processes_back(machine):
-    machine.start("sh", "-c", TICK)
+    session = machine.start("sh", "-c", TICK)
     wait_for(lambda: machine.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
     machine.out("mkdir /dev/shm/d; echo in memory > /dev/shm/d/f")
     one = machine.checkpoint("one")
     at_most = ticks(machine)
-    identity = machine.out("cat /etc/machine-id; rm -r /dev/shm/d; pkill sleep; pkill -f tick; echo other > ~/other")
+    machine.call("POST", f"/exec/{session}/kill", json={})
+    identity = machine.out("cat /etc/machine-id; rm -r /dev/shm/d; echo other > ~/other")
     assert machine.run("cat /dev/shm/d/f")["exitCode"] != 0
     machine.restore(one)
     assert machine.out("cat /dev/shm/d/f") == "in memory\n" and machine.run("test -e ~/other")["exitCode"] == 1
