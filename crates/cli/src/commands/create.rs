@@ -36,6 +36,9 @@ pub(crate) struct CreateArgs {
     /// A tag to start with; repeatable
     #[arg(long, short, value_name = "KEY=VALUE")]
     tag: Vec<Pair>,
+    /// Shell command to start whenever the sandbox begins to run; repeatable
+    #[arg(long, value_name = "COMMAND")]
+    start: Vec<String>,
     /// Let it open no connections to the outside
     #[arg(long)]
     no_network: bool,
@@ -56,6 +59,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         disk_mb: args.disk.map(i64::from),
         network_enabled: args.no_network.then_some(false),
         tags: map_of(args.tag),
+        start_commands: (!args.start.is_empty()).then_some(args.start),
         ..SandboxCreate::default()
     };
     let start = Instant::now();
