@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::pipe::PipeFlags;
 use serde::de::DeserializeOwned;
@@ -98,6 +99,14 @@ impl Root {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Whether that process still waits; it ends only when something kills it.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let mut polled = [PollFd::new(&self.control, PollFlags::empty())];
+        let now = rustix::time::Timespec::default();
+        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|hung_up| hung_up == 0)
     }
 
     /// Starts a sandbox in it; returns when its agent program runs. The agent's socket `agent.sock` is made in `run_dir`,
