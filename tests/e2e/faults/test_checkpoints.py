@@ -316,6 +316,46 @@ def test_killed_processes_of_a_capture_leave_nobody_standing_still(server, who):
         box.kill()
 
 
+@pytest.mark.parametrize("what", ["checkpoints", "restores"])
+def test_a_sandbox_that_ends_during(server, what):
+    """Its agent is killed in the middle, as want of memory would: what was taken is whole, the rest is refused or an error."""
+    with server.api() as api:
+        chance = random.Random(8)
+        for number in range(8):
+            box = api.create()
+            box.write("/home/sandbox/f", b"content")
+            one = box.checkpoint("one")
+            box.write("/home/sandbox/f", b"changed")
+            agents = host.sandbox_processes()[box.id]
+            with server.api(strict=False) as rough:
+                during = (lambda: ask(rough, box, "two")) if what == "checkpoints" else (lambda: restore(rough, box, one))
+                asking = threading.Thread(target=during, daemon=True)
+                asking.start()
+                time.sleep(chance.choice((0.001, 0.003, 0.006, 0.012, 0.025)) * (0.5 + chance.random()))
+                kill_all(agents)
+                asking.join(30)
+            assert not asking.is_alive(), "nobody waits for ever"
+            wait_for(lambda: all(each["status"] != "processing" for each in box.checkpoints()), "all are settled", 20)
+            for each in box.checkpoints():
+                if each["status"] == "ready":
+                    with api.fork(each["id"]) as fork:
+                        assert fork.read("/home/sandbox/f") == (b"content" if each["name"] == "one" else b"changed"), number
+            view = box.view()
+            if view["status"] == "running":
+                assert what == "restores" and box.read("/home/sandbox/f") == b"content", view
+            else:
+                assert view["status"] == "error" and "guest agent" in json.dumps(view), view
+            box.kill()
+
+
+def kill_all(pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
 def test_what_stood_still_goes_on_when_the_server_is_back(server):
     """Whatever stopped it: here everything that takes part in a capture dies at once, as when a whole unit is killed."""
     with server.api() as api:
