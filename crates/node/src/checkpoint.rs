@@ -151,8 +151,7 @@ impl Checkpoints {
             ));
         }
         let image = File::open(self.folder.join(id.as_str()).join(IMAGE));
-        let image =
-            image.map_err(|error| self.damaged(id, &format!("its image cannot be opened: {error}")))?;
+        let image = image.map_err(|error| self.unreadable(id, "its image cannot be opened", &error))?;
         let _turn = checking.lock().await;
         let (verified, digest) = (self.verified.clone(), manifest.disk.digest.clone());
         let checked = tokio::task::spawn_blocking(move || {
@@ -162,8 +161,17 @@ impl Checkpoints {
         match checked.await.map_err(io::Error::other).flatten() {
             Ok((true, image)) => Ok(Whole { manifest, image }),
             Ok((false, _)) => Err(self.damaged(id, "its content is not what was written")),
-            Err(error) => Err(self.damaged(id, &format!("its image cannot be read: {error}"))),
+            Err(error) => Err(self.unreadable(id, "its image cannot be read", &error)),
         }
+    }
+
+    /// An image that is gone, or that the drive cannot read, is damaged; for want of descriptors, say, it is not.
+    fn unreadable(&self, id: &CheckpointId, what: &str, error: &io::Error) -> Error {
+        let of_the_drive = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+        if of_the_drive || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
+            return self.damaged(id, &format!("{what}: {error}"));
+        }
+        Error::unavailable(format!("checkpoint {id} cannot be used now: {what}: {error}"))
     }
 
     /// Says that a checkpoint can no longer be used, and what else there is.
