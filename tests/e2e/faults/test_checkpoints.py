@@ -512,12 +512,16 @@ def filled(server, leave, meanwhile=lambda: None):
     with open(path, "wb") as file:
         # The file system keeps some of what it says is free to itself.
         os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - (leave or 32 << 20))
-        for size in (1 << 20, 1 << 16, 1 << 12) if leave == 0 else ():
+        for size in (1 << 20, 1 << 16, 1 << 12, 0) if leave == 0 else ():
             try:
                 while True:
                     meanwhile()
-                    os.pwrite(file.fileno(), b"\1" * size, os.fstat(file.fileno()).st_size)
-                    os.fsync(file.fileno())
+                    end = os.fstat(file.fileno()).st_size
+                    if size:
+                        os.posix_fallocate(file.fileno(), end, size)
+                    else:
+                        os.pwrite(file.fileno(), b"\1" * 4096, end)
+                        os.fsync(file.fileno())
             except OSError:
                 pass
     try:
