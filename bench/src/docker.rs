@@ -97,12 +97,16 @@ impl Docker {
 
     /// Makes and starts a container that waits; returns its id.
     pub(crate) async fn create(&mut self) -> anyhow::Result<String> {
+        self.create_from(IMAGE).await
+    }
+
+    pub(crate) async fn create_from(&mut self, image: &str) -> anyhow::Result<String> {
         let network = match self.network {
             Network::Bridge => "bridge",
             Network::None => "none",
         };
         let container = json!({
-            "Image": IMAGE, "Cmd": ["sleep", "infinity"], "User": "1000:1000", "WorkingDir": "/home/sandbox",
+            "Image": image, "Cmd": ["sleep", "infinity"], "User": "1000:1000", "WorkingDir": "/home/sandbox",
             "HostConfig": {
                 "Memory": MEMORY_BYTES, "NanoCpus": NANO_CPUS, "PidsLimit": PIDS, "NetworkMode": network,
                 "LogConfig": { "Type": "none" },
@@ -110,8 +114,27 @@ impl Docker {
         });
         let id = self.post("/containers/create", &container).await?;
         let id = id["Id"].as_str().context("docker made a container without an id")?.to_owned();
-        self.client.call(Method::POST, &format!("/containers/{id}/start"), None).await?;
+        self.start(&id).await?;
         Ok(id)
+    }
+
+    pub(crate) async fn start(&mut self, id: &str) -> anyhow::Result<()> {
+        self.client.call(Method::POST, &format!("/containers/{id}/start"), None).await.map(|_| ())
+    }
+
+    /// Ends its processes, at once; its files stay.
+    pub(crate) async fn stop(&mut self, id: &str) -> anyhow::Result<()> {
+        self.client.call(Method::POST, &format!("/containers/{id}/stop?t=0"), None).await.map(|_| ())
+    }
+
+    /// Makes an image of a container, which stands still meanwhile; the image's id.
+    pub(crate) async fn commit(&mut self, id: &str) -> anyhow::Result<String> {
+        let image = self.post(&format!("/commit?container={id}&pause=1"), &json!({})).await?;
+        Ok(image["Id"].as_str().context("docker made an image without an id")?.to_owned())
+    }
+
+    pub(crate) async fn delete_image(&mut self, image: &str) -> anyhow::Result<()> {
+        self.client.call(Method::DELETE, &format!("/images/{image}?force=1"), None).await.map(|_| ())
     }
 
     pub(crate) async fn delete(&mut self, id: &str) -> anyhow::Result<()> {

@@ -2,9 +2,13 @@
 //! at that moment falls on all of them, and stops taking samples when its time is up; the table shows how many it has.
 
 mod burst;
+mod checkpoint;
 mod create;
 mod exec;
 mod files;
+mod fork;
+mod forks;
+mod hibernate;
 mod idle;
 mod stream;
 mod terminal;
@@ -39,6 +43,14 @@ pub(crate) enum Row {
     Files,
     /// What idle sandboxes hold and use
     Idle,
+    /// How long a sandbox stands still for a checkpoint
+    Checkpoint,
+    /// Fork of a checkpoint, and restore in place, to the first output of a command
+    Fork,
+    /// Many forks of one checkpoint at once
+    Forks,
+    /// To rest, and back to the first output of a command
+    Hibernate,
 }
 
 /// Another system, or why it cannot be measured.
@@ -80,6 +92,13 @@ pub(crate) struct Sizes {
     pub(crate) idle: usize,
     pub(crate) peer_idle: usize,
     pub(crate) idle_time: Duration,
+    pub(crate) checkpoints: usize,
+    pub(crate) peer_checkpoints: usize,
+    /// Of the disk that is taken.
+    pub(crate) checkpoint_bytes: u64,
+    pub(crate) forks: usize,
+    pub(crate) peer_forks: usize,
+    pub(crate) forks_at_once: usize,
     /// Longest one row goes on taking samples.
     pub(crate) row_time: Duration,
 }
@@ -106,6 +125,12 @@ impl Sizes {
             idle: 200,
             peer_idle: 20,
             idle_time: Duration::from_secs(20),
+            checkpoints: 100,
+            peer_checkpoints: 5,
+            checkpoint_bytes: 500_000_000,
+            forks: 100,
+            peer_forks: 10,
+            forks_at_once: 20,
             row_time: Duration::from_secs(110),
         }
     }
@@ -124,6 +149,11 @@ impl Sizes {
             rounds: 2,
             peer_idle: 10,
             idle_time: Duration::from_secs(5),
+            checkpoints: 40,
+            peer_checkpoints: 2,
+            checkpoint_bytes: 100_000_000,
+            forks: 40,
+            peer_forks: 4,
             row_time: Duration::from_secs(20),
             ..Self::full()
         }
@@ -155,6 +185,10 @@ impl Row {
             Self::Stream => stream::measure(bench).await,
             Self::Files => files::measure(bench).await,
             Self::Idle => idle::measure(bench).await,
+            Self::Checkpoint => checkpoint::measure(bench).await,
+            Self::Fork => fork::measure(bench).await,
+            Self::Forks => forks::measure(bench).await,
+            Self::Hibernate => hibernate::measure(bench).await,
         };
         measured.unwrap_or_else(|error| {
             let (figure, unit) = self.title();
@@ -171,6 +205,10 @@ impl Row {
             Self::Stream => (stream::FIGURE, Unit::Speed),
             Self::Files => (files::FIGURE, Unit::Speed),
             Self::Idle => (idle::FIGURE, Unit::Megabytes),
+            Self::Checkpoint => (checkpoint::FIGURE, Unit::Milliseconds),
+            Self::Fork => (fork::FIGURE, Unit::Milliseconds),
+            Self::Forks => (forks::FIGURE, Unit::Milliseconds),
+            Self::Hibernate => (hibernate::FIGURE, Unit::Milliseconds),
         }
     }
 }

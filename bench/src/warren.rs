@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -36,6 +37,13 @@ pub(crate) struct Created {
     pub(crate) server_timing: Option<String>,
 }
 
+/// A checkpoint that was captured.
+pub(crate) struct Taken {
+    pub(crate) id: String,
+    /// How long the sandbox stood still, in milliseconds, as the server measured it.
+    pub(crate) pause: f64,
+}
+
 /// An open WebSocket to a command or a terminal.
 pub(crate) struct Socket(WebSocketStream<TcpStream>);
 
@@ -60,6 +68,52 @@ impl Warren {
         let id = text(&answer.body, "sandboxID")?;
         let server_timing = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
         Ok(Created { id, server_timing: server_timing.map(str::to_owned) })
+    }
+
+    /// Takes a checkpoint; returns when it is captured. One of a sandbox that did not come to rest is an error.
+    pub(crate) async fn checkpoint(&mut self, id: &str, name: &str) -> anyhow::Result<Taken> {
+        let path = format!("/api/sandboxes/{id}/checkpoints");
+        let body = json!({ "name": name, "kind": "disk_only" });
+        let answer = self.client.call(Method::POST, &path, Some(&body)).await?;
+        let made: Value = serde_json::from_slice(&answer.body).context("the server sent no JSON")?;
+        ensure!(made["consistency"] == "quiesced", "checkpoint {name} of {id}: {made}");
+        let pause = made["pauseMs"].as_f64().context("the checkpoint has no pauseMs")?;
+        Ok(Taken { id: text(&answer.body, "id")?, pause })
+    }
+
+    pub(crate) async fn wait_checkpoint(&mut self, id: &str, checkpoint: &str) -> anyhow::Result<()> {
+        let path = format!("/api/sandboxes/{id}/checkpoints");
+        loop {
+            let answer = self.client.call(Method::GET, &path, None).await?;
+            let list: Value = serde_json::from_slice(&answer.body).context("the server sent no JSON")?;
+            let found = list.as_array().into_iter().flatten().find(|one| one["id"] == checkpoint);
+            match found.and_then(|one| one["status"].as_str()) {
+                Some("processing") => tokio::time::sleep(Duration::from_millis(2)).await,
+                Some("ready") => return Ok(()),
+                other => bail!("checkpoint {checkpoint} is {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn delete_checkpoint(&mut self, id: &str, checkpoint: &str) -> anyhow::Result<()> {
+        let path = format!("/api/sandboxes/{id}/checkpoints/{checkpoint}");
+        self.client.call(Method::DELETE, &path, None).await.map(|_| ())
+    }
+
+    /// A sandbox that starts with the disk of a checkpoint; its id.
+    pub(crate) async fn fork(&mut self, checkpoint: &str) -> anyhow::Result<String> {
+        let path = format!("/api/sandboxes/from-checkpoint/{checkpoint}");
+        let answer = self.client.call(Method::POST, &path, Some(&json!({}))).await?;
+        text(&answer.body, "sandboxID")
+    }
+
+    pub(crate) async fn restore(&mut self, id: &str, checkpoint: &str) -> anyhow::Result<()> {
+        let path = format!("/api/sandboxes/{id}/checkpoints/{checkpoint}/restore");
+        self.client.call(Method::POST, &path, None).await.map(|_| ())
+    }
+
+    pub(crate) async fn hibernate(&mut self, id: &str) -> anyhow::Result<()> {
+        self.client.call(Method::POST, &format!("/api/sandboxes/{id}/hibernate"), None).await.map(|_| ())
     }
 
     pub(crate) async fn delete(&mut self, id: &str) -> anyhow::Result<()> {

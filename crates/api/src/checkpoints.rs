@@ -45,14 +45,18 @@ pub struct Checkpoint {
     /// As it was asked for: `full` or `disk_only`.
     pub kind: String,
     /// *Additive.* What it holds: `disk`, or `memory` with the disk and every process.
+    #[serde(default)]
     pub holds: String,
     /// `processing`, `ready` or `failed`.
     pub status: String,
     /// *Additive.* The state it holds was taken: what is written from then on is not in it.
+    #[serde(default)]
     pub captured: bool,
     /// *Additive.* Whether it outlives the machine it is on.
+    #[serde(default)]
     pub durable: bool,
     /// *Additive.* Where it is kept: `local`.
+    #[serde(default)]
     pub location: String,
     /// *Additive.* `quiesced`: everything stood still, all that had been written is in it. `crash`: the sandbox did not come
     /// to rest in time, as after a loss of power. Absent until it is captured.

@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    completions, config, cp, create, doctor, exec, execs, files, get, hibernate, keys, kill, logs, ls, shell,
-    tags, timeout, version, wake,
+    checkpoint, completions, config, cp, create, doctor, exec, execs, files, fork, get, hibernate, keys,
+    kill, logs, ls, reboot, scale, shell, tags, timeout, version, wake,
 };
 use crate::{failure, serve};
 
@@ -84,6 +84,15 @@ pub(crate) enum Command {
     Hibernate(hibernate::HibernateArgs),
     /// Wake a hibernated sandbox
     Wake(wake::WakeArgs),
+    /// Start everything in a sandbox again, on the same disk
+    Reboot(reboot::RebootArgs),
+    /// Give a running sandbox more or less memory and CPU
+    Scale(scale::ScaleArgs),
+    /// Checkpoints: take, list, delete, go back to, publish
+    #[command(subcommand)]
+    Checkpoint(checkpoint::CheckpointCommand),
+    /// Make a sandbox that starts as a checkpoint was, and print its id
+    Fork(fork::ForkArgs),
     /// Show or store the server's address and the key
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -125,6 +134,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Tags(args) => tags::run(&context, args).await,
         Command::Hibernate(args) => hibernate::run(&context, args).await,
         Command::Wake(args) => wake::run(&context, args).await,
+        Command::Reboot(args) => reboot::run(&context, args).await,
+        Command::Scale(args) => scale::run(&context, args).await,
+        Command::Checkpoint(command) => checkpoint::run(&context, command).await,
+        Command::Fork(args) => fork::run(&context, args).await,
         Command::Config(command) => config::run(&context, command),
         Command::Serve(args) => serve::run(args).await,
         Command::Keys(command) => keys::run(&context, command).await,

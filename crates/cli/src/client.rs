@@ -4,11 +4,13 @@
 //! follow it there), connects within [`CONNECT_LIMIT`], and bounds what it reads. Calls with JSON answers have an overall
 //! time limit; streams have none, but may not fall silent for longer than [`SILENCE_LIMIT`].
 
+mod checkpoints;
 mod exec;
 mod files;
 mod logs;
 mod pty;
 mod sandboxes;
+mod scaling;
 
 use std::time::Duration;
 

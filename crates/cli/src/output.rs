@@ -121,9 +121,9 @@ impl Table {
 /// States stand out on a terminal.
 fn painted(cell: &str, colour: bool) -> Cow<'_, str> {
     let code = match cell {
-        "running" | "ok" => 32,
-        "hibernated" | "creating" | "warn" => 33,
-        "error" | "fail" => 31,
+        "running" | "ready" | "ok" => 32,
+        "hibernated" | "creating" | "processing" | "warn" => 33,
+        "error" | "failed" | "fail" => 31,
         "stopped" => 90,
         _ => return Cow::Borrowed(cell),
     };

@@ -174,8 +174,17 @@ impl Checkpoints {
         match checked.await.map_err(io::Error::other).flatten() {
             Ok(Some(whole)) => Ok(whole),
             Ok(None) => Err(self.damaged(id, "its content is not what was written")),
-            Err(error) => Err(self.damaged(id, &format!("it cannot be read: {error}"))),
+            Err(error) => Err(self.unreadable(id, "it cannot be read", &error)),
         }
+    }
+
+    /// An image that is gone, or that the drive cannot read, is damaged; for want of descriptors, say, it is not.
+    fn unreadable(&self, id: &CheckpointId, what: &str, error: &io::Error) -> Error {
+        let of_the_drive = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+        if of_the_drive || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
+            return self.damaged(id, &format!("{what}: {error}"));
+        }
+        Error::unavailable(format!("checkpoint {id} cannot be used now: {what}: {error}"))
     }
 
     /// Says that a checkpoint can no longer be used, and what else there is.

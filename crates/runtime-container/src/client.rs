@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use warren_runtime::client::{ask, memory_file};
 use warren_runtime::{Launcher, Result, Step, packet};
@@ -39,6 +40,14 @@ impl Root {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Whether that process still waits; it ends only when something kills it.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let mut polled = [PollFd::new(&self.control, PollFlags::empty())];
+        let now = rustix::time::Timespec::default();
+        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|hung_up| hung_up == 0)
     }
 
     /// Starts a sandbox in it; returns when its agent program runs. The agent's socket `agent.sock` is made in `run_dir`,

@@ -279,9 +279,9 @@ impl Cgroup {
         write_if_there(&self.freezer(), "0")
     }
 
+    /// Whether every process of the group and of those below it stands still.
     pub fn is_frozen(&self) -> Result<bool> {
-        let events = read(&self.hierarchies.unified.join(&self.path).join("cgroup.events"))?;
-        Ok(events.lines().any(|line| line == "frozen 1"))
+        is_frozen(&self.hierarchies.unified.join(&self.path))
     }
 
     fn freezer(&self) -> PathBuf {
@@ -333,6 +333,31 @@ impl Cgroup {
     pub fn remove(&self) -> Result<()> {
         self.hierarchies.roots().try_for_each(|root| remove(&root.join(&self.path)))
     }
+}
+
+/// Looks at every group itself: of one that has both processes and groups below it, the kernel says `frozen 1` as soon as
+/// its own processes stand still, and again as soon as the groups below do. The agent stands still at once, while a command
+/// below it may still be in the middle of a write.
+fn is_frozen(folder: &Path) -> Result<bool> {
+    let path = folder.join("cgroup.events");
+    match fs::read_to_string(&path) {
+        Ok(events) if events.lines().any(|line| line == "frozen 1") => {}
+        Ok(_) => return Ok(false),
+        // Gone since it was listed, and everybody in it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_removed(&error) => return Ok(true),
+        Err(source) => return Err(CgroupError::Read { path, source }),
+    }
+    for child in children(folder)? {
+        if !is_frozen(&child)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What reading a file of a group says that was removed after the file was opened.
+fn is_removed(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
 fn collect_processes(folder: &Path, pids: &mut Vec<i32>) -> Result<()> {

@@ -35,6 +35,11 @@ def arguments(pid):
     return read(f"/proc/{pid}/cmdline").split(b"\0")
 
 
+def parent(pid):
+    fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
 def find_process(*words):
     """Host pids whose arguments hold all these words."""
     wanted = [word.encode() for word in words]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reqwest::Method;
 use serde_json::Value;
 use warren_api::IDEMPOTENCY_KEY_HEADER;
-use warren_api::sandboxes::{Hibernated, NEXT_CURSOR_HEADER, Sandbox, SandboxCreate, TimeoutChange};
+use warren_api::sandboxes::{Hibernated, NEXT_CURSOR_HEADER, Sandbox, SandboxCreate, TimeoutChange, Wake};
 use warren_api::tags::SandboxTags;
 use warren_types::SandboxId;
 
@@ -85,8 +85,16 @@ impl Client {
         id: &SandboxId,
         timeout: Option<u32>,
     ) -> anyhow::Result<Answer<Value>> {
-        let body = TimeoutChange { timeout: timeout.map(i64::from) };
-        self.call(self.request(Method::POST, &["sandboxes", id.as_str(), "wake"])?.json(&body)).await
+        self.wake(id, &Wake { timeout: timeout.map(i64::from), disk: None }).await
+    }
+
+    pub(crate) async fn wake(&self, id: &SandboxId, body: &Wake) -> anyhow::Result<Answer<Value>> {
+        self.call(self.request(Method::POST, &["sandboxes", id.as_str(), "wake"])?.json(body)).await
+    }
+
+    pub(crate) async fn reboot_sandbox(&self, id: &SandboxId, hard: bool) -> anyhow::Result<()> {
+        let verb = if hard { "power-cycle" } else { "reboot" };
+        self.call::<Value>(self.request(Method::POST, &["sandboxes", id.as_str(), verb])?).await.map(drop)
     }
 
     pub(crate) async fn get_tags(&self, id: &SandboxId) -> anyhow::Result<Answer<SandboxTags>> {

@@ -39,6 +39,9 @@ pub(crate) struct CreateArgs {
     /// What keeps it apart from the host: container or vm [default: the server's]
     #[arg(long, value_name = "KIND")]
     isolation: Option<String>,
+    /// Shell command to start whenever the sandbox begins to run; repeatable
+    #[arg(long, value_name = "COMMAND")]
+    start: Vec<String>,
     /// Let it open no connections to the outside
     #[arg(long)]
     no_network: bool,
@@ -60,6 +63,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         network_enabled: args.no_network.then_some(false),
         isolation: args.isolation,
         tags: map_of(args.tag),
+        start_commands: (!args.start.is_empty()).then_some(args.start),
         ..SandboxCreate::default()
     };
     let start = Instant::now();

@@ -51,6 +51,10 @@ fn describe(sandbox: &Sandbox) -> String {
         ("Region", Some(sandbox.region.clone())),
         ("Started", Some(sandbox.started_at.to_string())),
         ("Ended", sandbox.end_at.map(|time| time.to_string())),
+        ("Forked", sandbox.from_checkpoint_id.as_ref().map(|id| format!("from checkpoint {id}"))),
+        ("Processes", sandbox.processes_since.map(|time| format!("since {time}"))),
+        ("Patches", sandbox.patch_error.clone()),
+        ("Warning", sandbox.warning.clone()),
         ("Tags", Some(pairs(&sandbox.tags))),
         ("Metadata", Some(pairs(&sandbox.metadata))),
     ];

@@ -2,7 +2,7 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 25] = [
     "create",
     "ls",
     "get",
@@ -17,6 +17,10 @@ const COMMANDS: [&str; 21] = [
     "tags",
     "hibernate",
     "wake",
+    "reboot",
+    "scale",
+    "checkpoint",
+    "fork",
     "config",
     "serve",
     "keys",
@@ -56,7 +60,7 @@ fn help_names_every_command_and_every_command_has_help() {
 #[test]
 fn what_cannot_be_meant_is_a_usage_error() {
     let home = Home::new();
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 13] = [
         &[],
         &["nonsense"],
         &["get", "sb-../../x"],
@@ -66,6 +70,10 @@ fn what_cannot_be_meant_is_a_usage_error() {
         &["create", "--cpu", "-1"],
         &["execs", "kill", "sb-0123abcd", "0123abcd", "--signal", "NOPE"],
         &["cp", "a", "b"],
+        &["fork", "sb-0123abcd"],
+        &["checkpoint", "rm", "sb-0123abcd"],
+        &["scale", "sb-0123abcd", "1024", "--auto"],
+        &["scale", "sb-0123abcd", "--min", "1024"],
     ];
     for args in cases {
         let ran = home.run(args);

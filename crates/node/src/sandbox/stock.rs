@@ -79,7 +79,13 @@ impl Prepared {
     /// A root with an empty disk of that size in the file `image`, from the stock where there is one.
     pub(crate) async fn empty(host: &Host, disk_mb: u32, image: &Path) -> Result<Self, Error> {
         let no_disk = |error: io::Error| Error::unavailable(format!("no disk could be made: {error}"));
-        if let Some((made, prepared)) = host.stock.take(disk_mb) {
+        while let Some((made, prepared)) = host.stock.take(disk_mb) {
+            if !prepared.root.is_alive() {
+                warn!("a prepared root was lost: its process was killed");
+                host.network.retire(prepared.slot);
+                let _ = std::fs::remove_file(made);
+                continue;
+            }
             if let Err(error) = std::fs::rename(made, image) {
                 host.network.retire(prepared.slot);
                 return Err(no_disk(error));

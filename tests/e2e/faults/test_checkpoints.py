@@ -1,0 +1,581 @@
+"""Checkpoints, forks, restores and hibernated disks when something goes wrong: a killed server, damaged files, a full volume."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from harness import host
+from harness.client import Box
+from harness.server import Server, entries_of
+from harness.waiting import wait_for
+
+LOST = (httpx.TransportError, ConnectionError)
+
+
+def volume(server):
+    return Path(server.data_dir, "volume")
+
+
+def image_of(server, box):
+    return volume(server) / "sandboxes" / box.id / "disk.img"
+
+
+def folder_of(server, checkpoint_id):
+    return volume(server) / "checkpoints" / checkpoint_id
+
+
+def groups_of(box):
+    return [path for path in host.cgroup_folders() if box.id in os.path.basename(path) and os.path.exists(f"{path}/cgroup.freeze")]
+
+
+def is_frozen(box):
+    return any(host.read(f"{path}/cgroup.freeze").strip() == b"1" or b"frozen 1" in host.read(f"{path}/cgroup.events") for path in groups_of(box))
+
+
+def damage(path, within=1 << 20):
+    """Changes some bytes of an image that hold something, without changing its length."""
+    with open(path, "r+b") as file:
+        start = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+        changed = 0
+        while changed < 3:
+            file.seek(start)
+            block = file.read(4096)
+            assert block, "the image holds nothing"
+            if any(block):
+                file.seek(start)
+                file.write(bytes(byte ^ 0x55 for byte in block[:16]))
+                changed += 1
+            start += within // 3
+        os.fsync(file.fileno())
+
+
+def wait_failed(box, checkpoint_id):
+    """The list hears of it a moment after whoever wanted to use it."""
+    found = lambda: (found := box.find_checkpoint(checkpoint_id)) and found["status"] == "failed" and found
+    return wait_for(found, f"{checkpoint_id} is failed")
+
+
+def refusal(answer, status, says):
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"], answer.text
+    return answer.json()
+
+
+# A killed server.
+
+
+@pytest.mark.timeout(250)
+def test_a_server_killed_during_captures_leaves_nobody_standing_still(server):
+    """At many points: the sandbox goes on at once, also while there is no server; what was half made is gone after the start."""
+    with server.api() as api:
+        box = api.create()
+        box.write("/home/sandbox/f", b"content")
+        box.start("sh", "-c", "while :; do date +%s%N > ~/tick; sleep 0.01; done")
+        wait_for(lambda: box.run("test -e ~/tick")["exitCode"] == 0, "it ticks")
+        chance = random.Random(5)
+        for number in range(12):
+            name = f"c{number}"
+            if number % 3 == 0:
+                box.out("head -c 20000000 /dev/urandom > ~/big")
+            with server.api(strict=False) as rough:
+                asking = threading.Thread(target=ask, args=(rough, box, name), daemon=True)
+                asking.start()
+                time.sleep(chance.choice((0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.1)) * (0.5 + chance.random()))
+                server.kill()
+                asking.join(30)
+            wait_for(lambda: not is_frozen(box), "the sandbox goes on without a server", 5, 0.01)
+            root = f"/proc/{min(host.sandbox_processes()[box.id])}/root"
+            tick = lambda root=root: host.read(f"{root}/home/sandbox/tick")
+            before = tick()
+            wait_for(lambda: tick() != before, "its processes run")
+            server.start()
+            settled = lambda: all(each["status"] != "processing" for each in box.checkpoints())
+            wait_for(settled, "each is ready or failed", 20)
+            for each in box.checkpoints():
+                assert each["status"] == "ready" or "the server ended" in each["errorMsg"], each
+                if each["status"] == "ready" and each["name"] == name:
+                    with api.fork(each["id"]) as fork:
+                        assert fork.read("/home/sandbox/f") == b"content"
+                assert box.call("DELETE", f"/checkpoints/{each['id']}").status_code == 204
+            assert os.listdir(volume(server) / "checkpoints") == []
+            assert box.read("/home/sandbox/f") == b"content"
+        box.kill()
+
+
+def ask(api, box, name):
+    try:
+        api.http.post(f"{box.path}/checkpoints", json={"name": name}, timeout=20)
+    except LOST:
+        pass
+
+
+@pytest.mark.timeout(250)
+def test_a_server_killed_during_restores_has_restored_or_not(server):
+    with server.api() as api:
+        box = api.create(timeout=3000, envs={"E": "kept"})
+        box.write("/home/sandbox/f", b"before")
+        one = box.checkpoint("one")
+        chance = random.Random(6)
+        for number in range(12):
+            box.write("/home/sandbox/f", b"after")
+            answer = []
+            with server.api(strict=False) as rough:
+                asking = threading.Thread(target=lambda: answer.append(restore(rough, box, one)), daemon=True)
+                asking.start()
+                time.sleep(chance.choice((0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06)) * (0.5 + chance.random()))
+                server.kill()
+                asking.join(30)
+            server.start()
+            content = box.read("/home/sandbox/f")
+            assert content == b"before" if answer[0] == 200 else content in (b"before", b"after"), (number, answer, content)
+            assert box.out('echo "$E"') == "kept\n" and box.view()["timeout"] == 3000
+            assert sorted(os.listdir(volume(server) / "sandboxes" / box.id)) == ["agent.sock", "disk.img", "record.json"]
+        box.kill()
+        wait_for(lambda: not host.sandbox_processes().get(box.id) and not groups_of(box), "nothing of it runs")
+
+
+def restore(api, box, checkpoint_id):
+    try:
+        return api.http.post(f"{box.path}/checkpoints/{checkpoint_id}/restore", timeout=20).status_code
+    except LOST:
+        return None
+
+
+@pytest.mark.timeout(250)
+def test_a_server_killed_during_forks_loses_and_leaks_none(server):
+    with server.api() as api:
+        box = api.create()
+        box.write("/home/sandbox/f", b"content")
+        one = box.checkpoint("one")
+        answer = api.post(f"/api/sandboxes/checkpoints/{one}/patches", json={"script": "echo patched >> ~/p; sleep 0.05"})
+        assert answer.status_code == 201
+        chance = random.Random(7)
+        for number in range(10):
+            mark = uuid.uuid4().hex
+            told = []
+            with server.api(strict=False) as rough:
+                clients = [threading.Thread(target=fork, args=(rough, one, mark, told), daemon=True) for _ in range(3)]
+                for client in clients:
+                    client.start()
+                time.sleep(chance.choice((0.005, 0.02, 0.05, 0.1, 0.2)) * (0.5 + chance.random()))
+                server.kill()
+                for client in clients:
+                    client.join(30)
+            server.start()
+            views = {view["sandboxID"]: view for view in api.list_all(**{"metadata.mark": mark}) if view["status"] != "stopped"}
+            assert set(told) <= set(views), "a fork that was answered is lost"
+            for view in views.values():
+                fork_box = Box(api, view)
+                assert fork_box.out("cat ~/f ~/p") == "contentpatched\n", "a patch ran twice, or not at all"
+                fork_box.kill()
+            wait_for(lambda views=views: not any(entries_of(server.data_dir, each) for each in views), "their files are gone")
+            living = {view["sandboxID"] for view in api.list_all(status="running,hibernated")}
+            assert set(os.listdir(volume(server) / "sandboxes")) == living, number
+        box.kill()
+
+
+def fork(api, checkpoint_id, mark, told):
+    try:
+        answer = api.http.post(f"/api/sandboxes/from-checkpoint/{checkpoint_id}", json={"metadata": {"mark": mark}}, timeout=20)
+        if answer.status_code == 201:
+            told.append(answer.json()["sandboxID"])
+    except LOST:
+        pass
+
+
+def test_a_patch_goes_on_when_the_server_is_killed_and_runs_once(server):
+    with server.api() as api:
+        box = api.create()
+        one = box.checkpoint("one")
+        for script in ("echo one >> ~/log; sleep 3; echo over >> ~/log", "echo two >> ~/log"):
+            assert api.post(f"/api/sandboxes/checkpoints/{one}/patches", json={"script": script}).status_code == 201
+        mark = uuid.uuid4().hex
+        other = api.fork(box.checkpoint("two"))
+        # A fork that nobody was told of is undone, so the patches run on a wake.
+        with server.api(strict=False) as rough:
+            asking = threading.Thread(target=fork, args=(rough, one, mark, []), daemon=True)
+            asking.start()
+            time.sleep(1)
+            server.kill()
+            asking.join(30)
+        server.start()
+        assert not [view for view in api.list_all(**{"metadata.mark": mark}) if view["status"] != "stopped"]
+        assert api.delete(f"/api/sandboxes/checkpoints/{one}/patches/{patches(api, one)[0]['id']}").status_code == 204
+        forked = api.fork(one)
+        assert forked.out("cat ~/log") == "two\n"
+        answer = api.post(f"/api/sandboxes/checkpoints/{one}/patches", json={"script": "echo three >> ~/log; sleep 3; echo over >> ~/log"})
+        assert answer.status_code == 201
+        forked.call("POST", "/hibernate")
+        with server.api(strict=False) as rough:
+            asking = threading.Thread(target=lambda: use(rough, forked), daemon=True)
+            asking.start()
+            wait_for(lambda: forked.status() == "running", "it wakes")
+            time.sleep(1)
+            server.kill()
+            asking.join(30)
+        server.start()
+        assert forked.out("cat ~/log") == "two\nthree\nover\n", "a call got in before its patch was over, or the patch ran twice"
+        runs = forked.call("GET", "/patches").json()
+        assert [(run["sequence"], run.get("exitCode")) for run in runs] == [(2, 0), (3, 0)]
+        for each in (box, other, forked):
+            each.kill()
+
+
+def use(api, box):
+    try:
+        api.http.post(f"{box.path}/exec/run", json={"cmd": "true"}, timeout=30)
+    except LOST:
+        pass
+
+
+def patches(api, checkpoint_id):
+    return api.get(f"/api/sandboxes/checkpoints/{checkpoint_id}/patches").json()
+
+
+# A sandbox that does not come to rest, and processes of the capture that are killed.
+
+
+@contextmanager
+def frozen_disk(server, box):
+    """Freezes the sandbox's own file system from the host: whoever writes to it cannot be stopped any more."""
+    device = next(name for name, file in host.loop_devices().items() if box.id in file)
+    mount = Path(f"{server.data_dir}-mount")
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "ext4", f"/dev/{device}", mount], check=True)
+    try:
+        subprocess.run(["fsfreeze", "-f", mount], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["fsfreeze", "-u", mount], check=False)
+    finally:
+        subprocess.run(["umount", mount], check=True)
+        mount.rmdir()
+
+
+def capture_processes(server):
+    """The watcher and the worker of a capture: of the launcher's children, which have its name, the one with a child."""
+    parents = {pid: host.parent(pid) for pid in host.processes() if host.arguments(pid)[1:2] == [b"launcher"]}
+    [launcher] = [pid for pid, its in parents.items() if its == server.process.pid]
+    workers = [pid for pid, its in parents.items() if parents.get(its) == launcher]
+    return [parents[pid] for pid in workers], workers
+
+
+def prepared_processes(server):
+    """Those that hold a root each for sandboxes to come."""
+    [launcher] = [pid for pid in host.processes() if host.arguments(pid)[1:2] == [b"launcher"] and host.parent(pid) == server.process.pid]
+    return [pid for pid in host.processes() if host.parent(pid) == launcher and host.arguments(pid)[1:2] == [b"launcher"]]
+
+
+def test_a_sandbox_that_does_not_rest_is_taken_as_it_is_and_that_is_said(server):
+    with server.api() as api:
+        box = api.create()
+        box.write("/home/sandbox/f", b"written before")
+        with frozen_disk(server, box):
+            box.start("sh", "-c", "echo stuck > ~/stuck")
+            time.sleep(0.3)
+            begun = time.monotonic()
+            found = box.wait_checkpoint(box.checkpoint("one", ready=False))
+            assert found["consistency"] == "crash" and 400 < found["pauseMs"] < 2500, found
+            assert time.monotonic() - begun < 8 and not is_frozen(box)
+        assert box.out("cat ~/f; cat ~/stuck") == "written beforestuck\n", "the sandbox went on"
+        with api.fork(found["id"]) as fork:
+            assert fork.read("/home/sandbox/f") == b"written before"
+        box.kill()
+
+
+@pytest.mark.parametrize("who", ["worker", "watcher", "both"])
+def test_killed_processes_of_a_capture_leave_nobody_standing_still(server, who):
+    with server.api() as api:
+        box = api.create()
+        box.write("/home/sandbox/f", b"x")
+        with frozen_disk(server, box):
+            box.start("sh", "-c", "echo stuck > ~/stuck")
+            time.sleep(0.3)
+            with server.api(strict=False) as rough:
+                asking = threading.Thread(target=ask, args=(rough, box, "one"), daemon=True)
+                asking.start()
+                watchers, workers = wait_for(lambda: (found := capture_processes(server)) and all(found) and found, "it is being taken", 5, 0.001)
+                for pid in (watchers if who != "worker" else []) + (workers if who != "watcher" else []):
+                    os.kill(pid, signal.SIGKILL)
+                asking.join(30)
+            wait_for(lambda: not is_frozen(box), "it goes on", 8)
+        wait_for(lambda: all(each["status"] != "processing" for each in box.checkpoints()), "the checkpoint is settled", 20)
+        assert box.out("cat ~/f ~/stuck") == "xstuck\n"
+        box.kill()
+
+
+@pytest.mark.parametrize("what", ["checkpoints", "restores"])
+def test_a_sandbox_that_ends_during(server, what):
+    """Its agent is killed in the middle, as want of memory would: what was taken is whole, the rest is refused or an error."""
+    with server.api() as api:
+        chance = random.Random(8)
+        for number in range(8):
+            box = api.create()
+            box.write("/home/sandbox/f", b"content")
+            one = box.checkpoint("one")
+            box.write("/home/sandbox/f", b"changed")
+            agents = host.sandbox_processes()[box.id]
+            with server.api(strict=False) as rough:
+                during = (lambda: ask(rough, box, "two")) if what == "checkpoints" else (lambda: restore(rough, box, one))
+                asking = threading.Thread(target=during, daemon=True)
+                asking.start()
+                time.sleep(chance.choice((0.001, 0.003, 0.006, 0.012, 0.025)) * (0.5 + chance.random()))
+                kill_all(agents)
+                asking.join(30)
+            assert not asking.is_alive(), "nobody waits for ever"
+            wait_for(lambda: all(each["status"] != "processing" for each in box.checkpoints()), "all are settled", 20)
+            for each in box.checkpoints():
+                if each["status"] == "ready":
+                    with api.fork(each["id"]) as fork:
+                        assert fork.read("/home/sandbox/f") == (b"content" if each["name"] == "one" else b"changed"), number
+            view = box.view()
+            if view["status"] == "running":
+                assert what == "restores" and box.read("/home/sandbox/f") == b"content", view
+            else:
+                assert view["status"] == "error" and "guest agent" in json.dumps(view), view
+            box.kill()
+
+
+def kill_all(pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_what_stood_still_goes_on_when_the_server_is_back(server):
+    """Whatever stopped it: here everything that takes part in a capture dies at once, as when a whole unit is killed."""
+    with server.api() as api:
+        box = api.create()
+        box.write("/home/sandbox/f", b"x")
+        server.kill()
+        [group] = groups_of(box)
+        Path(group, "cgroup.freeze").write_text("1")
+        wait_for(lambda: b"frozen 1" in host.read(f"{group}/cgroup.events"), "it stands still")
+        server.start()
+        assert not is_frozen(box) and box.read("/home/sandbox/f") == b"x"
+        box.kill()
+
+
+def test_prepared_roots_that_were_killed_harm_no_create(server):
+    with server.api() as api:
+        killed = wait_for(lambda: len(found := prepared_processes(server)) >= 8 and found, "the stock is full")
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not set(killed) & set(prepared_processes(server)), "they have ended")
+        for _ in range(3):
+            with api.create() as box:
+                assert box.out("echo hi") == "hi\n"
+
+
+# Damaged files.
+
+
+def test_damaged_checkpoints_are_never_used_and_say_why(server):
+    with server.api() as api:
+        box = api.create()
+        others = set(os.listdir(volume(server) / "checkpoints"))
+        box.write("/home/sandbox/f", os.urandom(3_000_000))
+        content = box.read("/home/sandbox/f")
+        names = ["truncated manifest", "foreign version", "not json", "no manifest", "another's manifest", "truncated image", "no image", "changed image", "swapped image", "good"]
+        ids = {}
+        for name in names:
+            box.write("/home/sandbox/name", name.encode())
+            ids[name] = box.checkpoint(name, kind="disk_only")
+        server.stop()
+        manifest = {name: folder_of(server, each) / "manifest.json" for name, each in ids.items()}
+        image = {name: folder_of(server, each) / "disk.img" for name, each in ids.items()}
+        text = manifest["truncated manifest"].read_text()
+        manifest["truncated manifest"].write_text(text[: len(text) // 2])
+        foreign = json.loads(manifest["foreign version"].read_text()) | {"format": 99}
+        manifest["foreign version"].write_text(json.dumps(foreign, separators=(",", ":")) + "\n")
+        manifest["not json"].write_bytes(os.urandom(3000))
+        manifest["no manifest"].unlink()
+        shutil.copy(manifest["good"], manifest["another's manifest"])
+        os.truncate(image["truncated image"], 5_000_000)
+        image["no image"].unlink()
+        damage(image["changed image"])
+        subprocess.run(["cp", "--reflink=always", image["good"], image["swapped image"]], check=True)
+        # What is left of others who were being made or removed.
+        for name in (f"{uuid.uuid4()}.unfinished", f"{uuid.uuid4()}.removed", "lost+found"):
+            (volume(server) / "checkpoints" / name).mkdir()
+        server.start()
+
+        says = {
+            "truncated manifest": "its manifest is damaged",
+            "foreign version": "format 99",
+            "not json": "its manifest is damaged",
+            "no manifest": "its manifest cannot be read",
+            "another's manifest": "its folder holds another one",
+            "truncated image": "its image has 5000000 bytes",
+            "no image": "its image cannot be opened",
+        }
+        listed = {each["name"]: each for each in box.checkpoints()}
+        assert {name: listed[name]["status"] for name in names} == {name: "failed" if name in says else "ready" for name in names}
+        for name, reason in says.items():
+            assert reason in listed[name]["errorMsg"], listed[name]
+            refusal(api.post(f"/api/sandboxes/from-checkpoint/{ids[name]}"), 400, reason)
+            refusal(box.call("POST", f"/checkpoints/{ids[name]}/restore"), 400, reason)
+        for name, route in [("changed image", "fork"), ("swapped image", "restore")]:
+            path = f"/api/sandboxes/from-checkpoint/{ids[name]}" if route == "fork" else f"{box.path}/checkpoints/{ids[name]}/restore"
+            body = refusal(api.post(path), 409, "is damaged and was not used")
+            assert body["code"] == "checkpoint_damaged" and "the newest good one of the same sandbox is " in body["error"], body
+            found = wait_failed(box, ids[name])
+            assert "its content is not what was written" in found["errorMsg"]
+            refusal(api.post(path), 400, "not ready")
+        assert ids["good"] in body["error"], "the newest good one is offered"
+        assert box.read("/home/sandbox/f") == content and box.read("/home/sandbox/name") == b"good", "the sandbox was not touched"
+        with api.fork(ids["good"]) as fork_box:
+            assert fork_box.read("/home/sandbox/f") == content and fork_box.read("/home/sandbox/name") == b"good"
+        assert set(os.listdir(volume(server) / "checkpoints")) - others == set(ids.values()), "leftovers are removed, damaged ones kept"
+        for each in ids.values():
+            assert box.call("DELETE", f"/checkpoints/{each}").status_code == 204
+        assert set(os.listdir(volume(server) / "checkpoints")) == others
+        box.kill()
+
+
+def test_a_checkpoint_damaged_while_the_server_runs_is_noticed(server):
+    with server.api() as api:
+        box = api.create()
+        one = box.checkpoint("one")
+        with api.fork(one):
+            pass
+        damage(folder_of(server, one) / "disk.img")
+        refusal(api.post(f"/api/sandboxes/from-checkpoint/{one}"), 409, "is damaged and was not used")
+        wait_failed(box, one)
+        box.kill()
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "before its start"])
+def test_a_damaged_disk_is_never_run_and_the_generation_before_it_is_offered(server, running):
+    with server.api() as api, api.create():  # The other one keeps the volume mounted while there is no server.
+        box = api.create()
+        box.write("/home/sandbox/f", b"first")
+        one = box.checkpoint("one")
+        box.call("POST", "/hibernate")
+        damage(image_of(server, box))
+        body = refusal(box.call("POST", "/wake", json={}), 409, "its disk is not what was written when it hibernated")
+        assert body["code"] == "disk_damaged" and one in body["error"], "with no earlier generation a checkpoint is offered"
+        refusal(box.call("POST", "/wake", json={"disk": "previous"}), 400, "no previous disk")
+        box.restore(one)
+        assert box.read("/home/sandbox/f") == b"first"
+
+        box.write("/home/sandbox/f", b"second")
+        box.call("POST", "/hibernate")
+        assert box.out("cat ~/f") == "second"
+        box.write("/home/sandbox/f", b"third")
+        box.call("POST", "/hibernate")
+        if not running:
+            server.stop()
+        damage(image_of(server, box))
+        if not running:
+            server.start()
+        for call in (lambda: box.call("POST", "/wake", json={}), lambda: box.call("POST", "/exec/run", json={"cmd": "true"}), lambda: box.call("GET", "/files?path=/etc/hostname")):
+            body = refusal(call(), 409, "the sandbox was not started")
+            assert body["code"] == "disk_damaged" and '"disk":"previous"' in body["error"], body
+        view = box.view()
+        assert view["status"] == "hibernated" and "the sandbox was not started" in view["warning"]
+        assert "a damaged disk was refused" in server.log()
+        found = box.call("POST", "/checkpoints", json={"name": "of a damaged one"})
+        if found.status_code == 201:
+            failed = box.wait_checkpoint(found.json()["id"], "failed")
+            assert "not what was written" in failed["errorMsg"]
+        woken = box.call("POST", "/wake", json={"disk": "previous"})
+        assert woken.status_code == 200, woken.text
+        assert box.read("/home/sandbox/f") == b"second" and "warning" not in box.view()
+        box.call("POST", "/hibernate")
+        assert box.read("/home/sandbox/f") == b"second"
+        box.kill()
+
+
+# A full volume.
+
+
+@contextmanager
+def filled(server, leave, meanwhile=lambda: None):
+    """Fills the volume until about `leave` bytes are free; does something in between, as that can take a while."""
+    path = volume(server) / "filler"
+    stat = os.statvfs(volume(server))
+    with open(path, "wb") as file:
+        # The file system keeps some of what it says is free to itself.
+        os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - (leave or 32 << 20))
+        for size in (1 << 20, 1 << 16, 1 << 12, 0) if leave == 0 else ():
+            try:
+                while True:
+                    meanwhile()
+                    end = os.fstat(file.fileno()).st_size
+                    if size:
+                        os.posix_fallocate(file.fileno(), end, size)
+                    else:
+                        os.pwrite(file.fileno(), b"\1" * 4096, end)
+                        os.fsync(file.fileno())
+            except OSError:
+                pass
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+@pytest.mark.timeout(200)
+def test_a_full_volume_refuses_and_harms_nothing():
+    with Server("--volume-size=9") as server, server.api() as api:
+        box = api.create(timeout=2)
+        box.write("/home/sandbox/f", b"kept")
+        one = box.checkpoint("one")
+        with server.api(strict=False) as rough:
+            with filled(server, 200 << 20):
+                answer = rough.http.post(f"{box.path}/checkpoints", json={"name": "two"})
+                refusal(answer, 503, "nearly full")
+                refusal(rough.http.post(f"/api/sandboxes/from-checkpoint/{one}"), 503, "nearly full")
+                refusal(rough.http.post(f"{box.path}/checkpoints/{one}/restore"), 503, "nearly full")
+                assert [each["name"] for each in box.checkpoints()] == ["one"], "nothing is left of what was refused"
+                assert os.listdir(volume(server) / "checkpoints") == [one]
+                assert box.out("cat ~/f") == "kept"
+            # Without any room at all not even its record can be written: it runs on, says so and is tried again.
+            with filled(server, 0, lambda: box.out("true")):
+                view = wait_for(lambda: (view := box.view()).get("warning") and view, "it says that it cannot hibernate", 20)
+                assert view["status"] == "running" and "could not be hibernated" in view["warning"], view
+                assert box.out("cat ~/f") == "kept"
+            box.wait_status("hibernated", 30)
+            assert "warning" not in box.view()
+        assert box.out("cat ~/f") == "kept"
+        box.checkpoint("two")
+        assert box.call("POST", f"/checkpoints/{one}/restore").status_code == 200
+        assert box.out("cat ~/f") == "kept"
+
+
+def test_space_comes_back_when_the_last_user_is_gone():
+    used = lambda server: (stat := os.statvfs(volume(server))) and (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    with Server() as server, server.api() as api:
+        box = api.create()
+        empty = used(server)
+        box.out("head -c 300000000 /dev/urandom > ~/big; sync")
+        wait_for(lambda: used(server) > empty + 280_000_000, "it takes room", 20)
+        one = box.checkpoint("one")
+        forks = [api.fork(one) for _ in range(3)]
+        assert used(server) < empty + 420_000_000, "copies share their blocks"
+        assert box.find_checkpoint(one)["sizeBytes"] > 300_000_000
+        box.kill()
+        assert box.call("DELETE", f"/checkpoints/{one}").status_code == 204
+        for each in forks[1:]:
+            each.kill()
+        assert forks[0].out("head -c 300000000 ~/big | wc -c").strip() == "300000000"
+        assert used(server) > empty + 280_000_000
+        forks[0].kill()
+        wait_for(lambda: used(server) < empty + 60_000_000, "all of it came back", 30, 0.3, lambda: used(server) - empty)
+
+
