@@ -10,6 +10,7 @@ mod fork;
 mod forks;
 mod hibernate;
 mod idle;
+mod machine;
 mod stream;
 mod terminal;
 
@@ -51,6 +52,8 @@ pub(crate) enum Row {
     Forks,
     /// To rest, and back to the first output of a command
     Hibernate,
+    /// Virtual machines: made, booted, taken, forked, brought to rest
+    Machine,
 }
 
 /// Another system, or why it cannot be measured.
@@ -189,6 +192,7 @@ impl Row {
             Self::Fork => fork::measure(bench).await,
             Self::Forks => forks::measure(bench).await,
             Self::Hibernate => hibernate::measure(bench).await,
+            Self::Machine => machine::measure(bench).await,
         };
         measured.unwrap_or_else(|error| {
             let (figure, unit) = self.title();
@@ -209,6 +213,7 @@ impl Row {
             Self::Fork => (fork::FIGURE, Unit::Milliseconds),
             Self::Forks => (forks::FIGURE, Unit::Milliseconds),
             Self::Hibernate => (hibernate::FIGURE, Unit::Milliseconds),
+            Self::Machine => (machine::FIGURE, Unit::Milliseconds),
         }
     }
 }

@@ -62,18 +62,41 @@ impl Warren {
         self.client.connect().await
     }
 
-    /// A sandbox of the default size with a network, that never goes idle.
+    /// A container of the default size with a network, that never goes idle.
     pub(crate) async fn create(&mut self) -> anyhow::Result<Created> {
-        let answer = self.client.call(Method::POST, "/api/sandboxes", Some(&json!({ "timeout": 0 }))).await?;
+        let body = json!({ "timeout": 0, "isolation": "container" });
+        let answer = self.client.call(Method::POST, "/api/sandboxes", Some(&body)).await?;
         let id = text(&answer.body, "sandboxID")?;
         let server_timing = answer.headers.get("server-timing").and_then(|value| value.to_str().ok());
         Ok(Created { id, server_timing: server_timing.map(str::to_owned) })
     }
 
-    /// Takes a checkpoint; returns when it is captured. One of a sandbox that did not come to rest is an error.
+    /// The same as a virtual machine; its id.
+    pub(crate) async fn create_machine(&mut self, memory_mb: u32) -> anyhow::Result<String> {
+        let body = json!({ "timeout": 0, "isolation": "vm", "memoryMB": memory_mb });
+        let answer = self.client.call(Method::POST, "/api/sandboxes", Some(&body)).await?;
+        text(&answer.body, "sandboxID")
+    }
+
+    /// Starts it again without asking anything in it to end.
+    pub(crate) async fn power_cycle(&mut self, id: &str) -> anyhow::Result<()> {
+        self.client.call(Method::POST, &format!("/api/sandboxes/{id}/power-cycle"), None).await.map(|_| ())
+    }
+
+    /// Takes a checkpoint of the disk; returns when it is captured. One of a sandbox that did not come to rest is an
+    /// error.
     pub(crate) async fn checkpoint(&mut self, id: &str, name: &str) -> anyhow::Result<Taken> {
+        self.take(id, name, "disk_only").await
+    }
+
+    /// The same of everything it has.
+    pub(crate) async fn checkpoint_all(&mut self, id: &str, name: &str) -> anyhow::Result<Taken> {
+        self.take(id, name, "full").await
+    }
+
+    async fn take(&mut self, id: &str, name: &str, kind: &str) -> anyhow::Result<Taken> {
         let path = format!("/api/sandboxes/{id}/checkpoints");
-        let body = json!({ "name": name, "kind": "disk_only" });
+        let body = json!({ "name": name, "kind": kind });
         let answer = self.client.call(Method::POST, &path, Some(&body)).await?;
         let made: Value = serde_json::from_slice(&answer.body).context("the server sent no JSON")?;
         ensure!(made["consistency"] == "quiesced", "checkpoint {name} of {id}: {made}");

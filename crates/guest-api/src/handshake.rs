@@ -265,12 +265,12 @@ mod tests {
         let (mut node, mut agent) = tokio::io::duplex(4096);
         // What an earlier node has left, a hello of its own included, and half a message.
         node.write_all(b"PRI * HTTP/2.0\r\nWARRWARRENGA").await.unwrap();
-        node.write_all(&Hello { oldest: 1, newest: 1, nonce: 3 }.encode()).await.unwrap();
-        node.write_all(&encode(1, GO, 99)).await.unwrap();
+        node.write_all(&Hello { oldest: OLDEST, newest: NEWEST, nonce: 3 }.encode()).await.unwrap();
+        node.write_all(&encode(NEWEST, GO, 99)).await.unwrap();
         node.write_all(b"WARREN").await.unwrap();
         agent.write_all(b"\0\0\x12an old answer").await.unwrap();
         let (ours, theirs) = tokio::join!(connect_port(&mut node, 7), accept_port(&mut agent));
-        assert_eq!((ours.unwrap(), theirs.unwrap()), (1, 1));
+        assert_eq!((ours.unwrap(), theirs.unwrap()), (NEWEST, NEWEST));
         // Both ends are at the same place.
         node.write_all(b"x").await.unwrap();
         agent.write_all(b"y").await.unwrap();
@@ -285,7 +285,7 @@ mod tests {
             accept_port(&mut agent).await
         };
         let (ours, theirs) = tokio::join!(connect_port(&mut node, 7), late);
-        assert_eq!((ours.unwrap(), theirs.unwrap()), (1, 1));
+        assert_eq!((ours.unwrap(), theirs.unwrap()), (NEWEST, NEWEST));
         node.write_all(b"x").await.unwrap();
         agent.write_all(b"y").await.unwrap();
         assert_eq!((agent.read_u8().await.unwrap(), node.read_u8().await.unwrap()), (b'x', b'y'));

@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
 use warren_node_api::{CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, Timeout, Wake};
-use warren_types::{CheckpointId, Error, SandboxId, Size};
+use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, Size};
 
 use crate::registry::Registry;
 use crate::sandbox::log::{self, Log};
@@ -113,7 +113,11 @@ async fn ensure(State(registry): Shared, Path(id): Path<String>, body: Body) -> 
 async fn remove(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {
     // A sandbox that is not there is as absent as it was asked to be.
     if let Some(handle) = registry.find(&parse(&id)?) {
-        handle.delete().await?;
+        match handle.delete().await {
+            // Somebody else's delete came to its end a moment ago.
+            Err(error) if error.kind == ErrorKind::NotFound => {}
+            deleted => deleted?,
+        }
     }
     Ok(StatusCode::NO_CONTENT)
 }

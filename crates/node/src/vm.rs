@@ -3,7 +3,7 @@
 //! ```text
 //!   <cache>/emulators/, kernels/         QEMU and kernels, see `warren_runtime_vm`
 //!   <cache>/kvm.json                     whether KVM works here, as a boot has shown
-//!   <data-dir>/run/initramfs             the guest agent and the kernel's modules
+//!   <cache>/initramfs/                   the guest agent and the kernel's modules
 //!   <volume>/machines/<kind>/            a machine of each kind, booted once; see [`template`]
 //! ```
 //!
@@ -15,6 +15,8 @@ pub(crate) mod qemu;
 pub(crate) mod template;
 pub(crate) mod waiting;
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +26,10 @@ use tracing::info;
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::Hierarchies;
 use warren_runtime_vm::emulator::{self, Emulator};
+use warren_runtime_vm::kernel::{self, Kernel};
 use warren_runtime_vm::proof::{self, Proof};
 use warren_runtime_vm::snapshot::{self, Made};
-use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs, kernel};
+use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs};
 use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use crate::config::{Config, StartError};
@@ -97,10 +100,8 @@ impl Vms {
             info!("fetching a kernel for virtual machines from this host's package archive");
         }
         let kernel = kernel::ensure(&kernels_of(&cache)).await.map_err(|error| chain(&error))?;
-        let initramfs = bench.config.data_dir.join("run").join("initramfs");
-        let failed = |error: std::io::Error| format!("could not write {}: {error}", initramfs.display());
-        initramfs::write(&initramfs, bench.agent, &kernel.modules).map_err(failed)?;
-        let boot_digest = snapshot::digest_of(&[&kernel.image, &initramfs]).map_err(failed)?;
+        let (initramfs, boot_digest) = ensure_initramfs(&cache, bench.agent, &kernel)
+            .map_err(|error| format!("the initramfs could not be written: {error}"))?;
         let folder = bench.disks.volume().join("machines");
         let templates =
             template::Templates::open(folder).map_err(|error| format!("no folder for machines: {error}"))?;
@@ -161,7 +162,7 @@ impl Vms {
         let folder = tempfile_in(bench.disks.volume()).map_err(|error| text(&error))?;
         let blank = bench.disks.blank(warren_types::size::MIN_DISK_MB).await.map_err(|error| text(&error))?;
         let disk_image = folder.path().join(snapshot::DISK);
-        disk::reflink(&std::fs::File::open(blank).map_err(|error| text(&error))?, &disk_image)
+        disk::reflink(&fs::File::open(blank).map_err(|error| text(&error))?, &disk_image)
             .map_err(|error| text(&error))?;
         let memory_file = folder.path().join(snapshot::MEMORY);
         let hardware = Hardware { accelerator: Accelerator::Kvm, cpu_count: 1, memory_mb: TRIAL_MB };
@@ -256,19 +257,40 @@ pub(crate) struct Known {
 /// For the report of `doctor`; blocks.
 pub(crate) fn known() -> Known {
     let cache = cache();
-    let emulator = emulator::ensure(&emulators_of(&cache)).map_err(|error| chain(&error));
+    let emulator = emulator::installed().map_err(|error| chain(&error));
     let kernel = kernel::find(&kernels_of(&cache)).map(|kernel| kernel.package);
-    let proof = match (&emulator, &kernel) {
-        (Ok(emulator), Some(kernel)) => {
+    let proof = match (emulator::find(&emulators_of(&cache)), &kernel) {
+        (Ok(Some(emulator)), Some(kernel)) => {
             proof::recall(&proof_of(&cache), &proof::circumstances(&emulator.digest, kernel))
         }
         _ => None,
     };
-    Known {
-        emulator: emulator.map(|emulator| emulator.version),
-        kernel,
-        proof: proof.map(|proof| proof.outcome),
+    Known { emulator, kernel, proof: proof.map(|proof| proof.outcome) }
+}
+
+/// The initramfs with that agent and that kernel's modules, written if it is not there, and the digest of kernel and
+/// initramfs.
+fn ensure_initramfs(cache: &Path, agent: &Path, kernel: &Kernel) -> io::Result<(PathBuf, String)> {
+    // The agent's folder has the name of its digest.
+    let agent_digest = agent.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let folder = cache.join("initramfs").join(format!("{agent_digest}-{}", kernel.package.replace('/', "_")));
+    let (archive, digest) = (folder.join("initramfs"), folder.join("digest"));
+    if let Ok(digest) = fs::read_to_string(&digest) {
+        return Ok((archive, digest));
     }
+    let work = cache.join("initramfs").join(format!("unfinished-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work)?;
+    initramfs::write(&work.join("initramfs"), agent, &kernel.modules)?;
+    let found = snapshot::digest_of(&[&kernel.image, &work.join("initramfs")])?;
+    fs::write(work.join("digest"), &found)?;
+    let _ = fs::remove_dir_all(&folder);
+    match fs::rename(&work, &folder) {
+        // Somebody else has made the same meanwhile.
+        Err(_) if digest.exists() => drop(fs::remove_dir_all(&work)),
+        placed => placed?,
+    }
+    Ok((archive, found))
 }
 
 /// Where QEMU's root is assembled, in a mount namespace of its own each time.
@@ -308,14 +330,14 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-fn tempfile_in(volume: &Path) -> std::io::Result<Scratch> {
+fn tempfile_in(volume: &Path) -> io::Result<Scratch> {
     let path = volume.join("kvm-trial");
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir(&path)?;
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir(&path)?;
     Ok(Scratch(path))
 }
 

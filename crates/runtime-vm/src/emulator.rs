@@ -52,16 +52,30 @@ fn trouble(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Emula
     move |source| EmulatorError::Io { action, path, source }
 }
 
-/// Finds the tree of the installed QEMU in `cache`, or makes it; blocks.
-pub fn ensure(cache: &Path) -> Result<Emulator> {
+/// The version of the installed QEMU, as it says itself; blocks.
+pub fn installed() -> Result<String> {
     if !Path::new(PROGRAM).is_file() {
         return Err(EmulatorError::Missing);
     }
-    let files = files()?;
-    let place = cache.join(name(&files)?);
-    if let Some(found) = open(&place) {
+    let version = run("qemu-system-x86_64", Command::new(PROGRAM).arg("--version"))?;
+    Ok(version.lines().next().unwrap_or_default().to_owned())
+}
+
+/// The tree of the installed QEMU, if there is one in `cache`; blocks.
+pub fn find(cache: &Path) -> Result<Option<Emulator>> {
+    if !Path::new(PROGRAM).is_file() {
+        return Err(EmulatorError::Missing);
+    }
+    Ok(open(&cache.join(name(&files()?)?)))
+}
+
+/// Finds the tree of the installed QEMU in `cache`, or makes it; blocks.
+pub fn ensure(cache: &Path) -> Result<Emulator> {
+    if let Some(found) = find(cache)? {
         return Ok(found);
     }
+    let files = files()?;
+    let place = cache.join(name(&files)?);
     fs::create_dir_all(cache).map_err(trouble("make", cache))?;
     let work = cache.join(format!("unfinished-{}", std::process::id()));
     let _ = fs::remove_dir_all(&work);
@@ -157,8 +171,7 @@ fn make(files: &[(PathBuf, PathBuf)], work: &Path) -> Result<()> {
     // Without its cache the loader tries a dozen folders for each library.
     run("ldconfig", Command::new("/sbin/ldconfig").arg("-r").arg(&tree))?;
     open_to_all(&tree).map_err(trouble("write", &tree))?;
-    let version = run("qemu-system-x86_64", Command::new(PROGRAM).arg("--version"))?;
-    let version = version.lines().next().unwrap_or_default().to_owned();
+    let version = installed()?;
     for (name, text) in [("digest", hex(&hasher.finalize())), ("version", version)] {
         let path = work.join(name);
         fs::write(&path, text).map_err(trouble("write", &path))?;

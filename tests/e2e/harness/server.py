@@ -24,7 +24,9 @@ class Server:
     """`warren serve` on a data directory of its own; keeps its address over restarts."""
 
     def __init__(self, *arguments):
-        self.arguments = list(arguments)
+        # Like the server of the other suites, unless the test chooses.
+        usual = [] if "--runtime" in arguments else os.environ.get("WARREN_SERVE_ARGS", "").split()
+        self.arguments = [*usual, *arguments]
         self.data_dir = tempfile.mkdtemp(prefix="e2e-")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"

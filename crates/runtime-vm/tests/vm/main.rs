@@ -105,7 +105,7 @@ async fn a_snapshot_becomes_any_number_of_machines_that_go_on_each_for_itself() 
     let mut origin = lab.boot("origin").await;
     origin.agent.renew(&lab, Identity::New).await;
     let boot = origin.timing.agent;
-    origin.agent.run("echo before > note; (i=0; while :; do echo $i > count; i=$((i+1)); read -t 0.05 <> <(:); done) >/dev/null 2>&1 & ").await;
+    origin.agent.run("echo before > note; (i=0; while :; do echo $i > next; mv next count; i=$((i+1)); read -t 0.05 <> <(:); done) >/dev/null 2>&1 & ").await;
     origin.agent.run("head -c 2000000 /dev/urandom | tee big | sha256sum > big.sum").await;
     let snapshot = lab.snapshot(&mut origin, "first").await;
     println!("paused for {:?}, device state {} bytes", snapshot.pause, snapshot.state_bytes);

@@ -1,0 +1,154 @@
+"""Virtual machines when something goes wrong: killed servers, damaged memory, another QEMU."""
+
+import json
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from harness import host
+from harness.server import Server
+from harness.waiting import wait_for
+
+from .test_checkpoints import damage, refusal, wait_failed
+
+LOST = (httpx.TransportError, ConnectionError)
+TICK = "i=0; while :; do i=$((i+1)); echo $i > ~/tick.new; mv ~/tick.new ~/tick; sleep 0.1; done"
+
+
+@pytest.fixture(scope="module")
+def one_server():
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("virtual machines need QEMU: apt-get install qemu-system-x86")
+    with Server("--runtime", "vm") as running:
+        yield running
+
+
+def ticking(api):
+    box = api.create()
+    box.start("sh", "-c", TICK)
+    wait_for(lambda: box.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
+    return box
+
+
+def goes_on(box):
+    before = int(box.out("cat ~/tick"))
+    wait_for(lambda: int(box.out("cat ~/tick")) > before, "its processes go on")
+    return before
+
+
+def folder(server, box):
+    return Path(server.data_dir, "volume", "sandboxes", box.id)
+
+
+def test_machines_run_on_and_sleep_on_over_a_killed_server(server):
+    with server.api(timeout=180) as api:
+        awake, asleep = ticking(api), ticking(api)
+        asleep.call("POST", "/hibernate")
+        server.kill()
+        [pid] = host.sandbox_processes()[awake.id]
+        time.sleep(0.5)
+        server.start()
+        assert host.sandbox_processes()[awake.id] == [pid] and awake.status() == "running"
+        goes_on(awake)
+        goes_on(asleep)
+        assert awake.out("uname -r") != ""
+        for box in (awake, asleep):
+            box.kill()
+
+
+@pytest.mark.timeout(300)
+def test_a_server_killed_during_hibernations_and_wakes_loses_no_memory(server):
+    """At many points. Whatever became of the call: the next use finds the same processes."""
+    with server.api(timeout=180) as api:
+        box = ticking(api)
+        boot = box.out("cat /proc/sys/kernel/random/boot_id")
+        chance = random.Random(8)
+        for number in range(10):
+            verb = ("hibernate", "wake")[number % 2]
+            with server.api(strict=False) as rough:
+                asking = threading.Thread(target=ask, args=(rough, f"{box.path}/{verb}"), daemon=True)
+                asking.start()
+                time.sleep(chance.choice((0.002, 0.01, 0.03, 0.06, 0.12, 0.25)) * (0.5 + chance.random()))
+                server.kill()
+                asking.join(60)
+            server.start()
+            assert box.status() in ("running", "hibernated")
+            if number % 2 or chance.random() < 0.5:
+                assert box.out("cat /proc/sys/kernel/random/boot_id") == boot, (number, verb, "it was booted anew")
+                goes_on(box)
+                assert "warning" not in box.view()
+        box.kill()
+
+
+def ask(api, path):
+    try:
+        api.http.post(path, json={}, timeout=60)
+    except LOST:
+        pass
+
+
+def test_damaged_memory_is_never_run_and_the_generation_before_it_is_offered(server):
+    # The other one keeps the volume mounted while there is no server.
+    with server.api(timeout=180) as api, api.create(isolation="container"):
+        box = ticking(api)
+        for number in range(2):
+            box.call("POST", "/hibernate")
+            measured = lambda: json.loads((folder(server, box) / "record.json").read_text())["disk"]
+            wait_for(measured, "its digests are known", 30)
+            seen = box.view()["generation"]
+            if number == 0:
+                goes_on(box)
+        server.stop()
+        damage(folder(server, box) / "memory")
+        server.start()
+        for _ in range(2):
+            body = refusal(box.call("POST", "/wake", json={}), 409, "not what was written")
+            assert body["code"] == "disk_damaged" and '"disk":"previous"' in body["error"], body
+        assert box.status() == "hibernated" and box.view()["generation"] >= seen and not host.sandbox_processes().get(box.id)
+        woken = box.call("POST", "/wake", json={"disk": "previous"})
+        assert woken.status_code == 200 and woken.json()["processes"] == "kept", woken.text
+        goes_on(box)
+        box.kill()
+
+
+def test_damaged_memory_of_a_checkpoint_is_never_used(server):
+    with server.api(timeout=180) as api:
+        box = ticking(api)
+        ids = [box.checkpoint(name) for name in ("memory", "state", "no memory", "good")]
+        server.stop()
+        place = lambda each: Path(server.data_dir, "volume", "checkpoints", each)
+        damage(place(ids[0]) / "memory")
+        damage(place(ids[1]) / "state", within=12288)
+        (place(ids[2]) / "memory").unlink()
+        server.start()
+        for each in ids[:3]:
+            refusal(api.post(f"/api/sandboxes/from-checkpoint/{each}", json={}), 409, f"newest good one of the same sandbox is {ids[3]}")
+            wait_failed(box, each)
+        with api.fork(ids[3]) as fork:
+            goes_on(fork)
+        goes_on(box)
+        box.kill()
+
+
+def test_memory_of_another_qemu_is_not_loaded_and_that_is_said(server):
+    # The other one keeps the volume mounted while there is no server.
+    with server.api(timeout=180) as api, api.create(isolation="container"):
+        box = ticking(api)
+        box.write("/home/sandbox/f", b"written")
+        boot = box.out("cat /proc/sys/kernel/random/boot_id")
+        box.call("POST", "/hibernate")
+        server.stop()
+        record = folder(server, box) / "record.json"
+        text = json.loads(record.read_text())
+        text["suspended"]["made"]["emulator_digest"] = "another"
+        record.write_text(json.dumps(text))
+        server.start()
+        assert box.read("/home/sandbox/f") == b"written", "what was written is on the disk"
+        assert box.out("cat /proc/sys/kernel/random/boot_id") != boot
+        assert "another QEMU" in box.view()["warning"]
+        box.kill()
