@@ -228,12 +228,12 @@ impl Registry {
     async fn adopt(self: &Arc<Self>, mut record: Record) {
         let folder = self.host.disks.sandbox_dir(&record.id);
         let mut machine: Option<Machine> = None;
-        if record.transition == Some(Transition::Hibernate)
-            && record.spec.isolation == Isolation::Vm
-            && record.suspended.is_none()
-        {
-            // Cut off before its memory was kept: it runs on.
-            record.transition = None;
+        if was_cut_off(&record) {
+            // Who asked was told nothing, so it runs on if it still does.
+            machine = machine::adopt(&self.host, &record, &folder).await.ok();
+            if machine.is_some() {
+                record.transition = None;
+            }
         }
         if record.state == SandboxState::Running && record.transition.is_some() {
             self.end_rest(&mut record).await;
@@ -243,7 +243,7 @@ impl Registry {
                 log::note_missing(&folder).await;
                 record.become_state(SandboxState::Hibernated, None);
             }
-        } else if record.state == SandboxState::Running {
+        } else if record.state == SandboxState::Running && machine.is_none() {
             match machine::adopt(&self.host, &record, &folder).await {
                 Ok(adopted) => machine = Some(adopted),
                 Err(reason) => {
@@ -261,7 +261,7 @@ impl Registry {
                     }
                 }
             }
-        } else {
+        } else if record.state != SandboxState::Running {
             // A wake or a hibernation was cut off: what ran is ended, the disk stays.
             self.end_rest(&mut record).await;
             if record.transition == Some(Transition::Resume)
@@ -497,10 +497,22 @@ fn read_records(disks: &Disks) -> (Vec<Record>, Vec<PathBuf>) {
     (records, strays)
 }
 
+/// Whether a virtual machine was to be brought to rest or started again, and its memory may still have what nobody has
+/// written out.
+fn was_cut_off(record: &Record) -> bool {
+    let memory_counts = match record.transition {
+        Some(Transition::Hibernate) => record.suspended.is_none(),
+        Some(Transition::Restart) => true,
+        _ => false,
+    };
+    memory_counts && record.state == SandboxState::Running && record.spec.isolation == Isolation::Vm
+}
+
 fn slots_in_use(records: &[Record]) -> BTreeSet<u16> {
     records
         .iter()
-        .filter(|record| record.state == SandboxState::Running && record.transition.is_none())
+        .filter(|record| record.state == SandboxState::Running)
+        .filter(|record| record.transition.is_none() || was_cut_off(record))
         .filter_map(|record| record.machine.as_ref().map(|machine| machine.slot))
         .collect()
 }

@@ -79,18 +79,13 @@ impl Files {
         Ok(())
     }
 
-    /// Gives these the names of `to`. Those that are not there have theirs already.
-    pub(crate) fn rename(self, folder: &Path, to: Self, with_memory: bool) -> io::Result<()> {
-        if !with_memory {
-            to.remove_memory(folder);
+    /// Gives the disk the name of `to`, whose memory goes with the disk it had. One that is not there has its name already.
+    pub(crate) fn rename_disk(self, folder: &Path, to: Self) -> io::Result<()> {
+        to.remove_memory(folder);
+        match fs::rename(folder.join(self.disk), folder.join(to.disk)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
         }
-        for (from, to) in self.names(with_memory).zip(to.names(with_memory)) {
-            match fs::rename(folder.join(from), folder.join(to)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                done => done?,
-            }
-        }
-        Ok(())
     }
 
     pub(crate) fn remove(self, folder: &Path) {

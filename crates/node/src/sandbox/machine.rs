@@ -33,6 +33,8 @@ pub(crate) use self::vm::{Fit, Start as VmStart, fit};
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long commands get to end by themselves before a hibernation or a reboot ends them.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a machine that is started again gets to write its disk out.
+const WRITE_OUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Machine {
     pub(crate) guest: Guest,
@@ -296,7 +298,7 @@ impl Machine {
     /// Has written what only its own memory holds of its disk, if it can be brought to.
     pub(crate) async fn write_out(&self) {
         if let Body::Vm(_) = &self.body {
-            vm::write_out(&self.guest).await;
+            vm::write_out(&self.guest, WRITE_OUT).await;
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reboot     write down ▸ processes end ▸ start ▸ answer
-//!   restore    next.img from the checkpoint ▸ write down ▸ answer ▸ processes end ▸ next.img becomes disk.img ▸ start
+//!   restore    next.* from the checkpoint ▸ write down ▸ answer ▸ processes end ▸ next.* become disk.img, memory ▸ start
 //! ```
 //!
 //! What was written down happens, whatever becomes of the node meanwhile ([`Actor::start_again`] goes on with it). Id,
@@ -112,7 +112,7 @@ impl Actor {
             self.record.transition.clone()
         {
             // First, because it is all that could fail; what runs still has the old one and does not notice.
-            if let Err(error) = NEXT.rename(&self.folder, CURRENT, suspended.is_some()) {
+            if let Err(error) = self.put_next_in_place(suspended.is_some()).await {
                 return self.stay_with_old_disk(&error).await;
             }
             self.abandon_machine().await;
@@ -128,6 +128,17 @@ impl Actor {
         }
     }
 
+    /// Memory is only good until a machine has run on it. Should that be cut off, it is taken from `next.*` again, which stay
+    /// until the sandbox runs; a disk alone can be started from at any time.
+    async fn put_next_in_place(&self, with_memory: bool) -> io::Result<()> {
+        let folder = self.folder.clone();
+        let placed = tokio::task::spawn_blocking(move || match with_memory {
+            true => NEXT.share(&folder, CURRENT, true),
+            false => NEXT.rename_disk(&folder, CURRENT),
+        });
+        placed.await.map_err(io::Error::other)?
+    }
+
     async fn stay_with_old_disk(&mut self, error: &io::Error) {
         warn!(%error, "a restored disk could not be put in place");
         self.record.transition = None;
@@ -141,7 +152,10 @@ impl Actor {
 
     async fn start_or_rest(&mut self) -> Result<(), Error> {
         self.record.machine = None;
-        let Err(error) = self.start().await else { return Ok(()) };
+        let Err(error) = self.start().await else {
+            NEXT.remove(&self.folder);
+            return Ok(());
+        };
         // Whatever became of it meanwhile, it no longer goes with the disk.
         self.record.suspended = None;
         if self.record.state == SandboxState::Running {

@@ -225,9 +225,10 @@ pub(super) async fn ask_to_end(guest: &Guest) {
     let _ = tokio::time::timeout(GRACE * 2 + SYNC_DEADLINE / 4, ended).await;
 }
 
-/// The same before its memory is left behind; a guest that does not come to it does not hold anybody up.
-pub(super) async fn write_out(guest: &Guest) {
-    let _ = tokio::time::timeout(GRACE, sync(guest)).await;
+/// The same before its memory is left behind; a guest that does not come to it does not hold anybody up for longer than
+/// that.
+pub(super) async fn write_out(guest: &Guest, patience: Duration) {
+    let _ = tokio::time::timeout(patience, sync(guest)).await;
 }
 
 /// Has the guest write out what it has of its disk in memory.
@@ -252,7 +253,7 @@ impl Vm {
         since_ms: u64,
     ) -> Result<Suspended, Error> {
         // Should the memory ever be of no use, nothing that was written is lost with it.
-        write_out(guest).await;
+        write_out(guest, GRACE).await;
         let suspended = async {
             let state = suspend(&mut self.control).await?;
             fs::write(folder.join(STATE), &state).map_err(|error| {
