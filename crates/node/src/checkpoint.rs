@@ -1,4 +1,4 @@
-//! Checkpoints: disks of sandboxes as they were, kept to go back to and to make sandboxes from.
+//! Checkpoints: sandboxes as they were, disk and memory, kept to go back to and to make sandboxes from.
 //!
 //! ```text
 //!   <volume>/checkpoints/<id>.unfinished/   being made; removed at start

@@ -1,4 +1,4 @@
-//! Taking the disk of a sandbox for a checkpoint.
+//! Taking a sandbox for a checkpoint: its disk, and the memory of a virtual machine with it.
 //!
 //! A running one first writes out what it has in memory while it goes on; then the actor, which nobody else can ask for
 //! anything meanwhile, has the rest written and the image shared while everything inside stands still. That pause depends

@@ -1,4 +1,5 @@
-//! From running to rest: processes end, the disk stays, and what it holds is read and remembered as its digest.
+//! From running to rest: the processes of a container end and its disk stays, a virtual machine is stopped with its memory;
+//! what is kept is read and remembered by its digest.
 //!
 //! The digest is made beside the mailbox: whoever uses the sandbox meanwhile wakes it, and the reading is called off.
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reboot     write down ▸ processes end ▸ start ▸ answer
-//!   restore    next.* from the checkpoint ▸ write down ▸ answer ▸ processes end ▸ next.* become disk.img, memory ▸ start
+//!   restore    next.* from the checkpoint ▸ write down ▸ answer ▸ next.* take their place ▸ processes end ▸ start
 //! ```
 //!
 //! What was written down happens, whatever becomes of the node meanwhile ([`Actor::start_again`] goes on with it). Id,
