@@ -27,7 +27,7 @@ use warren_runtime::Launcher;
 use warren_runtime::cgroup::Hierarchies;
 use warren_runtime_vm::emulator::{self, Emulator};
 use warren_runtime_vm::kernel::{self, Kernel};
-use warren_runtime_vm::proof::{self, Proof};
+use warren_runtime_vm::proof::{self, Proof, chain};
 use warren_runtime_vm::snapshot::{self, Made};
 use warren_runtime_vm::{Accelerator, Hardware, Launch, Start, initramfs};
 use warren_types::{Error, ErrorKind, Isolation, Size};
@@ -35,6 +35,7 @@ use warren_types::{Error, ErrorKind, Isolation, Size};
 use crate::config::{Config, StartError};
 use crate::disk::{self, Disks};
 use crate::network::{self, Pool};
+use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
 use crate::template::cache_dir;
 
 /// Memory of the machine that shows whether KVM works.
@@ -177,8 +178,8 @@ impl Vms {
                     user: bench.network.plan().id_base(slot.index),
                     cgroup_parent: bench.cgroup_parent.to_owned(),
                     cgroup_name: name.to_owned(),
-                    io_bytes_per_second: qemu::IO_BYTES_PER_SECOND,
-                    io_operations_per_second: qemu::IO_OPERATIONS_PER_SECOND,
+                    io_bytes_per_second: IO_BYTES_PER_SECOND,
+                    io_operations_per_second: IO_OPERATIONS_PER_SECOND,
                     emulator_tree: self.emulator.tree.clone(),
                     hardware,
                     template_image: bench.disks.template_image(bench.disks.template()),
@@ -339,16 +340,6 @@ fn tempfile_in(volume: &Path) -> io::Result<Scratch> {
     let _ = fs::remove_dir_all(&path);
     fs::create_dir(&path)?;
     Ok(Scratch(path))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 /// The machines of a node that may have none.

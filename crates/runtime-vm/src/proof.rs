@@ -65,7 +65,8 @@ pub async fn boot(
     outcome.map_err(|error| if said.is_empty() { error } else { format!("{error}; QEMU said: {said}") })
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with all its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -29,6 +29,9 @@ use crate::registry::Host;
 
 pub(crate) use self::vm::{Fit, Start as VmStart, fit};
 
+/// Of the disk of a sandbox, each way.
+pub(crate) const IO_BYTES_PER_SECOND: u64 = 2 << 30;
+pub(crate) const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
 /// Longest wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long commands get to end by themselves before a hibernation or a reboot ends them.

@@ -11,18 +11,17 @@ use warren_guest_api::machine::{ENTROPY_BYTES, Identity, Renew, Renewed};
 use warren_runtime::cgroup::{Cgroup, Limits};
 use warren_runtime::process::Watched;
 use warren_runtime_vm::machine::{Complaints, Machine, make_memory, state_file};
+use warren_runtime_vm::proof::chain;
 use warren_runtime_vm::snapshot::{DISK, MEMORY};
 use warren_runtime_vm::{Hardware, Launch, Start};
 use warren_types::{Error, ErrorKind};
 
-use super::{Vms, chain, stage_dir};
+use super::{Vms, stage_dir};
 use crate::guest::Guest;
 use crate::network::{self, Slot};
 use crate::registry::Host;
+use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
 
-/// Of a machine's disk, each way.
-pub(crate) const IO_BYTES_PER_SECOND: u64 = 2 << 30;
-pub(crate) const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
 /// Memory of QEMU itself, on top of its guest's: translated code, buffers, its program.
 const OVERHEAD_MB: u32 = 512;
 /// Threads and processes of a QEMU.
@@ -66,7 +65,7 @@ pub(crate) fn limits(cpu_count: u32, memory_mb: u32, cpus: Vec<u32>) -> Limits {
     Limits {
         cpu_count,
         cpus,
-        memory_bytes: u64::from(memory_mb + OVERHEAD_MB) << 20,
+        memory_bytes: memory_limit(memory_mb),
         pids: MAX_PROCESSES,
         // QEMU itself throttles, so that its guest sees a slow disk and not a stuck one.
         disk_device: None,

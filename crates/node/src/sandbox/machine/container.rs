@@ -13,7 +13,10 @@ use warren_runtime_container::plan::encode_boot;
 use warren_runtime_container::{Capture, Root};
 use warren_types::{Error, Size};
 
-use super::{Body, Captured, GRACE, Launched, Place, not_resized, not_taken, trouble};
+use super::{
+    Body, Captured, GRACE, IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND, Launched, Place, not_resized,
+    not_taken, trouble,
+};
 use crate::guest::Guest;
 use crate::registry::Host;
 use crate::sandbox::DISK;
@@ -21,9 +24,6 @@ use crate::sandbox::record::MachineRecord;
 
 /// Processes and threads of one sandbox.
 const MAX_PROCESSES: u32 = 4096;
-/// Of its disk, each way.
-const IO_BYTES_PER_SECOND: u64 = 2 << 30;
-const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
 /// A sandbox that does not come to rest within this is captured as it is.
 const REST_WITHIN: Duration = Duration::from_millis(500);
 /// Longest time it is kept at rest.
