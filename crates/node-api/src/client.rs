@@ -10,11 +10,11 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceExt};
 use warren_guest_api::MAX_JSON_BYTES;
 use warren_guest_api::logs::Query;
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, Size};
+use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
 use crate::{
-    CheckpointCreate, CheckpointReport, NodeInfo, Patch, PatchRun, Reboot, Report, Restore, SandboxSpec,
-    Timeout, Usage, Wake,
+    CheckpointCreate, CheckpointReport, EgressReport, NodeInfo, Patch, PatchRun, Reboot, Report, Restore,
+    SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Timeout, Usage, Wake,
 };
 
 /// Talks to one node, whatever carries the requests.
@@ -77,6 +77,25 @@ impl NodeClient {
     /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
     pub async fn restore(&self, id: &SandboxId, restore: &Restore) -> Result<Report, Error> {
         self.call(Method::PUT, &format!("/v1/sandboxes/{id}/restore"), Some(restore)).await
+    }
+
+    /// Changes what a sandbox may reach; returns once that is in force, for connections that are open too.
+    pub async fn ensure_egress(&self, id: &SandboxId, policy: &EgressPolicy) -> Result<Report, Error> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}/egress"), Some(policy)).await
+    }
+
+    pub async fn get_egress(&self, id: &SandboxId) -> Result<EgressReport, Error> {
+        self.call(Method::GET, &format!("/v1/sandboxes/{id}/egress"), None::<&()>).await
+    }
+
+    /// Replaces the secrets of a sandbox, which may be one that is about to be made.
+    pub async fn ensure_secrets(&self, id: &SandboxId, grant: &SecretGrant) -> Result<(), Error> {
+        self.call(Method::PUT, &format!("/v1/sandboxes/{id}/secrets"), Some(grant)).await
+    }
+
+    /// What secrets were used for since the batch that is acknowledged.
+    pub async fn take_secret_uses(&self, query: SecretUsesQuery) -> Result<SecretUses, Error> {
+        self.call(Method::POST, "/v1/secret-uses", Some(&query)).await
     }
 
     pub async fn list_patch_runs(&self, id: &SandboxId) -> Result<Vec<PatchRun>, Error> {

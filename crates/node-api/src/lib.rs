@@ -19,6 +19,10 @@
 //! | `POST /v1/sandboxes/{id}/reboot` | [`Reboot`] | [`Report`], once it is running again |
 //! | `PUT /v1/sandboxes/{id}/size` | [`Size`] | [`Report`], once the limits are in force |
 //! | `PUT /v1/sandboxes/{id}/restore` | [`Restore`] | [`Report`], once it is certain to happen; later calls wait for its end |
+//! | `PUT /v1/sandboxes/{id}/egress` | [`EgressPolicy`] | [`Report`], once it is in force |
+//! | `GET /v1/sandboxes/{id}/egress` | | [`EgressReport`] |
+//! | `PUT /v1/sandboxes/{id}/secrets` | [`SecretGrant`] | 204, once it is in force; ids not known yet too |
+//! | `POST /v1/secret-uses` | [`SecretUsesQuery`] | [`SecretUses`] |
 //! | `GET /v1/sandboxes/{id}/patches` | | array of [`PatchRun`] |
 //! | `GET /v1/usage` | | array of [`Usage`], running sandboxes only |
 //! | `GET /v1/checkpoints` | | array of [`CheckpointReport`] |
@@ -30,17 +34,21 @@
 
 mod checkpoint;
 mod client;
+mod egress;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use warren_types::{CheckpointId, Isolation, SandboxId, SandboxState, Size};
+use warren_types::{CheckpointId, EgressPolicy, Isolation, SandboxId, SandboxState, Size};
 
 pub use checkpoint::{
     CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Consistency, Holds, Patch,
     PatchRun, Restore,
 };
 pub use client::{NodeClient, error_of};
+pub use egress::{
+    Blocked, EgressReport, GrantedSecret, Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
+};
 
 /// How long a node lets the maker of a checkpoint wait for its capture.
 pub const CAPTURE_WAIT_SECONDS: u64 = 10;
@@ -67,8 +75,12 @@ pub struct SandboxSpec {
     pub envs: BTreeMap<String, String>,
     /// Seconds without use after which it hibernates; 0 = never.
     pub timeout_seconds: u32,
-    /// Whether it may open connections to the outside.
-    pub network: bool,
+    /// What it may reach.
+    #[serde(default)]
+    pub egress: EgressPolicy,
+    /// It has secrets: its traffic passes the gateway, which is given them with [`SecretGrant`].
+    #[serde(default)]
+    pub sealed: bool,
     /// Shell commands that are started whenever it begins to run; nobody waits for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start_commands: Vec<String>,

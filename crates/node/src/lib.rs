@@ -20,7 +20,6 @@ mod guest;
 mod http;
 mod inotify;
 mod lxcfs;
-mod network;
 mod registry;
 mod sandbox;
 pub mod template;

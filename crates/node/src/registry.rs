@@ -19,7 +19,7 @@ use crate::checkpoint::Checkpoints;
 use crate::config::{Config, StartError};
 use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
-use crate::network::{Plan, Pool};
+use warren_network::{Plan, Pool};
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;

@@ -1,5 +1,6 @@
 //! Words shared by Warren's programs. A type lives here when two crates need it; nothing here does I/O.
 
+pub mod egress;
 pub mod error;
 pub mod id;
 pub mod isolation;
@@ -8,6 +9,7 @@ pub mod size;
 pub mod state;
 pub mod tags;
 
+pub use egress::{EgressMode, EgressPolicy, EgressRule, HostPattern};
 pub use error::{Error, ErrorKind};
 pub use id::{CheckpointId, ExecId, OrgId, PtyId, SandboxId};
 pub use isolation::Isolation;

@@ -17,7 +17,7 @@ mod restore;
 
 use warren_api::checkpoints::{Checkpoint, SandboxConfig};
 use warren_node_api::SandboxSpec;
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxId};
+use warren_types::{CheckpointId, EgressMode, Error, ErrorKind, SandboxId};
 
 use super::App;
 use super::auth::{Caller, sandbox_not_found};
@@ -139,7 +139,7 @@ fn config(spec: SandboxSpec, metadata: warren_types::tags::Tags, alias: Option<S
         cpu_count: Some(spec.size.cpu_count),
         memory_mb: Some(spec.size.memory_mb),
         disk_mb: Some(spec.size.disk_mb),
-        network_enabled: Some(spec.network),
+        network_enabled: Some(spec.egress.mode != EgressMode::None),
         start_commands: spec.start_commands,
     }
 }

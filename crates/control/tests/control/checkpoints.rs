@@ -2,7 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
-use warren_types::Error;
+use warren_types::{EgressMode, Error};
 
 use crate::harness::{Api, Server, eventually, send};
 
@@ -220,7 +220,7 @@ async fn a_fork_has_the_content_and_what_was_asked_for_on_top() {
     assert_eq!((read(acme, forked_id).await, read(acme, sandbox).await), ("before".into(), "after".into()));
     let spec = server.node.state().sandboxes[&forked_id.parse().unwrap()].spec.clone();
     assert_eq!(spec.envs, [("A", "1"), ("B", "2")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-    assert_eq!((spec.start_commands, spec.network), (vec!["serve".to_owned()], false));
+    assert_eq!((spec.start_commands, spec.egress.mode), (vec!["serve".to_owned()], EgressMode::None));
 
     for (asked, given) in
         [(json!(null), 4096), (json!(5000), 8192), (json!(16384), 16384), (json!(1_000_000), 16384)]

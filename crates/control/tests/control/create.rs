@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
-use warren_types::{Error, ErrorKind, SandboxState};
+use warren_types::{EgressMode, Error, ErrorKind, SandboxState};
 
 use crate::harness::{Server, eventually, send};
 
@@ -45,7 +45,7 @@ async fn a_create_returns_the_whole_sandbox_once_it_runs() {
 
     let state = server.node.state();
     let spec = &state.sandboxes[&id.parse().unwrap()].spec;
-    assert_eq!((spec.timeout_seconds, spec.network, spec.envs["A"].as_str()), (300, false, "1"));
+    assert_eq!((spec.timeout_seconds, spec.egress.mode, spec.envs["A"].as_str()), (300, EgressMode::None, "1"));
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use http::StatusCode;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, broadcast};
 use warren_guest_api::status_of;
 use warren_node_api::{Change, NodeClient, NodeInfo, Report, SandboxSpec, Timeout, Wake};
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, SandboxState};
+use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, SandboxState};
 
 pub(crate) use checkpoints::Checkpoint;
 pub(crate) use exec::Exec;
@@ -144,7 +144,8 @@ impl SimNode {
             size,
             envs,
             timeout_seconds: 0,
-            network: true,
+            egress: EgressPolicy::default(),
+            sealed: false,
             start_commands: Vec::new(),
             from_checkpoint: None,
         };

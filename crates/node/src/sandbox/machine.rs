@@ -14,7 +14,7 @@ use tracing::warn;
 use warren_guest_api::boot::Boot;
 use warren_runtime::cgroup::{Cgroup, CgroupError};
 use warren_runtime::process::Watched;
-use warren_types::{Error, ErrorKind, Isolation, Size};
+use warren_types::{EgressMode, Error, ErrorKind, Isolation, Size};
 
 use self::container::Container;
 use self::vm::Vm;
@@ -24,7 +24,7 @@ use super::stock::Prepared;
 use crate::checkpoint::make::now_ms;
 use crate::disk;
 use crate::guest::Guest;
-use crate::network::Slot;
+use warren_network::Slot;
 use crate::registry::Host;
 
 pub(crate) use self::vm::{Fit, Start as VmStart, fit};
@@ -104,7 +104,7 @@ pub(crate) async fn start(
         Ready::Vm(start) => (start.slot, Kind::Vm { launch: start.launch }),
     };
     let disk_device = kind.disk_device();
-    if !record.spec.network
+    if record.spec.egress.mode == EgressMode::None
         && let Err(error) = host.network.disconnect(&slot).await
     {
         host.network.retire(slot);
@@ -426,7 +426,7 @@ fn not_resized(error: CgroupError) -> Error {
 }
 
 fn serve_names(slot: &mut Slot, record: &Record) {
-    if record.spec.network
+    if record.spec.egress.mode != EgressMode::None
         && let Err(error) = slot.serve_names()
     {
         warn!(%error, id = %record.id, "a sandbox has no resolver");

@@ -16,7 +16,7 @@ use warren_runtime_container::{Disk, Preparation, Root};
 use warren_types::Error;
 use warren_types::size::MIN_DISK_MB;
 
-use crate::network::Slot;
+use warren_network::Slot;
 use crate::registry::Host;
 
 /// Roots kept ready.

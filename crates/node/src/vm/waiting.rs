@@ -27,7 +27,7 @@ use super::Vms;
 use super::qemu::{self, From, Qemu, Wanted};
 use super::template::{self, Template};
 use crate::guest::Guest;
-use crate::network::Slot;
+use warren_network::Slot;
 use crate::registry::Host;
 use crate::sandbox::machine::end_processes;
 use crate::sandbox::{DISK, MEMORY};

@@ -3,7 +3,7 @@
 use warren_api::sandboxes::SandboxCreate;
 use warren_node_api::SandboxSpec;
 use warren_types::tags::{self, Tags};
-use warren_types::{Error, Isolation, Size};
+use warren_types::{EgressPolicy, Error, Isolation, Size};
 
 use super::MAX_TIMEOUT_SECONDS;
 use crate::app::exec::check_envs;
@@ -77,7 +77,12 @@ impl TryFrom<SandboxCreate> for Wanted {
                 )?,
                 envs,
                 timeout_seconds,
-                network: body.network_enabled.unwrap_or(true),
+                egress: if body.network_enabled.unwrap_or(true) {
+                    EgressPolicy::default()
+                } else {
+                    EgressPolicy::none()
+                },
+                sealed: false,
                 start_commands,
                 from_checkpoint: None,
             },

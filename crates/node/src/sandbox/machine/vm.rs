@@ -21,7 +21,7 @@ use warren_types::{Error, ErrorKind, SandboxState, Size};
 use super::{Body, Captured as CapturedMachine, GRACE, Launched, Place, Target, not_taken};
 use crate::disk::{self, digest};
 use crate::guest::Guest;
-use crate::network::Slot;
+use warren_network::Slot;
 use crate::registry::Host;
 use crate::sandbox::record::{MachineRecord, Record, Suspended};
 use crate::sandbox::{DISK, MEMORY, STATE};

@@ -24,7 +24,7 @@ const MAX_MESSAGE: usize = 4096;
 const MAX_STREAM: u64 = 256 * 1024;
 
 /// Serves until `stop`.
-pub(super) fn serve(
+pub(crate) fn serve(
     udp: std::net::UdpSocket,
     tcp: std::net::TcpListener,
     stop: CancellationToken,

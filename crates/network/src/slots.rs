@@ -14,20 +14,19 @@
 //! reach. A namespace is held by its descriptor and the sandbox's processes, so none outlives both; it is never
 //! used twice.
 
-mod dns;
 mod firewall;
 mod pool;
 mod slot;
 
-pub(crate) use pool::Pool;
-pub(crate) use slot::{Slot, uplink_mtu as mtu};
+pub use pool::Pool;
+pub use slot::{Slot, uplink_mtu as mtu};
 
 use std::net::Ipv4Addr;
 
 use warren_guest_api::network::{GATEWAY, INSIDE, RESOLVER};
 
 /// Slots of one node.
-pub(crate) const SLOTS: u16 = 1024;
+pub const SLOTS: u16 = 1024;
 /// Nodes that can share a machine, each with addresses and host ids of its own.
 const BLOCKS: u16 = 24;
 
@@ -37,18 +36,18 @@ const IDS_PER_SLOT: u32 = 65536;
 
 /// The names, addresses and ids of a node's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub struct Plan {
     tag: String,
     block: u16,
 }
 
 impl Plan {
-    pub(crate) fn new(tag: String, block: u16) -> Self {
+    pub fn new(tag: String, block: u16) -> Self {
         Self { tag, block: block % BLOCKS }
     }
 
     /// The first block that no route on this machine leads to, starting from one that depends on the tag.
-    pub(crate) fn choose_block(tag: &str) -> u16 {
+    pub fn choose_block(tag: &str) -> u16 {
         let start = u16::from_str_radix(tag.get(..4).unwrap_or_default(), 16).unwrap_or_default() % BLOCKS;
         let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
         let taken = blocks_in_use(&routes);
@@ -56,7 +55,7 @@ impl Plan {
     }
 
     /// Name of the host's end of a slot. At most 13 bytes; the kernel allows 15.
-    pub(crate) fn link(&self, slot: u16) -> String {
+    pub fn link(&self, slot: u16) -> String {
         format!("w{}-{slot}", self.tag)
     }
 
@@ -69,13 +68,13 @@ impl Plan {
     }
 
     /// Address by which the host knows a slot, in 198.18.0.0/15, which is not routed anywhere else.
-    pub(crate) fn outside(&self, slot: u16) -> Ipv4Addr {
+    pub fn outside(&self, slot: u16) -> Ipv4Addr {
         let base = u32::from(Ipv4Addr::new(198, 18, 0, 0));
         Ipv4Addr::from(base + u32::from(self.block) * u32::from(SLOTS) + u32::from(slot))
     }
 
     /// First of the host ids of the sandbox in a slot.
-    pub(crate) fn id_base(&self, slot: u16) -> u32 {
+    pub fn id_base(&self, slot: u16) -> u32 {
         FIRST_ID + (u32::from(self.block) * u32::from(SLOTS) + u32::from(slot)) * IDS_PER_SLOT
     }
 }

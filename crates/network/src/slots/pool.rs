@@ -22,7 +22,7 @@ const REFILL_AFTER: Duration = Duration::from_millis(100);
 /// Longest wait for a slot.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-pub(crate) struct Pool {
+pub struct Pool {
     plan: Plan,
     state: Mutex<State>,
     /// The stock has shrunk.
@@ -46,7 +46,7 @@ struct State {
 
 impl Pool {
     /// Sets up the firewall and starts filling the stock. `adopted` are the slots of sandboxes that are running.
-    pub(crate) async fn start(
+    pub async fn start(
         plan: Plan,
         adopted: &BTreeSet<u16>,
         stop: CancellationToken,
@@ -63,12 +63,12 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(crate) fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
     /// Takes a slot from the stock, or waits for one to be made.
-    pub(crate) async fn take(&self) -> io::Result<Slot> {
+    pub async fn take(&self) -> io::Result<Slot> {
         let waited = async {
             loop {
                 let made = self.made.notified();
@@ -97,25 +97,25 @@ impl Pool {
     }
 
     /// The slot of a sandbox that runs since before this start.
-    pub(crate) async fn adopt(&self, index: u16, pid: i32) -> io::Result<Slot> {
+    pub async fn adopt(&self, index: u16, pid: i32) -> io::Result<Slot> {
         tokio::task::spawn_blocking(move || Slot::adopt(index, pid)).await.map_err(io::Error::other)?
     }
 
     /// Takes a slot back when its sandbox has ended. It is not used again: another is made in its place.
-    pub(crate) fn retire(&self, slot: Slot) {
+    pub fn retire(&self, slot: Slot) {
         self.lock().retired.push(slot.index);
         drop(slot);
         self.wanted.notify_one();
     }
 
     /// Lets nothing in or out of a slot.
-    pub(crate) async fn disconnect(&self, slot: &Slot) -> io::Result<()> {
+    pub async fn disconnect(&self, slot: &Slot) -> io::Result<()> {
         self.lock().disconnected.insert(slot.index);
         firewall::disconnect(&self.plan, slot.index).await
     }
 
     /// Removes everything of this pool from the host. No sandbox may be running.
-    pub(crate) async fn stop(&self) {
+    pub async fn stop(&self) {
         self.lock().ready.clear();
         remove_stray_links(&self.plan, &BTreeSet::new());
         if let Err(error) = firewall::remove(&self.plan).await {

@@ -10,7 +10,8 @@ use warren_guest_api::network::{GATEWAY_HARDWARE, INSIDE_HARDWARE, LINK, SETTING
 use warren_netlink::Netlink;
 use warren_runtime::network_namespace;
 
-use super::{GATEWAY, INSIDE, Plan, RESOLVER, dns};
+use super::{GATEWAY, INSIDE, Plan, RESOLVER};
+use crate::dns;
 
 /// Links inside a slot: the kernel's first, and ours.
 const LOOPBACK: u32 = 1;
@@ -18,8 +19,8 @@ const ETHERNET: u32 = 2;
 const DEFAULT_MTU: u32 = 1500;
 
 /// A network namespace that is ready for a sandbox, or has one.
-pub(crate) struct Slot {
-    pub(crate) index: u16,
+pub struct Slot {
+    pub index: u16,
     namespace: OwnedFd,
     resolver: Option<(UdpSocket, TcpListener)>,
     /// Ends the resolver with the slot.
@@ -27,12 +28,12 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
+    pub fn namespace(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()
     }
 
     /// Answers the sandbox's questions for names from now on.
-    pub(crate) fn serve_names(&mut self) -> io::Result<()> {
+    pub fn serve_names(&mut self) -> io::Result<()> {
         if let Some((udp, tcp)) = self.resolver.take() {
             let stop = CancellationToken::new();
             dns::serve(udp, tcp, stop.clone())?;
@@ -42,7 +43,7 @@ impl Slot {
     }
 
     /// Makes a new slot; blocks for some milliseconds.
-    pub(super) fn make(plan: &Plan, index: u16) -> io::Result<Self> {
+    pub(crate) fn make(plan: &Plan, index: u16) -> io::Result<Self> {
         let link = plan.link(index);
         let mtu = uplink_mtu();
         let slot = on_its_own_thread(move || {
@@ -72,7 +73,7 @@ impl Slot {
     }
 
     /// The slot that a running sandbox sits in, found by its PID 1.
-    pub(super) fn adopt(index: u16, pid: i32) -> io::Result<Self> {
+    pub(crate) fn adopt(index: u16, pid: i32) -> io::Result<Self> {
         let namespace = OwnedFd::from(fs::File::open(format!("/proc/{pid}/ns/net"))?);
         let inside = namespace.try_clone()?;
         let resolver = on_its_own_thread(move || {
@@ -96,7 +97,7 @@ fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
 
 /// Largest packet that leaves this host in one piece. Larger ones from a sandbox would be dropped with a message that
 /// does not always reach its sender.
-pub(crate) fn uplink_mtu() -> u32 {
+pub fn uplink_mtu() -> u32 {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     routes
         .lines()

@@ -15,7 +15,7 @@ const DENIED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254
                       192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4";
 
 /// Installs the table, in place of the one of an earlier start.
-pub(super) async fn install(plan: &Plan) -> io::Result<()> {
+pub(crate) async fn install(plan: &Plan) -> io::Result<()> {
     // Off by default on most machines; without it nothing leaves a slot.
     let forwarding = "/proc/sys/net/ipv4/ip_forward";
     if std::fs::read_to_string(forwarding)?.trim() == "0" {
@@ -79,12 +79,12 @@ table inet {table} {{
     .await
 }
 
-pub(super) async fn disconnect(plan: &Plan, slot: u16) -> io::Result<()> {
+pub(crate) async fn disconnect(plan: &Plan, slot: u16) -> io::Result<()> {
     run(&format!("add element inet {} disconnected {{ \"{}\" }}\n", plan.table(), plan.link(slot))).await
 }
 
 /// Undoes [`disconnect`]; does nothing for a slot that is connected.
-pub(super) async fn reconnect(plan: &Plan, slot: u16) -> io::Result<()> {
+pub(crate) async fn reconnect(plan: &Plan, slot: u16) -> io::Result<()> {
     let (table, link) = (plan.table(), plan.link(slot));
     // Added first, so that deleting it never fails for want of it.
     run(&format!(
@@ -93,7 +93,7 @@ pub(super) async fn reconnect(plan: &Plan, slot: u16) -> io::Result<()> {
     .await
 }
 
-pub(super) async fn remove(plan: &Plan) -> io::Result<()> {
+pub(crate) async fn remove(plan: &Plan) -> io::Result<()> {
     let table = plan.table();
     run(&format!("table inet {table}\ndelete table inet {table}\n")).await
 }

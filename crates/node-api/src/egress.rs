@@ -1,0 +1,92 @@
+//! What a sandbox may reach, and the secrets that are put in for it on the way.
+//!
+//! Policies are part of a sandbox's [`crate::SandboxSpec`] and written down with it. Values of secrets are not: a node
+//! keeps them in memory, is given them before the sandbox is made and again after each of its starts, and until then
+//! lets nothing sealed out.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use warren_types::{HostPattern, SandboxId, Secret};
+
+/// All secrets of one sandbox; replaces those it had. An id that the node has no sandbox of is one that is about to be
+/// made.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SecretGrant {
+    pub secrets: Vec<GrantedSecret>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantedSecret {
+    pub name: String,
+    /// What stands for it inside: `osb_sealed_` and 32 hexadecimal digits.
+    pub token: String,
+    #[serde(serialize_with = "expose", deserialize_with = "enclose")]
+    pub value: Secret<String>,
+    /// Where it is put in; empty stands for every host that the policy allows.
+    pub hosts: Vec<HostPattern>,
+    /// In which parts of a request.
+    pub places: Vec<Place>,
+}
+
+/// A part of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Values of headers, and inside those of basic authentication.
+    Header,
+    /// The query of the address.
+    Query,
+    Body,
+}
+
+/// What was refused of late, newest first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct EgressReport {
+    pub blocked: Vec<Blocked>,
+}
+
+/// Attempts of one kind, counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// A name where one is known, otherwise an address.
+    pub host: String,
+    /// 0 for a question for a name.
+    pub port: u16,
+    /// What stopped it, in words for the sandbox's owner.
+    pub reason: String,
+    pub count: u64,
+    /// The last time, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+}
+
+/// Asks for what was used since the batch that is acknowledged; 0 acknowledges none.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct SecretUsesQuery {
+    pub acknowledged: u64,
+}
+
+/// Uses of secrets. The same batch is answered until it is acknowledged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecretUses {
+    pub batch: u64,
+    pub uses: Vec<SecretUse>,
+}
+
+/// Requests that one secret was put into for one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretUse {
+    pub sandbox: SandboxId,
+    pub name: String,
+    pub host: String,
+    pub count: u64,
+    /// The last time, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+}
+
+/// This one call is what carries the values.
+fn expose<S: Serializer>(secret: &Secret<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose())
+}
+
+fn enclose<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret<String>, D::Error> {
+    String::deserialize(deserializer).map(Secret::new)
+}
