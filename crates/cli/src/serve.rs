@@ -6,7 +6,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::IsTerminal as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +21,8 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 use warren_control::{Config as ControlConfig, Control};
 use warren_node::template::{self, BuildOptions};
-use warren_node::{Config as NodeConfig, Node, Shutdown};
+use warren_network::{GatewaySettings, Limits, Reach};
+use warren_node::{Config as NodeConfig, NetworkConfig, Node, Shutdown};
 use warren_node_api::NodeClient;
 use warren_types::Isolation;
 
@@ -56,6 +57,21 @@ pub(crate) struct ServeArgs {
     /// Size of the volume file made when the data directory cannot share file contents [default: fits the disk]
     #[arg(long, value_name = "GB")]
     pub(crate) volume_size: Option<u64>,
+    /// Range of addresses sandboxes may reach although it is private, such as 10.1.0.0/16; may be repeated
+    #[arg(long, value_name = "RANGE", value_parser = Reach::parse_range)]
+    pub(crate) open_range: Vec<(Ipv4Addr, u8)>,
+    /// Server that names are asked of, with its port, instead of the host's; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) resolver: Vec<SocketAddr>,
+    /// File with certificate authorities (PEM) that the gateway trusts beside the host's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) upstream_ca: Option<PathBuf>,
+    /// Connections a sandbox may have open
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
+    pub(crate) max_connections: u32,
+    /// Megabytes a second that a sandbox may send, and receive
+    #[arg(long, value_name = "MB", default_value_t = Limits::default().megabytes_per_second)]
+    pub(crate) bandwidth: u32,
     /// Running sandboxes an organisation may have
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) max_running: u32,
@@ -141,6 +157,14 @@ async fn start(
             Runtime::Vm => Some(Isolation::Vm),
         },
         volume_size_bytes: args.volume_size.map(|gigabytes| gigabytes << 30),
+        network: NetworkConfig {
+            limits: Limits { connections: args.max_connections, megabytes_per_second: args.bandwidth },
+            gateway: GatewaySettings {
+                resolvers: args.resolver.clone(),
+                reach: Reach::new(args.open_range.clone()),
+                extra_roots: args.upstream_ca.clone(),
+            },
+        },
     };
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;
     let config = ControlConfig {

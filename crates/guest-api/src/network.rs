@@ -9,6 +9,8 @@ pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
 /// Where names are asked for.
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
+/// Where the same address takes requests for others, as an HTTP proxy does.
+pub const PROXY_PORT: u16 = 3128;
 
 /// Hardware addresses of the gateway and the sandbox; nobody has to ask for them.
 pub const GATEWAY_HARDWARE: [u8; 6] = [0x02, 0x77, 0x61, 0x72, 0, 1];

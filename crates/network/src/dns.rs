@@ -1,17 +1,25 @@
-//! Names for one sandbox: its questions go to the host's resolver and back, unread but bounded.
+//! Names for one sandbox. The host asks, because the host's resolver is often at an address that sandboxes cannot reach.
 //!
-//! The host asks, because the host's resolver is often at an address that sandboxes cannot reach.
+//! - A sandbox that may reach everything: its questions go to the host's resolver and back, unread but bounded.
+//! - One behind the gateway: [`answer`](answers) reads each question. Only addresses of names that its policy allows are
+//!   asked for, and what is answered is pinned first, so that the connection that follows goes to where the answer says.
+
+mod answers;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use warren_types::EgressMode;
+
+use self::answers::Rate;
+use crate::egress::{Gateway, Session};
 
 /// Questions of one sandbox under way at the same time; more are dropped, as a busy resolver does.
 const MAX_QUESTIONS: usize = 64;
@@ -23,10 +31,47 @@ const MAX_MESSAGE: usize = 4096;
 /// Bytes of one TCP connection, each way.
 const MAX_STREAM: u64 = 256 * 1024;
 
+/// Whose questions are answered, and what the answers come from.
+#[derive(Clone)]
+pub(crate) struct Served {
+    session: Arc<Session>,
+    gateway: Arc<Gateway>,
+    rate: Arc<Rate>,
+}
+
+impl Served {
+    pub(crate) fn new(session: Arc<Session>, gateway: Arc<Gateway>) -> Self {
+        Self { session, gateway, rate: Arc::default() }
+    }
+
+    /// Whether questions are read.
+    fn reads(&self) -> bool {
+        self.session.is_gated() || self.session.policy().mode == EgressMode::None
+    }
+
+    /// The answer to one question; `None` where there is to be none.
+    async fn answer(&self, question: &[u8]) -> Option<Vec<u8>> {
+        if self.reads() {
+            return answers::answer(question, self).await;
+        }
+        self.forward(question).await
+    }
+
+    async fn forward(&self, question: &[u8]) -> Option<Vec<u8>> {
+        for upstream in self.gateway.names().servers() {
+            if let Ok(Ok(answer)) = tokio::time::timeout(QUESTION_DEADLINE, ask(question, upstream)).await {
+                return Some(answer);
+            }
+        }
+        None
+    }
+}
+
 /// Serves until `stop`.
 pub(crate) fn serve(
     udp: std::net::UdpSocket,
     tcp: std::net::TcpListener,
+    served: Served,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let udp = UdpSocket::from_std(udp)?;
@@ -34,14 +79,14 @@ pub(crate) fn serve(
     tokio::spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = serve_udp(Arc::new(udp)) => {}
-            () = serve_tcp(tcp) => {}
+            () = serve_udp(Arc::new(udp), served.clone()) => {}
+            () = serve_tcp(tcp, served) => {}
         }
     });
     Ok(())
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>) {
+async fn serve_udp(socket: Arc<UdpSocket>, served: Served) {
     let places = Arc::new(Semaphore::new(MAX_QUESTIONS));
     let mut message = [0; MAX_MESSAGE];
     loop {
@@ -54,16 +99,11 @@ async fn serve_udp(socket: Arc<UdpSocket>) {
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (socket, question) = (socket.clone(), message[..length].to_vec());
+        let (socket, served, question) = (socket.clone(), served.clone(), message[..length].to_vec());
         tokio::spawn(async move {
             let _place = place;
-            for upstream in upstreams() {
-                if let Ok(Ok(answer)) =
-                    tokio::time::timeout(QUESTION_DEADLINE, ask(&question, upstream)).await
-                {
-                    let _ = socket.send_to(&answer, asker).await;
-                    return;
-                }
+            if let Some(answer) = served.answer(&question).await {
+                let _ = socket.send_to(&answer, asker).await;
             }
         });
     }
@@ -84,21 +124,41 @@ async fn ask(question: &[u8], upstream: SocketAddr) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-async fn serve_tcp(listener: TcpListener) {
+async fn serve_tcp(listener: TcpListener, served: Served) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let Ok((client, _)) = listener.accept().await else { continue };
+        let served = served.clone();
         tokio::spawn(async move {
             let _place = place;
-            let _ = tokio::time::timeout(CONNECTION_DEADLINE, pass(client)).await;
+            let passed = async {
+                match served.reads() {
+                    true => answer_all(client, &served).await,
+                    false => pass(client, &served).await,
+                }
+            };
+            let _ = tokio::time::timeout(CONNECTION_DEADLINE, passed).await;
         });
     }
 }
 
-async fn pass(mut client: TcpStream) -> io::Result<()> {
-    use tokio::io::AsyncReadExt;
-    let upstream = upstreams().into_iter().next().ok_or(io::ErrorKind::NotFound)?;
+/// Questions one after the other, each with its length in front.
+async fn answer_all(mut client: TcpStream, served: &Served) -> io::Result<()> {
+    for _ in 0..MAX_STREAM / 512 {
+        let length = client.read_u16().await?;
+        let mut question = vec![0; usize::from(length)];
+        client.read_exact(&mut question).await?;
+        let Some(answer) = served.answer(&question).await else { return Ok(()) };
+        let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+        client.write_u16(length).await?;
+        client.write_all(&answer).await?;
+    }
+    Ok(())
+}
+
+async fn pass(mut client: TcpStream, served: &Served) -> io::Result<()> {
+    let upstream = served.gateway.names().servers().into_iter().next().ok_or(io::ErrorKind::NotFound)?;
     let mut server = TcpStream::connect(upstream).await?;
     let (from_client, mut to_client) = client.split();
     let (from_server, mut to_server) = server.split();
@@ -110,32 +170,5 @@ async fn pass(mut client: TcpStream) -> io::Result<()> {
             tokio::io::copy(&mut answered, &mut to_client).await.map(drop)
         }
         result = tokio::io::copy(&mut answered, &mut to_client) => result.map(drop),
-    }
-}
-
-/// The host's resolvers, read anew each time: they change when a laptop changes networks.
-fn upstreams() -> Vec<SocketAddr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    parse_resolvers(&text)
-}
-
-fn parse_resolvers(text: &str) -> Vec<SocketAddr> {
-    text.lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .filter_map(|address| address.trim().parse::<IpAddr>().ok())
-        .take(3)
-        .map(|address| SocketAddr::new(address, 53))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn resolvers_are_read_as_the_system_reads_them() {
-        let text = "# comment\nsearch corp\nnameserver 10.0.0.2\n nameserver\t::1\nnameserver nonsense\noptions edns0\n";
-        let expected: Vec<SocketAddr> = vec!["10.0.0.2:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
-        assert_eq!(parse_resolvers(text), expected);
     }
 }

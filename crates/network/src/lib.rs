@@ -2,8 +2,14 @@
 //!
 //! - [`slots`]: the namespaces sandboxes sit in, prepared ahead, and the firewall around them.
 //! - [`dns`]: names.
+//! - [`egress`]: the gateway: what passes, and secrets put in on the way.
 
 mod dns;
+pub mod egress;
+mod names;
+mod reach;
 mod slots;
 
-pub use slots::{Plan, Pool, SLOTS, Slot, mtu};
+pub use egress::{Authority, Gateway, GatewaySettings, Session};
+pub use reach::Reach;
+pub use slots::{Gate, Limits, Plan, Pool, SLOTS, Slot, mtu};

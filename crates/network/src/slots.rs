@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   sandbox ── eth0 10.200.0.2 ═══ veth w<tag>-<n> ── firewall: 10.200.0.2 ⇄ 198.18.x.y ── masquerade ── outside
-//!              lo   169.254.169.253:53 ◀── sockets of this process: questions go to the host's resolver
+//!              lo   169.254.169.253:53, :3128 ◀── sockets of this process: names, and the gateway for who asks for it
 //! ```
 //!
 //! The namespace belongs to the host, not to the sandbox's user namespace: root inside cannot change an address, a route
@@ -18,6 +18,7 @@ mod firewall;
 mod pool;
 mod slot;
 
+pub use firewall::Gate;
 pub use pool::Pool;
 pub use slot::{Slot, uplink_mtu as mtu};
 
@@ -33,6 +34,22 @@ const BLOCKS: u16 = 24;
 /// First host id of all; above what distributions give to users and services.
 const FIRST_ID: u32 = 0x1000_0000;
 const IDS_PER_SLOT: u32 = 65536;
+
+/// What one sandbox may take of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections open at once.
+    pub connections: u32,
+    /// Each way, in millions of bytes.
+    pub megabytes_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // Ten gigabits: on one's own machine the wire is the limit, until somebody says otherwise.
+        Self { connections: 4096, megabytes_per_second: 1250 }
+    }
+}
 
 /// The names, addresses and ids of a node's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use warren_network::{GatewaySettings, Limits};
 use warren_types::Isolation;
 
 use crate::template::Template;
@@ -21,6 +22,15 @@ pub struct Config {
     /// Size of the volume file that is made when the data directory cannot reflink; a share of the free space when
     /// absent.
     pub volume_size_bytes: Option<u64>,
+    pub network: NetworkConfig,
+}
+
+/// What of the network is the operator's to say.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkConfig {
+    /// Of each sandbox.
+    pub limits: Limits,
+    pub gateway: GatewaySettings,
 }
 
 impl Config {

@@ -15,6 +15,7 @@
 mod blank;
 pub(crate) mod digest;
 pub(crate) mod verified;
+mod trust;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
+use warren_network::Authority;
 use warren_runtime_container::Disk;
 use warren_types::SandboxId;
 
@@ -52,8 +54,8 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
-    /// Prepares the volume and mounts the template.
-    pub(crate) async fn start(config: &Config) -> Result<Self, StartError> {
+    /// Prepares the volume and mounts the template, with the gateway's authority in it.
+    pub(crate) async fn start(config: &Config, authority: &Authority) -> Result<Self, StartError> {
         let (volume, mounted) = volume::ensure(&config.data_dir, config.volume_size_bytes).await?;
         for name in ["templates", "blanks", "sandboxes"] {
             create_folder("a folder of the volume", &volume.join(name))?;
@@ -62,13 +64,14 @@ impl Disks {
         // Of an earlier run: whatever was mounted went with it.
         let _ = std::fs::remove_dir_all(&stock);
         create_folder("a folder of the volume", &stock)?;
-        import_template(&volume, &config.template).await?;
+        let template_roots = config.data_dir.join("run").join("template");
+        let template = import_template(&volume, &template_roots, &config.template, authority).await?;
         let blanks = blank::Blanks::new(volume.join("blanks"));
         let disks = Self {
             volume,
             blanks,
-            template_roots: config.data_dir.join("run").join("template"),
-            template: config.template.digest.clone(),
+            template_roots,
+            template,
             mounts: Mutex::default(),
             mounted,
         };
@@ -235,11 +238,17 @@ fn template_image(volume: &Path, digest: &str) -> PathBuf {
     volume.join("templates").join(format!("{digest}.img"))
 }
 
-/// Brings a template's image onto the volume.
-async fn import_template(volume: &Path, template: &Template) -> Result<(), StartError> {
-    let image = template_image(volume, &template.digest);
+/// Brings a template's image onto the volume, as one of this installation, and returns the digest it is known by.
+async fn import_template(
+    volume: &Path,
+    template_roots: &Path,
+    template: &Template,
+    authority: &Authority,
+) -> Result<String, StartError> {
+    let digest = trust::digest_with(&template.digest, authority.certificate_pem());
+    let image = template_image(volume, &digest);
     if image.exists() {
-        return Ok(());
+        return Ok(digest);
     }
     let unfinished = image.with_extension("unfinished");
     // Shares blocks where the file systems allow, and keeps holes where not.
@@ -248,11 +257,19 @@ async fn import_template(volume: &Path, template: &Template) -> Result<(), Start
     run_command("cp", "coreutils", &[args, paths].concat())
         .await
         .map_err(|source| StartError::Command { what: "copy the template to the volume".into(), source })?;
+    let mount_at = template_roots.join(&digest);
+    create_folder("the template's mount point", &mount_at)?;
+    if volume::is_mount_point(&mount_at) {
+        // Of a start that was cut off here.
+        unmount(&mount_at).await;
+    }
+    trust::install(&unfinished, &mount_at, Authority::NAME, authority.certificate_pem()).await?;
     std::fs::rename(&unfinished, &image).map_err(|source| StartError::Folder {
         what: "the template",
         path: image,
         source,
-    })
+    })?;
+    Ok(digest)
 }
 
 /// Mounts a template, once for all its sandboxes.

@@ -15,8 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::error::RecvError;
 use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
-use warren_node_api::{CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, Timeout, Wake};
-use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, Size};
+use warren_node_api::{
+    CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant, Timeout, Wake,
+};
+use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
 use crate::registry::Registry;
 use crate::sandbox::log::{self, Log};
@@ -44,6 +46,9 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/sandboxes/{id}/reboot", post(reboot))
         .route("/v1/sandboxes/{id}/size", put(resize))
         .route("/v1/sandboxes/{id}/restore", put(restore))
+        .route("/v1/sandboxes/{id}/egress", get(egress).put(set_egress))
+        .route("/v1/sandboxes/{id}/secrets", put(grant))
+        .route("/v1/secret-uses", post(secret_uses))
         .route("/v1/sandboxes/{id}/patches", get(patch_runs))
         .route("/v1/sandboxes/{id}/logs", post(logs))
         .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
@@ -111,6 +116,7 @@ async fn ensure(State(registry): Shared, Path(id): Path<String>, body: Body) -> 
 }
 
 async fn remove(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {
+    registry.forget_secrets(&parse(&id)?);
     // A sandbox that is not there is as absent as it was asked to be.
     if let Some(handle) = registry.find(&parse(&id)?) {
         match handle.delete().await {
@@ -145,6 +151,26 @@ async fn resize(State(registry): Shared, Path(id): Path<String>, body: Body) -> 
 async fn restore(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
     let Restore { checkpoint_id } = decode(body).await?;
     Ok(report(&registry.restore(&parse(&id)?, &checkpoint_id).await?))
+}
+
+async fn egress(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {
+    Ok(json(StatusCode::OK, &registry.get(&parse(&id)?)?.session.report()))
+}
+
+async fn set_egress(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let policy: EgressPolicy = decode(body).await?;
+    policy.check().map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(report(&registry.get(&parse(&id)?)?.set_egress(policy).await?))
+}
+
+async fn grant(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<StatusCode> {
+    let grant: SecretGrant = decode(body).await?;
+    registry.grant(&parse(&id)?, grant);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn secret_uses(State(registry): Shared, body: Body) -> Result<Response> {
+    Ok(json(StatusCode::OK, &registry.take_secret_uses(decode(body).await?)))
 }
 
 async fn patch_runs(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {

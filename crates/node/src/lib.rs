@@ -31,7 +31,7 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, StartError};
+pub use config::{Config, NetworkConfig, StartError};
 pub use registry::Shutdown;
 
 /// A running node.

@@ -1,16 +1,22 @@
 //! All sandboxes of this node, and what they share of the machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use warren_node_api::{Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, Usage};
+use warren_node_api::{
+    Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
+    SecretUsesQuery, Usage,
+};
+use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
@@ -19,7 +25,6 @@ use crate::checkpoint::Checkpoints;
 use crate::config::{Config, StartError};
 use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
-use warren_network::{Plan, Pool};
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;
@@ -56,6 +61,9 @@ pub(crate) struct Host {
     pub(crate) disks: Disks,
     pub(crate) checkpoints: Arc<Checkpoints>,
     pub(crate) network: Arc<Pool>,
+    pub(crate) gateway: Arc<Gateway>,
+    /// Secrets of sandboxes, and of those that are about to be made. In memory alone.
+    grants: Mutex<HashMap<SandboxId, SecretGrant>>,
     pub(crate) cpus: Cpus,
     starting: Semaphore,
     pub(crate) stock: Stock,
@@ -120,6 +128,24 @@ impl Host {
     pub(crate) fn publish(&self, report: Report) {
         self.changes.publish(Change::Sandbox(report));
     }
+
+    /// What the gateway and the resolver know of a sandbox, secrets that were granted before it was there included.
+    pub(crate) fn session(&self, id: &SandboxId, spec: &SandboxSpec) -> Arc<Session> {
+        let session = Session::new(id.clone(), spec.egress.clone(), spec.sealed);
+        if let Some(grant) = self.lock_grants().get(id) {
+            session.set_grant(grant.clone());
+        }
+        session
+    }
+
+    /// What was granted to a sandbox that is no more.
+    pub(crate) fn forget_secrets(&self, id: &SandboxId) {
+        self.lock_grants().remove(id);
+    }
+
+    fn lock_grants(&self) -> MutexGuard<'_, HashMap<SandboxId, SecretGrant>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(crate) struct Registry {
@@ -140,7 +166,13 @@ impl Registry {
         for name in ["template", "disk", "root"] {
             disk::create_folder("a folder to assemble sandboxes in", &stage_dir.join(name))?;
         }
-        let disks = Disks::start(&config).await?;
+        let gateway_dir = config.data_dir.join("gateway");
+        let authority = Authority::open_or_create(&gateway_dir).map_err(|source| StartError::Folder {
+            what: "the gateway's certificate authority",
+            path: gateway_dir,
+            source,
+        })?;
+        let disks = Disks::start(&config, &authority).await?;
         let hierarchies = Hierarchies::detect()?;
         let cgroup_parent = format!("warren-{}", config.tag());
         hierarchies.ensure_parent(&cgroup_parent)?;
@@ -162,7 +194,15 @@ impl Registry {
         let (records, strays) = read_records(&disks);
         let adopted = slots_in_use(&records);
         let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
-        let network = Pool::start(plan, &adopted, stop.clone(), &tasks).await.map_err(StartError::Network)?;
+        let gateway =
+            Gateway::new(authority, config.network.gateway.clone()).map_err(StartError::Network)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(StartError::Network)?;
+        let port = listener.local_addr().map_err(StartError::Network)?.port();
+        let limits = config.network.limits;
+        let network = Pool::start(plan, limits, gateway.reach(), port, &adopted, stop.clone(), &tasks)
+            .await
+            .map_err(StartError::Network)?;
+        tasks.spawn(gateway.clone().serve(listener, stop.clone()));
 
         let bench = vm::Bench {
             config: &config,
@@ -179,6 +219,8 @@ impl Registry {
             disks,
             checkpoints,
             network,
+            gateway,
+            grants: Mutex::default(),
             cpus: Cpus::detect(),
             starting: Semaphore::new(LAUNCHES),
             stock: Stock::default(),
@@ -227,10 +269,11 @@ impl Registry {
 
     async fn adopt(self: &Arc<Self>, mut record: Record) {
         let folder = self.host.disks.sandbox_dir(&record.id);
+        let session = self.host.session(&record.id, &record.spec);
         let mut machine: Option<Machine> = None;
         if was_cut_off(&record) {
             // Who asked was told nothing, so it runs on if it still does.
-            machine = machine::adopt(&self.host, &record, &folder).await.ok();
+            machine = machine::adopt(&self.host, &record, &folder, &session).await.ok();
             if machine.is_some() {
                 record.transition = None;
             }
@@ -244,7 +287,7 @@ impl Registry {
                 record.become_state(SandboxState::Hibernated, None);
             }
         } else if record.state == SandboxState::Running && machine.is_none() {
-            match machine::adopt(&self.host, &record, &folder).await {
+            match machine::adopt(&self.host, &record, &folder, &session).await {
                 Ok(adopted) => machine = Some(adopted),
                 Err(reason) => {
                     let rebooted = record.machine.as_ref().is_none_or(|machine| machine.boot_id != boot_id());
@@ -278,7 +321,7 @@ impl Registry {
             warn!(%error, id = %record.id, "could not write a sandbox's record");
         }
         let id = record.id.clone();
-        let handle = actor::resume(self.host.clone(), folder, record, machine, self.forget(&id));
+        let handle = actor::resume(self.host.clone(), folder, record, session, machine, self.forget(&id));
         self.lock().insert(id, handle);
     }
 
@@ -293,6 +336,7 @@ impl Registry {
         let (registry, id) = (self.clone(), id.clone());
         move || {
             registry.lock().remove(&id);
+            registry.host.forget_secrets(&id);
         }
     }
 
@@ -353,6 +397,24 @@ impl Registry {
 
     pub(crate) fn sandbox_dir(&self, id: &SandboxId) -> PathBuf {
         self.host.disks.sandbox_dir(id)
+    }
+
+    /// Replaces the secrets of a sandbox, which may be about to be made.
+    pub(crate) fn grant(&self, id: &SandboxId, grant: SecretGrant) {
+        self.host.lock_grants().insert(id.clone(), grant.clone());
+        // Looked for after it was put down: one that is made meanwhile has found it there.
+        if let Some(handle) = self.find(id) {
+            handle.session.set_grant(grant);
+        }
+    }
+
+    /// What was granted to one that is to be absent; one that is there has its own.
+    pub(crate) fn forget_secrets(&self, id: &SandboxId) {
+        self.host.forget_secrets(id);
+    }
+
+    pub(crate) fn take_secret_uses(&self, query: SecretUsesQuery) -> SecretUses {
+        self.host.gateway.take_uses(query)
     }
 
     /// What running sandboxes use.
@@ -508,12 +570,15 @@ fn was_cut_off(record: &Record) -> bool {
     memory_counts && record.state == SandboxState::Running && record.spec.isolation == Isolation::Vm
 }
 
-fn slots_in_use(records: &[Record]) -> BTreeSet<u16> {
+fn slots_in_use(records: &[Record]) -> BTreeMap<u16, Gate> {
     records
         .iter()
         .filter(|record| record.state == SandboxState::Running)
         .filter(|record| record.transition.is_none() || was_cut_off(record))
-        .filter_map(|record| record.machine.as_ref().map(|machine| machine.slot))
+        .filter_map(|record| {
+            let gate = Gate::of(&record.spec.egress, record.spec.sealed);
+            record.machine.as_ref().map(|machine| (machine.slot, gate))
+        })
         .collect()
 }
 

@@ -4,7 +4,7 @@
 //! - [`machine`]: the running part: processes, network slot, CPUs, connection to the agent. Started, adopted, ended.
 //! - [`stock`]: roots prepared ahead, for the machines of the next sandboxes.
 //! - [`actor`]: the one owner; it decides what happens in which order. What it does, by subject:
-//!   [`start`] (make, wake, the gate), [`hibernate`], [`restore`] (and reboot), [`capture`], [`patch`], [`resize`].
+//!   [`start`] (make, wake, the gate), [`hibernate`], [`restore`] (and reboot), [`capture`], [`patch`], [`resize`], [`egress`].
 //! - [`activity`]: when the sandbox was last used, for its idle time-out.
 //! - [`log`]: what it has logged, also while it does not run.
 //!
@@ -28,6 +28,7 @@ pub(crate) mod record;
 pub(crate) mod restore;
 pub(crate) mod stock;
 
+mod egress;
 mod hibernate;
 mod resize;
 mod start;

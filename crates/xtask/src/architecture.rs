@@ -29,7 +29,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("control", &["types", "api", "guest-api", "node-api"]),
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.
-    ("cli", &["types", "api", "node-api", "control", "node", "runtime", "runtime-container", "runtime-vm"]),
+    (
+        "cli",
+        &["types", "api", "node-api", "control", "network", "node", "runtime", "runtime-container", "runtime-vm"],
+    ),
     ("xtask", &[]),
     ("bench", &["types", "api"]),
 ];

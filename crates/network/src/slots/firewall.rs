@@ -1,27 +1,91 @@
 //! The rules between sandboxes and everything else: one nftables table per node, replaced whole at each start.
+//!
+//! What a slot may do is its [`Gate`]: a set of the table that its link is in, or none.
+//!
+//! | gate | TCP | QUIC | the rest |
+//! | --- | --- | --- | --- |
+//! | open | out, but for what is denied | the same | the same |
+//! | sealed | to the gateway | refused | out, but for what is denied |
+//! | gated | to the gateway | dropped | dropped |
+//! | closed | dropped | dropped | dropped |
+//!
+//! Names are asked for inside the slot and never pass here.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use warren_types::{EgressMode, EgressPolicy};
 
-use super::{INSIDE, Plan, SLOTS};
+use super::{INSIDE, Limits, Plan, SLOTS};
+use crate::reach::Reach;
 
-/// Destinations no sandbox may reach: this network, private, shared, loopback, link-local (cloud metadata among them),
-/// protocol assignments, our own slots, multicast and reserved. The documentation ranges stay open: networks behind
-/// inspecting gateways are seen to use them.
-const DENIED: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
-                      192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4";
+/// How far the firewall lets a slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    Open,
+    /// It has secrets, which the gateway puts in.
+    Sealed,
+    /// What it may reach is a matter of names and requests, which the gateway reads.
+    Gated,
+    Closed,
+}
 
-/// Installs the table, in place of the one of an earlier start.
-pub(crate) async fn install(plan: &Plan) -> io::Result<()> {
+impl Gate {
+    #[must_use]
+    pub fn of(policy: &EgressPolicy, sealed: bool) -> Self {
+        match policy.mode {
+            EgressMode::None => Self::Closed,
+            EgressMode::Allowlist => Self::Gated,
+            EgressMode::Open if sealed => Self::Sealed,
+            EgressMode::Open => Self::Open,
+        }
+    }
+
+    /// The set of the table for links with this gate.
+    fn set(self) -> Option<&'static str> {
+        match self {
+            Self::Open => None,
+            Self::Sealed => Some("sealed"),
+            Self::Gated => Some("gated"),
+            Self::Closed => Some("closed"),
+        }
+    }
+
+    const SETS: [&str; 3] = ["sealed", "gated", "closed"];
+}
+
+/// Installs the table, in place of the one of an earlier start. `gates` are those of sandboxes that are running, so that
+/// none of them is without its gate for a moment; `gateway` is the port that the gateway listens on.
+pub(crate) async fn install(
+    plan: &Plan,
+    limits: Limits,
+    reach: &Reach,
+    gateway: u16,
+    gates: &BTreeMap<u16, Gate>,
+) -> io::Result<()> {
     // Off by default on most machines; without it nothing leaves a slot.
     let forwarding = "/proc/sys/net/ipv4/ip_forward";
     if std::fs::read_to_string(forwarding)?.trim() == "0" {
         std::fs::write(forwarding, "1")?;
     }
     let (table, links) = (plan.table(), plan.links());
+    let set = |name: &str| {
+        let inside: Vec<String> = gates
+            .iter()
+            .filter(|(_, gate)| gate.set() == Some(name))
+            .map(|(slot, _)| format!("\"{}\"", plan.link(*slot)))
+            .collect();
+        let elements =
+            if inside.is_empty() { String::new() } else { format!("elements = {{ {} }};", inside.join(", ")) };
+        format!("set {name} {{ type ifname; {elements} }}")
+    };
+    let opened = reach.opened_text();
+    let opened = if opened.is_empty() { String::new() } else { format!("elements = {{ {opened} }};") };
+    let Limits { connections, megabytes_per_second: rate } = limits;
     let sources: Vec<String> =
         (0..SLOTS).map(|slot| format!("\"{}\" : {}", plan.link(slot), plan.outside(slot))).collect();
     // Declared before it is deleted, so that deleting works the first time too. All of it is one transaction.
@@ -30,28 +94,48 @@ pub(crate) async fn install(plan: &Plan) -> io::Result<()> {
 delete table inet {table}
 table inet {table} {{
     map sources {{ type ifname : ipv4_addr; elements = {{ {sources} }} }}
-    set denied {{ type ipv4_addr; flags interval; elements = {{ {DENIED} }} }}
-    set disconnected {{ type ifname; }}
+    set denied {{ type ipv4_addr; flags interval; elements = {{ {denied} }} }}
+    set opened {{ type ipv4_addr; flags interval; {opened} }}
+    {sealed}
+    {gated}
+    {closed}
+    # What each slot has under way, and how much of its rate it has used.
+    set connections {{ type ipv4_addr; size 4096; flags dynamic; }}
+    set up {{ type ipv4_addr; size 4096; flags dynamic; timeout 1m; }}
+    set down {{ type ipv4_addr; size 4096; flags dynamic; timeout 1m; }}
 
     # Before connection tracking: give the packet the address its slot has outside.
     chain enter {{
         type filter hook prerouting priority raw; policy accept;
         iifname != "{links}" accept
-        iifname @disconnected drop
+        iifname @closed drop
         ip saddr != {INSIDE} drop
         meta nfproto ipv6 drop
         ip saddr set iifname map @sources
+        update @up {{ ip saddr limit rate over {rate} mbytes/second burst 16 mbytes }} drop
     }}
-    # The host itself answers nothing but what it asked for.
+    # Where a connection was going to, the gateway asks the kernel.
+    chain turn {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname @sealed meta l4proto tcp dnat ip to 127.0.0.1:{gateway}
+        iifname @gated meta l4proto tcp dnat ip to 127.0.0.1:{gateway}
+    }}
+    # The host itself answers nothing but what it asked for, and the gateway to those who were turned to it.
     chain host {{
         type filter hook input priority filter; policy accept;
         iifname != "{links}" accept
         ct state established,related accept
+        ct status dnat ip daddr 127.0.0.1 tcp dport {gateway} accept
         drop
     }}
     chain pass {{
         type filter hook forward priority filter; policy accept;
         iifname "{links}" oifname "{links}" drop
+        iifname @gated drop
+        iifname @sealed meta l4proto tcp drop
+        iifname @sealed udp dport {{ 443, 853 }} reject
+        iifname "{links}" ct state new add @connections {{ ip saddr ct count over {connections} }} drop
+        iifname "{links}" ip daddr @opened accept
         iifname "{links}" ip daddr @denied meta l4proto tcp reject with tcp reset
         iifname "{links}" ip daddr @denied drop
         iifname "{links}" accept
@@ -67,30 +151,34 @@ table inet {table} {{
         type filter hook postrouting priority 300; policy accept;
         oifname != "{links}" accept
         meta nfproto ipv6 drop
-        oifname @disconnected drop
+        oifname @closed drop
+        update @down {{ ip daddr limit rate over {rate} mbytes/second burst 16 mbytes }} drop
         ip daddr set {INSIDE}
     }}
 }}
 "#,
         sources = sources.join(", "),
+        denied = Reach::DENIED_TEXT,
+        sealed = set("sealed"),
+        gated = set("gated"),
+        closed = set("closed"),
         first = plan.outside(0),
         last = plan.outside(SLOTS - 1),
     ))
     .await
 }
 
-pub(crate) async fn disconnect(plan: &Plan, slot: u16) -> io::Result<()> {
-    run(&format!("add element inet {} disconnected {{ \"{}\" }}\n", plan.table(), plan.link(slot))).await
-}
-
-/// Undoes [`disconnect`]; does nothing for a slot that is connected.
-pub(crate) async fn reconnect(plan: &Plan, slot: u16) -> io::Result<()> {
+/// Gives a slot that gate in place of the one it had, in one step.
+pub(crate) async fn set_gate(plan: &Plan, slot: u16, gate: Gate) -> io::Result<()> {
     let (table, link) = (plan.table(), plan.link(slot));
-    // Added first, so that deleting it never fails for want of it.
-    run(&format!(
-        "add element inet {table} disconnected {{ \"{link}\" }}\ndelete element inet {table} disconnected {{ \"{link}\" }}\n"
-    ))
-    .await
+    let wanted = gate.set();
+    let change = |set: &&str| {
+        let add = format!("add element inet {table} {set} {{ \"{link}\" }}\n");
+        // Added first, so that deleting it never fails for want of it.
+        let delete = format!("{add}delete element inet {table} {set} {{ \"{link}\" }}\n");
+        if wanted == Some(*set) { add } else { delete }
+    };
+    run(&Gate::SETS.iter().map(change).collect::<String>()).await
 }
 
 pub(crate) async fn remove(plan: &Plan) -> io::Result<()> {

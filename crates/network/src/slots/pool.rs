@@ -1,6 +1,6 @@
 //! The stock of prepared slots.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,9 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use warren_netlink::Netlink;
 
-use super::{Plan, SLOTS, Slot, firewall};
+use super::firewall::{self, Gate};
+use super::{Limits, Plan, SLOTS, Slot};
+use crate::reach::Reach;
 
 /// Slots kept ready.
 const STOCK: usize = 32;
@@ -38,23 +40,29 @@ struct State {
     used: BTreeSet<u16>,
     /// Left by their sandboxes; free again once their links are gone.
     retired: Vec<u16>,
-    /// Slots that the firewall lets nothing in or out of.
-    disconnected: BTreeSet<u16>,
+    /// Of slots that are not open.
+    gates: BTreeMap<u16, Gate>,
     /// Why the last attempt to make one failed.
     trouble: Option<String>,
 }
 
 impl Pool {
-    /// Sets up the firewall and starts filling the stock. `adopted` are the slots of sandboxes that are running.
+    /// Sets up the firewall and starts filling the stock. `adopted` are the slots of sandboxes that are running;
+    /// `gateway` is the port of 127.0.0.1 that the gateway listens on.
     pub async fn start(
         plan: Plan,
-        adopted: &BTreeSet<u16>,
+        limits: Limits,
+        reach: &Reach,
+        gateway: u16,
+        adopted: &BTreeMap<u16, Gate>,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> io::Result<Arc<Self>> {
-        firewall::install(&plan).await?;
-        remove_stray_links(&plan, adopted);
-        let state = State { used: adopted.clone(), ..State::default() };
+        firewall::install(&plan, limits, reach, gateway, adopted).await?;
+        let used: BTreeSet<u16> = adopted.keys().copied().collect();
+        remove_stray_links(&plan, &used);
+        let gates = adopted.iter().filter(|(_, gate)| **gate != Gate::Open).map(|(slot, gate)| (*slot, *gate));
+        let state = State { used, gates: gates.collect(), ..State::default() };
         let pool =
             Arc::new(Self { plan, state: Mutex::new(state), wanted: Notify::new(), made: Notify::new() });
         for _ in 0..MAKERS {
@@ -108,10 +116,13 @@ impl Pool {
         self.wanted.notify_one();
     }
 
-    /// Lets nothing in or out of a slot.
-    pub async fn disconnect(&self, slot: &Slot) -> io::Result<()> {
-        self.lock().disconnected.insert(slot.index);
-        firewall::disconnect(&self.plan, slot.index).await
+    /// Puts a slot behind that gate; what it has under way and the gate does not let through ends.
+    pub async fn set_gate(&self, slot: &Slot, gate: Gate) -> io::Result<()> {
+        let before = self.lock().gates.insert(slot.index, gate).unwrap_or_default();
+        if before == gate {
+            return Ok(());
+        }
+        firewall::set_gate(&self.plan, slot.index, gate).await
     }
 
     /// Removes everything of this pool from the host. No sandbox may be running.
@@ -183,10 +194,10 @@ impl Pool {
         let (waiting, gone): (Vec<u16>, Vec<u16>) =
             retired.into_iter().partition(|index| link_exists(&self.plan.link(*index)));
         for index in &gone {
-            if !self.lock().disconnected.remove(index) {
+            if self.lock().gates.remove(index).unwrap_or_default() == Gate::Open {
                 continue;
             }
-            if let Err(error) = firewall::reconnect(&self.plan, *index).await {
+            if let Err(error) = firewall::set_gate(&self.plan, *index, Gate::Open).await {
                 warn!(%error, "could not reopen a network slot");
             }
         }

@@ -4,26 +4,35 @@ use std::fs;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
-use warren_guest_api::network::{GATEWAY_HARDWARE, INSIDE_HARDWARE, LINK, SETTINGS};
+use warren_guest_api::network::{GATEWAY_HARDWARE, INSIDE_HARDWARE, LINK, PROXY_PORT, SETTINGS};
 use warren_netlink::Netlink;
 use warren_runtime::network_namespace;
 
 use super::{GATEWAY, INSIDE, Plan, RESOLVER};
 use crate::dns;
+use crate::egress::{Gateway, Session};
 
 /// Links inside a slot: the kernel's first, and ours.
 const LOOPBACK: u32 = 1;
 const ETHERNET: u32 = 2;
 const DEFAULT_MTU: u32 = 1500;
 
+/// What this process listens on inside of a slot.
+struct Sockets {
+    questions: UdpSocket,
+    long_questions: TcpListener,
+    proxy: TcpListener,
+}
+
 /// A network namespace that is ready for a sandbox, or has one.
 pub struct Slot {
     pub index: u16,
     namespace: OwnedFd,
-    resolver: Option<(UdpSocket, TcpListener)>,
-    /// Ends the resolver with the slot.
+    sockets: Option<Sockets>,
+    /// Ends what is served in the slot with it.
     serving: Option<DropGuard>,
 }
 
@@ -32,13 +41,15 @@ impl Slot {
         self.namespace.as_fd()
     }
 
-    /// Answers the sandbox's questions for names from now on.
-    pub fn serve_names(&mut self) -> io::Result<()> {
-        if let Some((udp, tcp)) = self.resolver.take() {
-            let stop = CancellationToken::new();
-            dns::serve(udp, tcp, stop.clone())?;
-            self.serving = Some(stop.drop_guard());
-        }
+    /// Answers the sandbox's questions for names, and those who take the gateway for a proxy, from now on.
+    pub fn serve(&mut self, gateway: &Arc<Gateway>, session: &Arc<Session>) -> io::Result<()> {
+        let Some(sockets) = self.sockets.take() else { return Ok(()) };
+        let stop = CancellationToken::new();
+        let names = dns::Served::new(session.clone(), gateway.clone());
+        dns::serve(sockets.questions, sockets.long_questions, names, stop.clone())?;
+        let proxy = tokio::net::TcpListener::from_std(sockets.proxy)?;
+        tokio::spawn(gateway.clone().serve_proxy(proxy, session.clone(), stop.clone()));
+        self.serving = Some(stop.drop_guard());
         Ok(())
     }
 
@@ -65,8 +76,8 @@ impl Slot {
             netlink.add_neighbour(ETHERNET, GATEWAY, GATEWAY_HARDWARE)?;
             netlink.add_route(ETHERNET, GATEWAY)?;
             netlink.add_default_route(ETHERNET, GATEWAY)?;
-            let resolver = listen()?;
-            Ok(Self { index, namespace, resolver: Some(resolver), serving: None })
+            let sockets = listen()?;
+            Ok(Self { index, namespace, sockets: Some(sockets), serving: None })
         })?;
         connect_to_host(plan, index)?;
         Ok(slot)
@@ -76,11 +87,11 @@ impl Slot {
     pub(crate) fn adopt(index: u16, pid: i32) -> io::Result<Self> {
         let namespace = OwnedFd::from(fs::File::open(format!("/proc/{pid}/ns/net"))?);
         let inside = namespace.try_clone()?;
-        let resolver = on_its_own_thread(move || {
+        let sockets = on_its_own_thread(move || {
             network_namespace::join(inside.as_fd())?;
             listen()
         })?;
-        Ok(Self { index, namespace, resolver: Some(resolver), serving: None })
+        Ok(Self { index, namespace, sockets: Some(sockets), serving: None })
     }
 }
 
@@ -88,6 +99,8 @@ impl Slot {
 fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
     let (link, address) = (plan.link(index), plan.outside(index));
     write_setting(&format!("ipv6/conf/{link}/disable_ipv6"), "1")?;
+    // The gateway listens on 127.0.0.1, where the firewall turns connections to; it lets nothing else through to there.
+    write_setting(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
     let netlink = Netlink::open()?;
     let index = netlink.index(&link)?;
     netlink.set_up(index)?;
@@ -111,12 +124,17 @@ pub fn uplink_mtu() -> u32 {
         .clamp(576, DEFAULT_MTU)
 }
 
-fn listen() -> io::Result<(UdpSocket, TcpListener)> {
-    let address = (RESOLVER, 53);
-    let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
-    udp.set_nonblocking(true)?;
-    tcp.set_nonblocking(true)?;
-    Ok((udp, tcp))
+fn listen() -> io::Result<Sockets> {
+    let names = (RESOLVER, 53);
+    let sockets = Sockets {
+        questions: UdpSocket::bind(names)?,
+        long_questions: TcpListener::bind(names)?,
+        proxy: TcpListener::bind((RESOLVER, PROXY_PORT))?,
+    };
+    sockets.questions.set_nonblocking(true)?;
+    sockets.long_questions.set_nonblocking(true)?;
+    sockets.proxy.set_nonblocking(true)?;
+    Ok(sockets)
 }
 
 /// A setting of the network namespace of this thread. A kernel without IPv6 has none of its settings.

@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
+use warren_network::Session;
 use warren_node_api::{Report, SandboxSpec, Wake};
-use warren_types::{Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
+use warren_types::{EgressPolicy, Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
 
 use super::activity::{Activity, Call};
 use super::capture::Taken;
@@ -51,6 +52,7 @@ pub(super) enum Request {
     Log(Answer<Log>),
     Hibernate(Answer<Report>),
     SetTimeout(u32, Answer<Report>),
+    SetEgress(EgressPolicy, Answer<Report>),
     Resize(Size, Answer<Report>),
     Begin(Order, Answer<Report>),
     /// What could be written out before a capture, while it runs.
@@ -66,6 +68,8 @@ pub(super) enum Request {
 pub(crate) struct Handle {
     mailbox: mpsc::Sender<Request>,
     pub(crate) activity: Arc<Activity>,
+    /// What the gateway knows of it, whether it runs or not.
+    pub(crate) session: Arc<Session>,
     /// As it was last published.
     latest: watch::Receiver<Report>,
     /// Held by a change of the whole sandbox from its beginning to its end; a second one is refused meanwhile.
@@ -112,6 +116,11 @@ impl Handle {
 
     pub(crate) async fn set_timeout(&self, seconds: u32) -> Result<Report, Error> {
         self.ask(|answer| Request::SetTimeout(seconds, answer)).await
+    }
+
+    /// Changes what it may reach.
+    pub(crate) async fn set_egress(&self, policy: EgressPolicy) -> Result<Report, Error> {
+        self.ask(|answer| Request::SetEgress(policy, answer)).await
     }
 
     pub(crate) async fn resize(&self, size: Size) -> Result<Report, Error> {
@@ -167,6 +176,7 @@ pub(super) struct Actor {
     /// Present exactly while the state is `Running`.
     pub(super) machine: Option<Machine>,
     pub(super) activity: Arc<Activity>,
+    pub(super) session: Arc<Session>,
     latest: watch::Sender<Report>,
     /// Patches that run before anybody may use it.
     pub(super) patching: Patching,
@@ -188,7 +198,8 @@ pub(crate) fn create(
 ) -> Handle {
     let folder = host.disks.sandbox_dir(&id);
     let record = Record::new(id, spec, host.disks.template().to_owned());
-    spawn(host, folder, record, None, on_end)
+    let session = host.session(&record.id, &record.spec);
+    spawn(host, folder, record, session, None, on_end)
 }
 
 /// Starts the actor of a sandbox that was there before this start, with its processes if they run.
@@ -196,16 +207,18 @@ pub(crate) fn resume(
     host: Arc<Host>,
     folder: PathBuf,
     record: Record,
+    session: Arc<Session>,
     machine: Option<Machine>,
     on_end: impl FnOnce() + Send + 'static,
 ) -> Handle {
-    spawn(host, folder, record, machine, on_end)
+    spawn(host, folder, record, session, machine, on_end)
 }
 
 fn spawn(
     host: Arc<Host>,
     folder: PathBuf,
     record: Record,
+    session: Arc<Session>,
     machine: Option<Machine>,
     on_end: impl FnOnce() + Send + 'static,
 ) -> Handle {
@@ -215,6 +228,7 @@ fn spawn(
     let handle = Handle {
         mailbox: sender,
         activity: activity.clone(),
+        session: session.clone(),
         latest: latest.subscribe(),
         changing: Arc::default(),
     };
@@ -226,6 +240,7 @@ fn spawn(
         record,
         machine,
         activity,
+        session,
         latest,
         patching: Patching::default(),
         measuring: Measuring::default(),
@@ -307,6 +322,10 @@ impl Actor {
                 self.activity.touch();
                 let saved = self.save();
                 let _ = answer.send(saved.map(|()| self.record.report()));
+            }
+            Request::SetEgress(policy, answer) => {
+                let changed = self.set_egress(policy).await;
+                let _ = answer.send(changed.map(|()| self.record.report()));
             }
             Request::Resize(size, answer) => {
                 let resized = self.resize(size).await;
@@ -475,6 +494,7 @@ fn refuse(request: Request, error: &Error) {
         | Request::Wake(_, answer)
         | Request::Hibernate(answer)
         | Request::SetTimeout(_, answer)
+        | Request::SetEgress(_, answer)
         | Request::Resize(_, answer)
         | Request::Begin(_, answer) => drop(answer.send(Err(error))),
         Request::Unwritten(answer) => drop(answer.send(Err(error))),

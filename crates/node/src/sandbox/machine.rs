@@ -14,7 +14,7 @@ use tracing::warn;
 use warren_guest_api::boot::Boot;
 use warren_runtime::cgroup::{Cgroup, CgroupError};
 use warren_runtime::process::Watched;
-use warren_types::{EgressMode, Error, ErrorKind, Isolation, Size};
+use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use self::container::Container;
 use self::vm::Vm;
@@ -24,7 +24,7 @@ use super::stock::Prepared;
 use crate::checkpoint::make::now_ms;
 use crate::disk;
 use crate::guest::Guest;
-use warren_network::Slot;
+use warren_network::{Gate, Session, Slot};
 use crate::registry::Host;
 
 pub(crate) use self::vm::{Fit, Start as VmStart, fit};
@@ -98,19 +98,18 @@ pub(crate) async fn start(
     record: &mut Record,
     folder: &Path,
     ready: Ready,
+    session: &Arc<Session>,
 ) -> Result<Machine, Error> {
     let (slot, kind) = match ready {
         Ready::Root(Prepared { slot, root, disk_device }) => (slot, Kind::Root { root, disk_device }),
         Ready::Vm(start) => (start.slot, Kind::Vm { launch: start.launch }),
     };
     let disk_device = kind.disk_device();
-    if record.spec.egress.mode == EgressMode::None
-        && let Err(error) = host.network.disconnect(&slot).await
-    {
-        host.network.retire(slot);
+    if let Err(error) = connect(host, &slot, record, session).await {
+        disconnect(host, slot);
         drop(kind);
         release_disk(&disk_device, folder).await;
-        return Err(Error::unavailable(format!("the network could not be switched off: {error}")));
+        return Err(error);
     }
     let cpus = host.cpus.take(record.spec.size.cpu_count);
     record.machine = Some(MachineRecord {
@@ -138,7 +137,7 @@ pub(crate) async fn start(
     match launched {
         Ok(Launched { process, pid, guest, body }) => {
             let mut slot = slot;
-            serve_names(&mut slot, record);
+            serve(host, &mut slot, record, session);
             if let Some(machine) = &mut record.machine {
                 machine.pid = pid;
             }
@@ -147,7 +146,7 @@ pub(crate) async fn start(
         Err(error) => {
             end_processes(&cgroup).await;
             host.cpus.give_back(&cpus);
-            host.network.retire(slot);
+            disconnect(host, slot);
             record.machine = None;
             release_disk(&disk_device, folder).await;
             Err(error)
@@ -220,7 +219,12 @@ fn trouble(what: &str, error: &dyn std::fmt::Display) -> Error {
 
 /// Takes over the sandbox that `record` says is running. An error means that it is not, or cannot be used; whatever is
 /// left of it has been ended.
-pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> Result<Machine, String> {
+pub(crate) async fn adopt(
+    host: &Arc<Host>,
+    record: &Record,
+    folder: &Path,
+    session: &Arc<Session>,
+) -> Result<Machine, String> {
     let Some(machine) = &record.machine else { return Err("it has no processes".into()) };
     let cgroup = host.cgroup(record.cgroup());
     let adopted = async {
@@ -243,14 +247,15 @@ pub(crate) async fn adopt(host: &Arc<Host>, record: &Record, folder: &Path) -> R
         match found {
             Ok((guest, body)) => Ok((guest, body, process, slot)),
             Err(error) => {
-                host.network.retire(slot);
+                disconnect(host, slot);
                 Err(error.message)
             }
         }
     };
     match adopted.await {
         Ok((guest, body, process, mut slot)) => {
-            serve_names(&mut slot, record);
+            host.gateway.attach(host.network.plan().outside(slot.index), session.clone());
+            serve(host, &mut slot, record, session);
             host.cpus.adopt(&machine.cpus);
             Ok(Machine { guest, process, pid: machine.pid, slot, cpus: machine.cpus.clone(), cgroup, body })
         }
@@ -374,6 +379,11 @@ impl Machine {
         &self.cpus
     }
 
+    /// Holds it to what its record says it may reach.
+    pub(crate) async fn set_gate(&self, host: &Host, record: &Record) -> Result<(), Error> {
+        set_gate(host, &self.slot, record).await
+    }
+
     /// Changes its limits while it runs; the disk's size is not one of them.
     pub(crate) async fn resize(&mut self, host: &Arc<Host>, size: Size) -> Result<(), Error> {
         let cpus = host.cpus.take(size.cpu_count);
@@ -403,7 +413,7 @@ impl Machine {
     pub(crate) async fn end_without_disk(self, host: &Arc<Host>) {
         end_processes(&self.cgroup).await;
         host.cpus.give_back(&self.cpus);
-        host.network.retire(self.slot);
+        disconnect(host, self.slot);
     }
 }
 
@@ -425,10 +435,26 @@ fn not_resized(error: CgroupError) -> Error {
     super::resize::refused(error)
 }
 
-fn serve_names(slot: &mut Slot, record: &Record) {
-    if record.spec.egress.mode != EgressMode::None
-        && let Err(error) = slot.serve_names()
-    {
+/// Before anything runs in it: the firewall holds its slot to what it may reach, and the gateway knows whose it is.
+async fn connect(host: &Host, slot: &Slot, record: &Record, session: &Arc<Session>) -> Result<(), Error> {
+    set_gate(host, slot, record).await?;
+    host.gateway.attach(host.network.plan().outside(slot.index), session.clone());
+    Ok(())
+}
+
+async fn set_gate(host: &Host, slot: &Slot, record: &Record) -> Result<(), Error> {
+    let gate = Gate::of(&record.spec.egress, record.spec.sealed);
+    let set = host.network.set_gate(slot, gate).await;
+    set.map_err(|error| Error::unavailable(format!("what it may reach could not be put in force: {error}")))
+}
+
+fn disconnect(host: &Host, slot: Slot) {
+    host.gateway.detach(host.network.plan().outside(slot.index));
+    host.network.retire(slot);
+}
+
+fn serve(host: &Host, slot: &mut Slot, record: &Record, session: &Arc<Session>) {
+    if let Err(error) = slot.serve(&host.gateway, session) {
         warn!(%error, id = %record.id, "a sandbox has no resolver");
     }
 }
