@@ -11,5 +11,6 @@ mod reach;
 mod slots;
 
 pub use egress::{Authority, Gateway, GatewaySettings, Session};
+pub use names::Names;
 pub use reach::Reach;
 pub use slots::{Gate, Limits, Plan, Pool, SLOTS, Slot, mtu};

@@ -11,6 +11,7 @@
 //! Under an allowlist only names that are on it leave the host, and [`Rate`] bounds how many, so that names carry little
 //! out.
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -86,6 +87,9 @@ pub(super) async fn answer(question: &[u8], served: &Served) -> Option<Vec<u8>> 
                 for address in addresses {
                     answer.add_answer(Record::from_rdata(query.name().clone(), ttl, RData::A(address.into())));
                 }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                answer.metadata.response_code = ResponseCode::NXDomain;
             }
             Err(_) => answer.metadata.response_code = ResponseCode::ServFail,
         },

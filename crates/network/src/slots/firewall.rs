@@ -83,7 +83,7 @@ pub(crate) async fn install(
             if inside.is_empty() { String::new() } else { format!("elements = {{ {} }};", inside.join(", ")) };
         format!("set {name} {{ type ifname; {elements} }}")
     };
-    let opened = reach.opened_text();
+    let (denied, opened) = reach.as_text();
     let opened = if opened.is_empty() { String::new() } else { format!("elements = {{ {opened} }};") };
     let Limits { connections, megabytes_per_second: rate } = limits;
     let sources: Vec<String> =
@@ -158,7 +158,6 @@ table inet {table} {{
 }}
 "#,
         sources = sources.join(", "),
-        denied = Reach::DENIED_TEXT,
         sealed = set("sealed"),
         gated = set("gated"),
         closed = set("closed"),

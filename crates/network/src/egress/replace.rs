@@ -1,0 +1,187 @@
+//! Texts put in place of others in a stream of bytes, however it is cut.
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind, StartKind};
+use bytes::{Bytes, BytesMut};
+use zeroize::Zeroizing;
+
+/// What is looked for and what takes its place. Where several begin at one place, the longest is meant.
+pub struct Table {
+    automaton: AhoCorasick,
+    patterns: Vec<Zeroizing<Vec<u8>>>,
+    replacements: Vec<Zeroizing<Vec<u8>>>,
+    longest: usize,
+}
+
+/// A stream that passes a [`Table`]. Holds back only what may be the beginning of something that is looked for.
+#[derive(Default)]
+pub struct Stream {
+    held: BytesMut,
+}
+
+impl Table {
+    /// `None` without anything to look for. Nothing empty may be looked for.
+    pub fn new(pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Option<Self> {
+        let (patterns, replacements): (Vec<_>, Vec<_>) = pairs
+            .into_iter()
+            .filter(|(pattern, _)| !pattern.is_empty())
+            .map(|(pattern, replacement)| (Zeroizing::new(pattern), Zeroizing::new(replacement)))
+            .unzip();
+        let longest = patterns.iter().map(|pattern| pattern.len()).max()?;
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .start_kind(StartKind::Unanchored)
+            // The others take hundreds of times the memory of a long pattern.
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .build(patterns.iter().map(|pattern| pattern.as_slice()))
+            .ok()?;
+        Some(Self { automaton, patterns, replacements, longest })
+    }
+
+    /// Of a whole text; `None` when nothing is found. `found` is told the place in the table of each one.
+    pub fn replace(&self, text: &[u8], mut found: impl FnMut(usize)) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        let mut done = 0;
+        for hit in self.automaton.find_iter(text) {
+            found(hit.pattern().as_usize());
+            out.extend_from_slice(&text[done..hit.start()]);
+            out.extend_from_slice(&self.replacements[hit.pattern().as_usize()]);
+            done = hit.end();
+        }
+        (done > 0).then(|| {
+            out.extend_from_slice(&text[done..]);
+            out
+        })
+    }
+
+    pub fn is_in(&self, text: &[u8]) -> bool {
+        self.automaton.is_match(text)
+    }
+
+    /// Where the first end of `text` begins that more bytes could make into something that is looked for.
+    fn open_end(&self, text: &[u8], from: usize) -> usize {
+        let first = from.max((text.len() + 1).saturating_sub(self.longest));
+        (first..text.len())
+            .find(|&at| {
+                self.patterns
+                    .iter()
+                    .any(|pattern| pattern.len() > text.len() - at && pattern.starts_with(&text[at..]))
+            })
+            .unwrap_or(text.len())
+    }
+}
+
+impl Stream {
+    /// The next piece; what of the stream can be passed on now.
+    pub fn push(&mut self, table: &Table, piece: Bytes, found: impl FnMut(usize)) -> Bytes {
+        // Most pieces have nothing in them: they pass without being copied.
+        if self.held.is_empty() && !table.is_in(&piece) {
+            let end = table.open_end(&piece, 0);
+            self.held.extend_from_slice(&piece[end..]);
+            return piece.slice(..end);
+        }
+        self.held.extend_from_slice(&piece);
+        self.advance(table, false, found)
+    }
+
+    /// What was held back, after the last piece.
+    pub fn finish(&mut self, table: &Table, found: impl FnMut(usize)) -> Bytes {
+        self.advance(table, true, found)
+    }
+
+    /// Bytes that wait for more.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    fn advance(&mut self, table: &Table, last: bool, mut found: impl FnMut(usize)) -> Bytes {
+        let text = self.held.split().freeze();
+        let mut out = BytesMut::with_capacity(text.len());
+        let mut done = 0;
+        let open = |from| if last { text.len() } else { table.open_end(&text, from) };
+        let mut end = open(0);
+        // What begins before the open end cannot become anything longer.
+        while let Some(hit) =
+            table.automaton.find(Input::new(&text[..]).range(done..)).filter(|hit| hit.start() < end)
+        {
+            let place = hit.pattern().as_usize();
+            found(place);
+            out.extend_from_slice(&text[done..hit.start()]);
+            out.extend_from_slice(&table.replacements[place]);
+            done = hit.end();
+            if done > end {
+                end = open(done);
+            }
+        }
+        out.extend_from_slice(&text[done..end.max(done)]);
+        self.held.extend_from_slice(&text[end.max(done)..]);
+        out.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn table(pairs: &[(&str, &str)]) -> Table {
+        let own = |(from, to): &(&str, &str)| (from.as_bytes().to_vec(), to.as_bytes().to_vec());
+        Table::new(pairs.iter().map(own).collect()).unwrap()
+    }
+
+    fn streamed(table: &Table, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut stream = Stream::default();
+        let mut out = Vec::new();
+        for piece in pieces {
+            out.extend_from_slice(&stream.push(table, Bytes::copy_from_slice(piece), |_| {}));
+            assert!(stream.held.len() < table.longest);
+        }
+        out.extend_from_slice(&stream.finish(table, |_| {}));
+        out
+    }
+
+    #[test]
+    fn a_text_over_two_pieces_is_found_and_other_bytes_do_not_wait() {
+        let table = table(&[("secret", "SEALED")]);
+        assert_eq!(streamed(&table, &[b"a sec", b"ret b"]), b"a SEALED b");
+        let mut stream = Stream::default();
+        assert_eq!(stream.push(&table, Bytes::from_static(b"plain s"), |_| {}), "plain ");
+        assert!(stream.is_holding());
+        assert_eq!(stream.push(&table, Bytes::from_static(b"x"), |_| {}), "sx");
+        assert!(!stream.is_holding());
+    }
+
+    #[test]
+    fn the_longest_is_meant() {
+        let table = table(&[("abcd", "1"), ("abcdef", "2"), ("de", "3")]);
+        assert_eq!(streamed(&table, &[b"abcd", b"ef"]), b"2");
+        assert_eq!(streamed(&table, &[b"abcd", b"e!"]), b"1e!");
+        assert_eq!(streamed(&table, &[b"xd", b"e", b"abcd"]), b"x31");
+    }
+
+    #[test]
+    fn nothing_to_look_for_is_no_table() {
+        assert!(Table::new(Vec::new()).is_none());
+        assert!(Table::new(vec![(Vec::new(), b"x".to_vec())]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_gives_what_the_whole_gives(
+            text in "[abc]{0,60}",
+            patterns in proptest::collection::vec("[abc]{1,6}", 1..4),
+            cuts in proptest::collection::vec(0_usize..60, 0..12),
+        ) {
+            let pairs: Vec<_> = patterns.iter().enumerate()
+                .map(|(place, pattern)| (pattern.as_str(), ["<0>", "<1>", "<2>", "<3>"][place]))
+                .collect();
+            let table = table(&pairs);
+            let text = text.as_bytes();
+            let whole = table.replace(text, |_| {}).unwrap_or_else(|| text.to_vec());
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            prop_assert_eq!(streamed(&table, &pieces), whole);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What is changed in a reply on its way in.
+
+use std::sync::Arc;
+
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::response::Parts;
+use http::{HeaderMap, Method, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::body::{Body, Replacing, replace_in_headers};
+use super::decode::{Decoded, Encoding};
+use super::replace::Table;
+use super::request::{pass, strip_hop_by_hop};
+
+/// The reply as the sandbox may have it: with tokens where values stood. In words why it may not.
+pub(crate) fn seal(
+    reply: Response<Incoming>,
+    method: &Method,
+    seal: Option<&Arc<Table>>,
+) -> Result<Response<Body>, String> {
+    let (mut parts, body) = reply.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    let Some(table) = seal else { return Ok(Response::from_parts(parts, pass(body))) };
+    replace_in_headers(&mut parts.headers, table);
+    parts.extensions.remove::<hyper::ext::ReasonPhrase>();
+    let has_no_body = *method == Method::HEAD
+        || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || parts.status.is_informational();
+    if has_no_body {
+        return Ok(Response::from_parts(parts, pass(body)));
+    }
+    let encoding = encoding(&parts.headers)?;
+    let body = changed(&mut parts, body, encoding, table.clone());
+    Ok(Response::from_parts(parts, body))
+}
+
+fn changed(parts: &mut Parts, body: Incoming, encoding: Option<Encoding>, table: Arc<Table>) -> Body {
+    parts.headers.remove(CONTENT_LENGTH);
+    let ignore = Box::new(|_| {});
+    match encoding {
+        Some(encoding) => {
+            parts.headers.remove(CONTENT_ENCODING);
+            Body::new(Replacing::new(Decoded::new(body, encoding), table, ignore))
+        }
+        None => Body::new(Replacing::new(body, table, ignore)),
+    }
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, String> {
+    let values = headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("?"));
+    let mut names = values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity"));
+    let encoding = match names.next().map(str::to_ascii_lowercase).as_deref() {
+        None => None,
+        Some("gzip" | "x-gzip") => Some(Encoding::Gzip),
+        Some("deflate") => Some(Encoding::Deflate),
+        Some(other) => return Err(unreadable(other)),
+    };
+    match names.next() {
+        Some(second) => Err(unreadable(second)),
+        None => Ok(encoding),
+    }
+}
+
+fn unreadable(encoding: &str) -> String {
+    let encoding: String = encoding.chars().filter(char::is_ascii_graphic).take(32).collect();
+    format!(
+        "the host answered in the encoding {encoding:?} although it was asked for none; where a secret is used, replies are \
+         read to take it out again, and this one cannot be"
+    )
+}

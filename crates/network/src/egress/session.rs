@@ -1,0 +1,187 @@
+//! One running sandbox, as the gateway and the resolver see it: its policy, its secrets, the addresses its names stood
+//! for, its open connections, and what was refused to it.
+//!
+//! Policy and secrets are replaced whole. A connection that the new ones do not allow as it is is closed; every request
+//! of one that stays is judged by those in force when it begins.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::Semaphore;
+use warren_node_api::{EgressReport, SecretGrant};
+use warren_types::{EgressMode, EgressPolicy, SandboxId};
+
+use super::blocked::BlockedLog;
+use super::open::{Held, Kind, Open, OpenConnections};
+use super::pins::Pins;
+use super::secrets::Secrets;
+
+/// Open connections of one sandbox.
+const MAX_CONNECTIONS: usize = 1024;
+const WEB_PORTS: [u16; 2] = [80, 443];
+
+/// Shared by gateway and resolver.
+pub struct Session {
+    id: SandboxId,
+    policy: ArcSwap<EgressPolicy>,
+    /// The sandbox holds tokens, whether or not their values are known yet.
+    sealed: bool,
+    /// None until the first grant.
+    secrets: ArcSwapOption<Secrets>,
+    pins: Pins,
+    blocked: BlockedLog,
+    open: Arc<OpenConnections>,
+    pub(crate) places: Arc<Semaphore>,
+}
+
+impl Session {
+    /// `sealed`: the sandbox has secrets; until [`Self::set_grant`] is called nothing sealed goes out.
+    #[must_use]
+    pub fn new(id: SandboxId, policy: EgressPolicy, sealed: bool) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            policy: ArcSwap::from_pointee(policy),
+            sealed,
+            secrets: ArcSwapOption::empty(),
+            pins: Pins::default(),
+            blocked: BlockedLog::default(),
+            open: Arc::default(),
+            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        })
+    }
+
+    /// Counts at once; open connections that are no longer allowed are closed.
+    pub fn set_policy(&self, policy: EgressPolicy) {
+        self.policy.store(Arc::new(policy));
+        self.close_what_is_not_allowed();
+    }
+
+    /// Values, hosts and removals count for the next request of open connections too. Connections that were passed
+    /// through unread to a host that now has a secret are closed, so that they come again.
+    pub fn set_grant(&self, grant: SecretGrant) {
+        self.secrets.store(Some(Arc::new(Secrets::new(grant))));
+        self.close_what_is_not_allowed();
+    }
+
+    pub fn policy(&self) -> Arc<EgressPolicy> {
+        self.policy.load_full()
+    }
+
+    /// Whether its connections have to come through the gateway.
+    pub fn is_gated(&self) -> bool {
+        let secrets = self.sealed || self.secrets.load().as_ref().is_some_and(|secrets| !secrets.is_empty());
+        secrets || self.policy.load().mode == EgressMode::Allowlist
+    }
+
+    /// Says which addresses a name stands for, before its sandbox is told. Kept for `ttl`, and 10 minutes at least.
+    pub fn pin(&self, name: &str, addresses: &[Ipv4Addr], ttl: Duration) {
+        self.pins.add(name, addresses, ttl);
+    }
+
+    /// `port` is 0 for a question for a name.
+    pub fn note_blocked(&self, host: &str, port: u16, reason: &str) {
+        self.blocked.note(host, port, reason);
+    }
+
+    pub fn report(&self) -> EgressReport {
+        self.blocked.report()
+    }
+
+    pub(crate) fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    pub(crate) fn is_pinned(&self, name: &str, address: Ipv4Addr) -> bool {
+        self.pins.has(name, address)
+    }
+
+    /// None while the values are not known.
+    pub(crate) fn secrets(&self) -> Option<Arc<Secrets>> {
+        self.secrets.load_full()
+    }
+
+    /// Its tokens mean something that is not known yet.
+    pub(crate) fn waits_for_grant(&self) -> bool {
+        self.sealed && self.secrets.load().is_none()
+    }
+
+    /// Whether requests to that host have to be read.
+    pub(crate) fn has_secrets_for(&self, host: &str) -> bool {
+        self.waits_for_grant() || self.secrets.load().as_ref().is_some_and(|secrets| secrets.apply_to(host))
+    }
+
+    /// Whether bytes that nobody reads may go there under an allowlist: a rule has to name that port, and must not be
+    /// about requests. `host` is what the client said, if it did.
+    pub(crate) fn allows_raw(
+        &self,
+        policy: &EgressPolicy,
+        host: Option<&str>,
+        address: Option<Ipv4Addr>,
+        port: u16,
+    ) -> bool {
+        let mut rules = policy.allow.iter().filter(|rule| {
+            !WEB_PORTS.contains(&port) && rule.ports.contains(&port) && !rule.is_about_requests()
+        });
+        match (host, address) {
+            (Some(host), _) => rules.any(|rule| rule.host.matches(host)),
+            (None, Some(address)) => {
+                let mut names = self.pins.names_of(address);
+                names.push(address.to_string());
+                rules.any(|rule| names.iter().any(|name| rule.host.matches(name)))
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// Takes note of an open connection; until the guard is dropped it is closed when it is no longer allowed.
+    pub(crate) fn hold(self: &Arc<Self>, open: Open) -> Held {
+        let held = self.open.add(open);
+        self.recheck();
+        held
+    }
+
+    /// Says more about an open connection.
+    pub(crate) fn decide(&self, held: &Held, change: impl FnOnce(&mut Open)) {
+        self.open.change(held, change);
+        // The policy may have changed between the decision and now.
+        self.recheck();
+    }
+
+    pub(crate) fn close_all(&self) {
+        self.open.close_unless(|_| false);
+    }
+
+    fn recheck(&self) {
+        if self.policy.load().mode != EgressMode::Open {
+            self.close_what_is_not_allowed();
+        }
+    }
+
+    fn close_what_is_not_allowed(&self) {
+        let policy = self.policy.load_full();
+        self.open.close_unless(|open| self.is_kept(&policy, open));
+    }
+
+    fn is_kept(&self, policy: &EgressPolicy, open: &Open) -> bool {
+        let host = open.host.as_deref();
+        match (policy.mode, &open.kind) {
+            (EgressMode::None, _) => false,
+            (EgressMode::Open, Kind::Raw { tls: true }) => {
+                host.is_none_or(|host| !self.has_secrets_for(host))
+            }
+            (EgressMode::Open, _) | (_, Kind::Undecided) => true,
+            (EgressMode::Allowlist, Kind::Raw { .. }) => {
+                self.allows_raw(policy, host, open.address, open.port)
+            }
+            // Without a host each request names its own and is judged by itself.
+            (EgressMode::Allowlist, Kind::Inspected) => {
+                host.is_none_or(|host| policy.allows(host, open.port))
+            }
+            (EgressMode::Allowlist, Kind::Upgraded { path }) => {
+                host.is_some_and(|host| policy.allows_request(host, open.port, "GET", path))
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The gateway between real clients and real servers, on loopback: clients trust its authority, servers are trusted by a
+//! file of roots, names are asked of a small DNS server.
+
+mod forms;
+mod harness;
+mod load;
+mod plain;
+mod policy;
+mod replies;
+mod requests;
+mod upgrades;
