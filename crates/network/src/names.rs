@@ -155,6 +155,121 @@ fn addresses(name: &Name, answer: &Message) -> io::Result<Vec<Ipv4Addr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hickory_proto::rr::Record;
+    use hickory_proto::rr::rdata::CNAME;
+    use tokio::net::TcpListener;
+
+    fn record(name: &str, data: RData) -> Record {
+        Record::from_rdata(Name::from_ascii(name).unwrap(), 60, data)
+    }
+
+    fn a(name: &str, last: u8) -> Record {
+        record(name, RData::A(Ipv4Addr::new(203, 0, 113, last).into()))
+    }
+
+    /// A resolver that answers each question over UDP with what `answer` makes of it, and over TCP with one address.
+    async fn resolver(answer: fn(Message) -> Vec<Message>) -> Names {
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let udp = UdpSocket::bind(address).await.unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 600];
+            while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
+                for message in answer(Message::from_vec(&buffer[..length]).unwrap()) {
+                    udp.send_to(&message.to_vec().unwrap(), peer).await.unwrap();
+                }
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = tcp.accept().await {
+                let mut question = vec![0; usize::from(stream.read_u16().await.unwrap())];
+                stream.read_exact(&mut question).await.unwrap();
+                let mut message = Message::from_vec(&question).unwrap().into_response();
+                message.add_answer(a("a.example.", 9));
+                let bytes = message.to_vec().unwrap();
+                stream.write_u16(u16::try_from(bytes.len()).unwrap()).await.unwrap();
+                stream.write_all(&bytes).await.unwrap();
+            }
+        });
+        Names::new(vec![address])
+    }
+
+    async fn last_bytes(names: Names) -> io::Result<Vec<u8>> {
+        names
+            .lookup("A.example")
+            .await
+            .map(|addresses| addresses.iter().map(|address| address.octets()[3]).collect())
+    }
+
+    #[tokio::test]
+    async fn aliases_are_followed_and_other_names_are_not() {
+        let names = resolver(|message| {
+            let mut message = message.into_response();
+            let alias = |to: &str| RData::CNAME(CNAME(Name::from_ascii(to).unwrap()));
+            message.add_answer(record("b.example.", alias("c.example.")));
+            message.add_answer(record("a.example.", alias("b.example.")));
+            message
+                .add_answer(a("c.example.", 1))
+                .add_answer(a("c.example.", 2))
+                .add_answer(a("evil.example.", 3));
+            vec![message]
+        });
+        assert_eq!(last_bytes(names.await).await.unwrap(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_circle_of_aliases_ends() {
+        let names = resolver(|message| {
+            let mut message = message.into_response();
+            message.add_answer(record(
+                "a.example.",
+                RData::CNAME(CNAME(Name::from_ascii("a.example.").unwrap())),
+            ));
+            vec![message]
+        });
+        assert_eq!(last_bytes(names.await).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn answers_to_other_questions_are_not_taken() {
+        let names = resolver(|message| {
+            let (mut other, mut number) = (message.clone().into_response(), message.clone().into_response());
+            other.queries = vec![Query::query(Name::from_ascii("b.example.").unwrap(), RecordType::A)];
+            other.add_answer(a("a.example.", 1));
+            number.metadata.id ^= 1;
+            number.add_answer(a("a.example.", 2));
+            let mut right = message.into_response();
+            right.add_answer(a("a.example.", 3));
+            vec![other, number, right]
+        });
+        assert_eq!(last_bytes(names.await).await.unwrap(), [3]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_asked_for_again() {
+        let names = resolver(|message| {
+            let mut message = message.into_response();
+            message.metadata.truncation = true;
+            vec![message]
+        });
+        assert_eq!(last_bytes(names.await).await.unwrap(), [9]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_not_there_is_told_from_a_resolver_that_fails() {
+        let none = resolver(|message| {
+            let mut message = message.into_response();
+            message.metadata.response_code = ResponseCode::NXDomain;
+            vec![message]
+        });
+        assert_eq!(last_bytes(none.await).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let failing = resolver(|message| {
+            let mut message = message.into_response();
+            message.metadata.response_code = ResponseCode::ServFail;
+            vec![message]
+        });
+        assert_eq!(last_bytes(failing.await).await.unwrap_err().kind(), io::ErrorKind::Other);
+    }
 
     #[test]
     fn resolvers_are_read_as_the_system_reads_them() {
