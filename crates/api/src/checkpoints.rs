@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use warren_types::EgressPolicy;
 
 /// Body of `POST …/checkpoints`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -134,9 +135,19 @@ pub struct Fork {
     /// MiB; raised to what the checkpoint had, and to the next tier.
     #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<i64>,
-    /// Refused: this server has no secret stores yet.
+    /// Name of a secret store, over those the checkpoint's sandbox had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_store: Option<String>,
+    /// *Additive.* Hosts it may reach, besides those the checkpoint's sandbox might.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_allowlist: Option<Vec<String>>,
+    /// *Additive.* As for a create, over those of the checkpoint's sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_allowed_hosts: Option<BTreeMap<String, Vec<String>>>,
+    /// *Additive.* What it may reach, instead of what the checkpoint's sandbox itself was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::egress::PolicyShape>)]
+    pub egress: Option<EgressPolicy>,
 }
 
 /// Body of `POST …/patches`.

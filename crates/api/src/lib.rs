@@ -4,6 +4,7 @@
 //! the published SDKs never send or need them. Unknown fields in requests are ignored, as those clients expect.
 
 pub mod checkpoints;
+pub mod egress;
 pub mod error;
 pub mod exec;
 pub mod files;
@@ -12,6 +13,7 @@ pub mod logs;
 pub mod pty;
 pub mod sandboxes;
 pub mod scaling;
+pub mod secrets;
 pub mod tags;
 
 pub use error::ErrorBody;

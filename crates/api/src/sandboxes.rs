@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use warren_types::EgressPolicy;
 
 /// Body of `POST /api/sandboxes`. All fields are optional.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -47,6 +48,20 @@ pub struct SandboxCreate {
     /// like any other command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_commands: Option<Vec<String>>,
+    /// Name of a secret store: its secrets become environment variables with sealed tokens, its list narrows what the sandbox
+    /// may reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_store: Option<String>,
+    /// Hosts the sandbox may reach: `example.com`, `*.example.com`, `*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_allowlist: Option<Vec<String>>,
+    /// For some of its secrets, by name: where they are put in, of the hosts that the secret itself allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_allowed_hosts: Option<BTreeMap<String, Vec<String>>>,
+    /// *Additive.* What it may reach; `egressAllowlist` adds to its rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::egress::PolicyShape>)]
+    pub egress: Option<EgressPolicy>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]
@@ -58,12 +73,6 @@ pub struct SandboxCreate {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NotYet {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_store: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub egress_allowlist: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_allowed_hosts: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,9 +88,6 @@ impl NotYet {
     #[must_use]
     pub fn named(&self) -> Vec<&'static str> {
         let fields = [
-            ("secretStore", &self.secret_store),
-            ("egressAllowlist", &self.egress_allowlist),
-            ("secretAllowedHosts", &self.secret_allowed_hosts),
             ("image", &self.image),
             ("snapshot", &self.snapshot),
             ("previewAuth", &self.preview_auth),

@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    checkpoint, completions, config, cp, create, doctor, exec, execs, files, fork, get, hibernate, keys,
-    kill, logs, ls, reboot, scale, shell, tags, timeout, version, wake,
+    checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get, hibernate,
+    keys, kill, logs, ls, reboot, scale, secret, secret_store, secrets, shell, tags, timeout, version, wake,
 };
 use crate::{failure, serve};
 
@@ -93,6 +93,15 @@ pub(crate) enum Command {
     Checkpoint(checkpoint::CheckpointCommand),
     /// Make a sandbox that starts as a checkpoint was, and print its id
     Fork(fork::ForkArgs),
+    /// Show or change what a sandbox may reach
+    #[command(subcommand)]
+    Egress(egress::EgressCommand),
+    /// Secret stores: make, list, change, delete
+    #[command(subcommand)]
+    SecretStore(secret_store::SecretStoreCommand),
+    /// Secrets of a store: set, list, delete, see what they were used for
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Show or store the server's address and the key
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -101,6 +110,9 @@ pub(crate) enum Command {
     /// Server: make, list and revoke API keys
     #[command(subcommand)]
     Keys(keys::KeysCommand),
+    /// Server: change the key that secrets are encrypted with
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// Server: check that this machine has what Warren needs
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
@@ -112,7 +124,7 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it works on this machine's server rather than talks to one.
     pub(crate) fn is_server_side(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Keys(_) | Self::Doctor(_))
+        matches!(self, Self::Serve(_) | Self::Keys(_) | Self::Secrets(_) | Self::Doctor(_))
     }
 }
 
@@ -138,9 +150,13 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Scale(args) => scale::run(&context, args).await,
         Command::Checkpoint(command) => checkpoint::run(&context, command).await,
         Command::Fork(args) => fork::run(&context, args).await,
+        Command::Egress(command) => egress::run(&context, command).await,
+        Command::SecretStore(command) => secret_store::run(&context, command).await,
+        Command::Secret(command) => secret::run(&context, command).await,
         Command::Config(command) => config::run(&context, command),
         Command::Serve(args) => serve::run(args).await,
         Command::Keys(command) => keys::run(&context, command).await,
+        Command::Secrets(command) => secrets::run(&context, command).await,
         Command::Doctor(args) => doctor::run(&context, args).await,
         Command::Completions(args) => completions::run(&context, &args),
         Command::Version => version::run(&context),

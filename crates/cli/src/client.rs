@@ -5,12 +5,14 @@
 //! time limit; streams have none, but may not fall silent for longer than [`SILENCE_LIMIT`].
 
 mod checkpoints;
+mod egress;
 mod exec;
 mod files;
 mod logs;
 mod pty;
 mod sandboxes;
 mod scaling;
+mod secrets;
 
 use std::time::Duration;
 

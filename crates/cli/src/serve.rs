@@ -72,6 +72,10 @@ pub(crate) struct ServeArgs {
     /// Megabytes a second that a sandbox may send, and receive
     #[arg(long, value_name = "MB", default_value_t = Limits::default().megabytes_per_second)]
     pub(crate) bandwidth: u32,
+    /// File with the keys that secrets are encrypted with, one a line, the one in use first [default: secrets.key in the
+    /// data directory, made at the first start]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secrets_key_file: Option<PathBuf>,
     /// Running sandboxes an organisation may have
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) max_running: u32,
@@ -169,6 +173,7 @@ async fn start(
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;
     let config = ControlConfig {
         region: args.region.clone(),
+        secrets_key_file: args.secrets_key_file.clone(),
         public_url: args.public_url.clone(),
         max_running_per_org: args.max_running,
         ..ControlConfig::new(data_dir)

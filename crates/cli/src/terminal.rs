@@ -6,7 +6,7 @@
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, Once, PoisonError};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// How the terminal was before raw mode; none while it is not raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -17,6 +17,9 @@ pub(crate) struct WindowSize {
     pub(crate) cols: u16,
     pub(crate) rows: u16,
 }
+
+/// While this lives, what is typed is not shown.
+pub(crate) struct Silence(Termios);
 
 /// While this lives, keystrokes arrive as they are typed and nothing is echoed.
 pub(crate) struct RawMode(());
@@ -30,6 +33,24 @@ impl WindowSize {
             .map(|size| Self { cols: size.ws_col, rows: size.ws_row })
             .find(|size| size.cols > 0 && size.rows > 0)
             .unwrap_or(Self { cols: 80, rows: 24 })
+    }
+}
+
+impl Silence {
+    /// Standard input must be a terminal.
+    pub(crate) fn enter() -> std::io::Result<Self> {
+        let stdin = std::io::stdin();
+        let before = tcgetattr(&stdin)?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&stdin, OptionalActions::Flush, &silent)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.0);
     }
 }
 

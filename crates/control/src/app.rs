@@ -4,6 +4,7 @@
 //! Whatever changes a sandbox runs as a task of its own ([`App::to_the_end`]), so that a client that hangs up half-way
 //! leaves no half-made thing.
 
+pub(crate) mod access;
 pub(crate) mod auth;
 pub(crate) mod checkpoints;
 pub(crate) mod exec;
@@ -16,6 +17,7 @@ pub(crate) mod logs;
 pub(crate) mod pty;
 pub(crate) mod sandboxes;
 pub(crate) mod scaling;
+pub(crate) mod secrets;
 pub(crate) mod tags;
 pub(crate) mod token;
 
@@ -30,7 +32,9 @@ use tracing::Instrument;
 use warren_node_api::{NodeClient, NodeInfo};
 use warren_types::Error;
 
+use crate::keyring::Keyring;
 use crate::store::Store;
+use access::Changes as AccessChanges;
 use auth::UsedKeys;
 use idempotency::KeyLocks;
 use in_flight::{CheckpointsInFlight, InFlight};
@@ -46,6 +50,9 @@ pub(crate) struct App {
     pub(crate) checkpoints_in_flight: CheckpointsInFlight,
     /// Told when a checkpoint is seen to have changed.
     pub(crate) checkpoint_changed: Notify,
+    /// What nodes are to be told of secrets and policies.
+    pub(crate) access_changes: AccessChanges,
+    pub(crate) keyring: Keyring,
     pub(crate) used_keys: UsedKeys,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -71,6 +78,7 @@ pub(crate) struct Parts {
     pub node: NodeClient,
     pub node_info: NodeInfo,
     pub tokens: TokenSigner,
+    pub keyring: Keyring,
     pub region: String,
     pub public_url: Option<String>,
     pub max_running_per_org: u32,
@@ -89,6 +97,8 @@ impl App {
             in_flight: InFlight::default(),
             checkpoints_in_flight: CheckpointsInFlight::default(),
             checkpoint_changed: Notify::new(),
+            access_changes: AccessChanges::default(),
+            keyring: parts.keyring,
             used_keys: UsedKeys::default(),
             shutdown: parts.shutdown,
             tasks: parts.tasks,

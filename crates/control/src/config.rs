@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where `control.sqlite` and `token.key` are, or will be made.
     pub data_dir: PathBuf,
+    /// The file with the keys of secrets; `secrets.key` in the data directory, made when it is not there, when absent.
+    pub secrets_key_file: Option<PathBuf>,
     /// Shown with every sandbox.
     pub region: String,
     /// How clients reach this server, without a path; derived from each request when absent.
@@ -32,6 +34,7 @@ impl Config {
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             data_dir: data_dir.into(),
+            secrets_key_file: None,
             region: Self::DEFAULT_REGION.to_owned(),
             public_url: None,
             max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,

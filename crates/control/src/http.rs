@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod channel;
 mod checkpoints;
+mod egress;
 mod errors;
 mod exec;
 mod exec_answer;
@@ -27,6 +28,8 @@ mod relay;
 mod request_id;
 mod sandboxes;
 mod scaling;
+mod secret_stores;
+mod secrets;
 mod tags;
 mod unread;
 
@@ -59,6 +62,9 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .merge(checkpoints::routes())
         .merge(patches::routes())
         .merge(scaling::routes())
+        .merge(egress::routes())
+        .merge(secret_stores::routes())
+        .merge(secrets::routes())
         .merge(logs::routes())
         .merge(tags::routes())
         .merge(identity::routes())

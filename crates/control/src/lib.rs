@@ -7,14 +7,16 @@
 //!          node ◀── tasks           reconciler, watch on the node's changes
 //! ```
 //!
-//! Owns the SQLite file and the key of sandbox tokens in its data directory, and nothing on any host: what happens
+//! Owns the SQLite file, the key of sandbox tokens and the keys of secrets in its data directory, and nothing on any host: what happens
 //! to a sandbox happens on its node, which is reached through `warren-node-api` alone. Intent and what was observed
 //! stand side by side in the store; after a crash at any point the reconciler makes them and the node agree.
 
 mod app;
 mod config;
 mod http;
+mod keyring;
 pub mod keys;
+pub mod secrets;
 mod store;
 mod tasks;
 
@@ -31,6 +33,7 @@ use warren_types::Error;
 use app::token::{self, TokenSigner};
 use app::{App, Pace, Parts};
 pub use config::Config;
+use keyring::{Keyring, KeyringError};
 use store::Store;
 pub use store::StoreError;
 
@@ -49,10 +52,19 @@ pub enum StartError {
         "the key of sandbox tokens, {path}, cannot be used; if it is damaged, remove it and all tokens change"
     )]
     TokenKey { path: String, source: io::Error },
+    #[error("the secrets cannot be used")]
+    Keyring(#[from] KeyringError),
+    #[error(
+        "{secrets} secrets in the database are encrypted with a key ({id}) that is not in {path}; put the old key file back, \
+         or name it with --secrets-key-file"
+    )]
+    OtherKey { secrets: i64, id: String, path: String },
     #[error("the node cannot be used")]
     Node(#[source] Error),
     #[error("what the node has could not be compared with what is stored")]
     Reconcile(#[source] Error),
+    #[error("what sandboxes may reach could not be read")]
+    Access(#[source] Error),
     #[error(
         "the database in {data_dir} is new, but the node has {sandboxes} sandboxes and {checkpoints} checkpoints it would \
          delete as unknown; put the old control.sqlite back, or remove the node's volume to give them up"
@@ -78,12 +90,14 @@ impl Control {
             path: config.data_dir.join(token::FILE_NAME).display().to_string(),
             source,
         })?;
+        let keyring = open_keyring(&config, &store).await?;
         let node_info = node.get_node().await.map_err(StartError::Node)?;
         let app = Arc::new(App::new(Parts {
             store,
             node,
             node_info,
             tokens,
+            keyring,
             region: config.region,
             public_url: config.public_url,
             max_running_per_org: config.max_running_per_org,
@@ -92,6 +106,8 @@ impl Control {
             tasks,
         }));
         tasks::reconcile::reconcile(&app).await.map_err(StartError::Reconcile)?;
+        // A node that cannot be told now is told by the sweep; until then it lets nothing sealed out.
+        app.push_all_access().await.map_err(StartError::Access)?;
         tasks::spawn(&app);
         Ok(Self { app })
     }
@@ -105,6 +121,23 @@ impl Control {
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.app))
     }
+}
+
+/// The keys of secrets. A new one is made only while there is nothing that an old one would open.
+async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
+    let used = store.list_secret_keys(keyring::KEY_ID_DIGITS).await?;
+    let path = secrets::key_file(&config.data_dir, config.secrets_key_file.as_deref());
+    let keyring = if used.is_empty() && config.secrets_key_file.is_none() {
+        Keyring::open_or_make(&path)?
+    } else {
+        Keyring::open(&path)?
+    };
+    for (id, secrets) in used {
+        if !keyring.knows(&id)? {
+            return Err(StartError::OtherKey { secrets, id, path: path.display().to_string() });
+        }
+    }
+    Ok(keyring)
 }
 
 /// The reconciler removes what no row knows. Over a lost database that would be everything.

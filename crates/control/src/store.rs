@@ -8,6 +8,7 @@
 //!
 //! Nothing here decides anything: no rights, no defaults, no words for clients.
 
+pub(crate) mod access;
 pub(crate) mod checkpoints;
 mod error;
 pub(crate) mod idempotency;
@@ -16,6 +17,8 @@ mod memory;
 pub(crate) mod patches;
 pub(crate) mod sandboxes;
 pub(crate) mod scaling;
+pub(crate) mod secret_uses;
+pub(crate) mod secrets;
 pub(crate) mod tags;
 
 use std::fs::{DirBuilder, File, OpenOptions};

@@ -193,7 +193,7 @@ def test_every_rule_of_a_fork(api):
         assert answer.status_code == 201, "without a body"
         Box(api, answer.json()).kill()
         fork = lambda body: api.post(f"/api/sandboxes/from-checkpoint/{one}", json=body)
-        refusal(fork({"secretStore": "s"}), 400, "secretStore")
+        refusal(fork({"secretStore": "no such store"}), 400, "secret store not found: no such store")
         refusal(fork({"envs": {"A=B": "1"}}), 400, "envs")
         refusal(fork({"timeout": "x"}), 400, "timeout")
         refusal(api.post(f"/api/sandboxes/from-checkpoint/{NOBODYS}"), 404, "checkpoint not found")

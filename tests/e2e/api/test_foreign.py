@@ -22,6 +22,9 @@ def routes(base, exec_id, pty_id):
         ("POST", f"{base}/checkpoints/{CHECKPOINT}/restore", None),
         ("DELETE", f"{base}/checkpoints/{CHECKPOINT}", None),
         ("GET", f"{base}/patches", None),
+        ("GET", f"{base}/allowed-hosts", None),
+        ("GET", f"{base}/egress", None),
+        ("PUT", f"{base}/egress", {"mode": "none"}),
     ]
     return control_only + [
         ("GET", base, None),

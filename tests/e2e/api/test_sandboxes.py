@@ -79,9 +79,6 @@ def test_what_cannot_be_is_refused_with_a_reason(api, fields, status, says):
     "fields",
     [
         {"previewAuth": {"scheme": "bearer", "token": "auto"}},
-        {"secretStore": "store"},
-        {"egressAllowlist": ["example.com"]},
-        {"secretAllowedHosts": {"K": ["example.com"]}},
         {"image": {"base": "base", "steps": []}},
         {"snapshot": "snap"},
         {"webhooks": [{"url": "https://example.com"}]},

@@ -43,8 +43,14 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "COMMAND")]
     start: Vec<String>,
     /// Let it open no connections to the outside
-    #[arg(long)]
+    #[arg(long, conflicts_with = "allow_host")]
     no_network: bool,
+    /// Name of a secret store: its secrets become variables with sealed tokens, its list narrows what may be reached
+    #[arg(long, value_name = "NAME")]
+    secret_store: Option<String>,
+    /// A host it may reach, like example.com or *.example.com, and none but those that are allowed; repeatable
+    #[arg(long, value_name = "HOST")]
+    allow_host: Vec<String>,
     /// Makes the command repeatable: the same key gives the same sandbox
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -62,6 +68,8 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         disk_mb: args.disk.map(i64::from),
         network_enabled: args.no_network.then_some(false),
         isolation: args.isolation,
+        secret_store: args.secret_store,
+        egress_allowlist: (!args.allow_host.is_empty()).then_some(args.allow_host),
         tags: map_of(args.tag),
         start_commands: (!args.start.is_empty()).then_some(args.start),
         ..SandboxCreate::default()

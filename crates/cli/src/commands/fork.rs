@@ -27,6 +27,12 @@ pub(crate) struct ForkArgs {
     /// Metadata over that of the checkpoint; repeatable
     #[arg(long, short, value_name = "KEY=VALUE")]
     metadata: Vec<Pair>,
+    /// Name of a secret store: its secrets become variables with sealed tokens, its list narrows what may be reached
+    #[arg(long, value_name = "NAME")]
+    secret_store: Option<String>,
+    /// A host it may reach, like example.com or *.example.com, and none but those that are allowed; repeatable
+    #[arg(long, value_name = "HOST")]
+    allow_host: Vec<String>,
     /// Makes the command repeatable: the same key gives the same sandbox
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -38,7 +44,9 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> anyhow::Result<Exi
         envs: map_of(args.env),
         metadata: map_of(args.metadata),
         memory_mb: args.memory.map(i64::from),
-        secret_store: None,
+        secret_store: args.secret_store,
+        egress_allowlist: (!args.allow_host.is_empty()).then_some(args.allow_host),
+        ..Fork::default()
     };
     let begun = Instant::now();
     let client = context.client()?;

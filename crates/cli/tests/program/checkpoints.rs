@@ -166,8 +166,20 @@ fn a_fork_prints_the_new_id_and_warns_of_a_failed_patch() {
     });
     server.answer(&line, 201, &made);
     let home = Home::of(&server);
-    let ran =
-        home.run(&["fork", CHECKPOINT, "-e", "A=1", "-m", "b=2", "--timeout", "60", "--memory", "4096"]);
+    let ran = home.run(&[
+        "fork",
+        CHECKPOINT,
+        "-e",
+        "A=1",
+        "-m",
+        "b=2",
+        "--timeout",
+        "60",
+        "--memory",
+        "4096",
+        "--allow-host",
+        "a.com",
+    ]);
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "sb-ffffffff\n"));
     assert!(
         ran.stderr.ends_with("ms: 1 vCPU, 4 GiB\nwarning: patch 2 failed (exit code 1)\n"),
@@ -176,7 +188,7 @@ fn a_fork_prints_the_new_id_and_warns_of_a_failed_patch() {
     );
     assert_eq!(
         server.body_of(&line),
-        json!({"timeout": 60, "envs": {"A": "1"}, "metadata": {"b": "2"}, "memoryMB": 4096})
+        json!({"timeout": 60, "envs": {"A": "1"}, "metadata": {"b": "2"}, "memoryMB": 4096, "egressAllowlist": ["a.com"]})
     );
     let ran = home.run(&["fork", CHECKPOINT, "--json", "-q"]);
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), made);

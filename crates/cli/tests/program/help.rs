@@ -2,7 +2,7 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 29] = [
     "create",
     "ls",
     "get",
@@ -21,9 +21,13 @@ const COMMANDS: [&str; 25] = [
     "scale",
     "checkpoint",
     "fork",
+    "egress",
+    "secret-store",
+    "secret",
     "config",
     "serve",
     "keys",
+    "secrets",
     "doctor",
     "completions",
     "version",

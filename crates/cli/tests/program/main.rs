@@ -10,6 +10,7 @@ mod help;
 mod keys;
 mod logs;
 mod sandboxes;
+mod secrets;
 mod server;
 mod settings;
 mod shell;

@@ -40,6 +40,8 @@ fn create_prints_the_id_and_sends_what_was_asked() {
         "-t",
         "env=dev",
         "--no-network",
+        "--secret-store",
+        "keys",
         "--idempotency-key",
         "once",
     ]);
@@ -49,7 +51,7 @@ fn create_prints_the_id_and_sends_what_was_asked() {
     assert_eq!(
         server.body_of("POST /api/sandboxes"),
         json!({ "templateID": "base", "memoryMB": 4096, "timeout": 60, "envs": { "A": "1=2" }, "metadata": { "team": "x" },
-                "tags": { "env": "dev" }, "networkEnabled": false })
+                "tags": { "env": "dev" }, "networkEnabled": false, "secretStore": "keys" })
     );
     assert_eq!(server.asked()[0].headers["idempotency-key"], "once");
 

@@ -11,6 +11,8 @@ use crate::app::auth::sandbox_not_found;
 use crate::app::checkpoints::checkpoint_not_found;
 use crate::app::exec::exec_not_found;
 use crate::app::pty::pty_not_found;
+use crate::app::secrets::{secret_not_found, store_not_found};
+use crate::store::secrets::SecretStoreId;
 
 /// Of `{id}`.
 #[derive(Debug, Clone)]
@@ -23,6 +25,14 @@ pub(super) struct ExecPath(pub ExecId);
 /// Of `{sid}` on routes of terminals.
 #[derive(Debug, Clone)]
 pub(super) struct PtyPath(pub PtyId);
+
+/// Of `{store}`.
+#[derive(Debug, Clone)]
+pub(super) struct SecretStorePath(pub SecretStoreId);
+
+/// Of `{name}`, as it stands there.
+#[derive(Debug, Clone)]
+pub(super) struct NamePath(pub String);
 
 /// Of `{cid}`. What is no id is told so, where it is looked at: after whoever asks was found to be allowed to.
 #[derive(Debug, Clone)]
@@ -69,6 +79,22 @@ impl<S: Send + Sync> FromRequestParts<S> for PtyPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         param(parts, state, "sid", pty_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for SecretStorePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "store", store_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for NamePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "name", secret_not_found).await.map(Self)
     }
 }
 

@@ -108,15 +108,20 @@ async fn sandbox_get(
 /// Stops a sandbox for good. Repeating it is fine.
 #[utoipa::path(
     delete, path = "/sandboxes/{id}", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path), ("deleteSecretStore" = Option<String>, Query, description = "Accepted for compatibility")),
+    params(("id" = String, Path), ("deleteSecretStore" = Option<String>, Query, description = "1, true, yes, y or on: its secret store is deleted too, for every sandbox")),
     responses((status = 204), (status = 404, body = ErrorBody))
 )]
 async fn sandbox_delete(
     State(app): State<Arc<App>>,
     caller: Caller,
     SandboxPath(id): SandboxPath,
+    query: Query,
 ) -> Result<StatusCode, ApiError> {
     app.delete_sandbox(&caller, &id).await?;
+    let with_store = query.get("deleteSecretStore").map(str::to_ascii_lowercase);
+    if with_store.is_some_and(|word| matches!(word.as_str(), "1" | "true" | "yes" | "y" | "on")) {
+        app.delete_store_of(&caller, &id).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

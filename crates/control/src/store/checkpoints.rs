@@ -9,6 +9,7 @@ use sqlx::FromRow;
 use warren_node_api::SandboxSpec;
 use warren_types::{CheckpointId, OrgId, SandboxId, tags::Tags};
 
+use super::access::AccessRecord;
 use super::sandboxes::column;
 use super::{Store, StoreError, timestamp};
 
@@ -49,6 +50,8 @@ pub(crate) struct CheckpointRow {
     pub error: Option<String>,
     pub failed_at: Option<Timestamp>,
     pub created_at: Timestamp,
+    /// What its sandbox was given.
+    pub access: AccessRecord,
 }
 
 /// What the reconciler needs of a row.
@@ -73,7 +76,7 @@ macro_rules! with_columns {
         concat!(
             $before,
             " id, org_id, sandbox_id, name, kind, status, captured, holds, consistency, pause_us, size_bytes, is_public, \
-             spec, metadata, alias, error, failed_at, created_at ",
+             spec, metadata, alias, error, failed_at, created_at, access ",
             $after
         )
     };
@@ -100,6 +103,7 @@ pub(super) struct RawCheckpoint {
     error: Option<String>,
     failed_at: Option<i64>,
     created_at: i64,
+    access: Option<String>,
 }
 
 #[derive(FromRow)]
@@ -178,6 +182,10 @@ impl RawCheckpoint {
             error: self.error,
             failed_at: self.failed_at.map(timestamp).transpose()?,
             created_at: timestamp(self.created_at)?,
+            access: column(
+                "checkpoints.access",
+                self.access.as_deref().map_or_else(|| Ok(AccessRecord::default()), serde_json::from_str),
+            )?,
         })
     }
 }

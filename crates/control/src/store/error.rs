@@ -35,6 +35,18 @@ impl StoreError {
             | Self::Column { .. } => false,
         }
     }
+
+    /// Whether the statement failed because a row that it refers to is gone.
+    pub(crate) fn refers_to_nothing(&self) -> bool {
+        match self {
+            Self::Query { source: sqlx::Error::Database(error), .. } => error.is_foreign_key_violation(),
+            Self::Query { .. }
+            | Self::Prepare { .. }
+            | Self::Open { .. }
+            | Self::Migrate { .. }
+            | Self::Column { .. } => false,
+        }
+    }
 }
 
 /// The one place where a failure of the store is logged.

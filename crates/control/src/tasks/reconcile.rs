@@ -24,6 +24,7 @@ use warren_types::{CheckpointId, Error, SandboxId, SandboxState};
 
 use crate::app::App;
 use crate::app::idempotency::KEPT_MICROS;
+use crate::app::secrets::{KEPT_USES, KEPT_USES_MICROS};
 use crate::store::checkpoints::{CheckpointStanding, Status};
 use crate::store::now_micros;
 use crate::store::sandboxes::{Intent, SandboxStanding};
@@ -31,6 +32,8 @@ use crate::store::sandboxes::{Intent, SandboxStanding};
 pub(crate) const EVERY: Duration = Duration::from_secs(30);
 /// How long the node may take to list what it has.
 const LIST_DEADLINE: Duration = Duration::from_secs(30);
+/// A node may say what a secret was used for this much after its sandbox has ended, in microseconds.
+const LAST_USES: i64 = 10 * 60 * 1_000_000;
 const LOST: &str = "its node no longer has it";
 const CUT_OFF: &str = "the server ended while it was being made";
 
@@ -215,6 +218,8 @@ async fn fail_missing(app: &App, missing: &[&CheckpointStanding]) -> Result<(), 
 
 async fn tidy(app: &App) -> Result<(), Error> {
     app.store.forget_idempotency_keys(now_micros() - KEPT_MICROS).await?;
+    app.store.forget_secret_uses(now_micros() - KEPT_USES_MICROS, KEPT_USES).await?;
+    app.store.forget_tokens(now_micros() - LAST_USES).await?;
     let used = app.used_keys.take();
     if !used.is_empty() {
         app.store.touch_keys(&used).await?;

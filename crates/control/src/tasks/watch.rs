@@ -40,10 +40,17 @@ enum WatchEnd {
 
 pub(super) async fn watch(app: Arc<App>) {
     let mut pause = FIRST_PAUSE;
+    // At start everything has been told already.
+    let mut knows_access = true;
     loop {
         match tokio::time::timeout(OPEN_DEADLINE, app.node.watch_changes()).await {
             Ok(Ok(changes)) => {
                 pause = FIRST_PAUSE;
+                if !std::mem::replace(&mut knows_access, false)
+                    && let Err(error) = app.push_all_access().await
+                {
+                    tracing::warn!(%error, "the node does not know yet what sandboxes may reach");
+                }
                 let end = follow(&app, changes).await;
                 tracing::info!(
                     reason = &end as &dyn std::error::Error,

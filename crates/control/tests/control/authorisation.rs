@@ -5,7 +5,10 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Api, Server, send};
+use crate::secrets::{set, store};
 
+/// A secret store that nobody has.
+const STORE: &str = "01234567-89ab-4def-8123-456789abcdee";
 const CHECKPOINT: &str = "01234567-89ab-4def-8123-456789abcdef";
 
 struct Route {
@@ -40,8 +43,10 @@ async fn routes(api: &Api) -> Vec<Route> {
     routes
 }
 
+/// `id` is of a sandbox, or of a secret store on the routes of those.
 async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str)>) -> Answer {
     let path = route.path.replace("{id}", id).replace("{sid}", "0123abcd");
+    let path = path.replace("{store}", id).replace("{name}", "KEY");
     let path = path.replace("{cid}", CHECKPOINT).replace("{pid}", CHECKPOINT);
     let mut request =
         Api { key: None, ..api.clone() }.request(route.method.clone(), &format!("{path}?path=/x"));
@@ -53,7 +58,7 @@ async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str
             path if path.ends_with("/tags") => json!({"a": "b"}),
             _ => json!({
                 "cmd": "out x", "from": "/x", "to": "/y", "path": "/x", "mode": "0644", "cols": 1, "rows": 1,
-                "timeout": 1
+                "timeout": 1, "name": "stolen", "value": "stolen", "mode": "open"
             }),
         });
     }
@@ -69,6 +74,11 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
     let token = mine["token"].as_str().unwrap();
     let key = server.acme.key.clone().unwrap();
     let bearer = format!("Bearer {token}");
+
+    let their_store = store(&server.rival, "theirs", &[]).await;
+    set(&server.rival, &their_store, "KEY", "theirs").await;
+    let their_secrets = format!("/api/secret-stores/{their_store}/secrets");
+    let secrets_before = server.rival.get(&their_secrets).await.is(200).text;
 
     let mut open = Vec::new();
     for route in routes(&server.acme).await {
@@ -94,6 +104,13 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
             let unknown = call(&server.acme, &route, "sb-00000000", Some(("x-api-key", &key))).await;
             assert_eq!(unknown.text, foreign.text, "{named}: foreign and unknown look the same");
         }
+        if route.path.contains("{store}") {
+            let foreign = call(&server.acme, &route, &their_store, Some(("x-api-key", &key))).await;
+            assert_eq!(foreign.status, 404, "{named}: a key of another organisation");
+            assert_eq!(foreign.error(), "secret store not found", "{named}");
+            let unknown = call(&server.acme, &route, STORE, Some(("x-api-key", &key))).await;
+            assert_eq!(unknown.text, foreign.text, "{named}: foreign and unknown look the same");
+        }
         for credential in [("x-api-key", token), ("authorization", bearer.as_str())] {
             let foreign = call(&server.acme, &route, &theirs, Some(credential)).await;
             assert_eq!(foreign.status, 403, "{named}: the token of another sandbox in {}", credential.0);
@@ -108,6 +125,7 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
         theirs_before,
         "nothing was changed"
     );
+    assert_eq!(server.rival.get(&their_secrets).await.text, secrets_before, "nothing was changed");
 }
 
 #[tokio::test]

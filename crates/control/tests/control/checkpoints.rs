@@ -230,7 +230,9 @@ async fn a_fork_has_the_content_and_what_was_asked_for_on_top() {
     }
     send(acme.request(Method::POST, &format!("/api/sandboxes/from-checkpoint/{id}"))).await.is(201);
     let route = format!("/api/sandboxes/from-checkpoint/{id}");
-    for bad in [json!({"secretStore": "s"}), json!({"envs": {"A=": "1"}}), json!({"memoryMB": "1"})] {
+    for bad in
+        [json!({"secretStore": "no such store"}), json!({"envs": {"A=": "1"}}), json!({"memoryMB": "1"})]
+    {
         acme.post(&route, bad).await.is(400).error();
     }
     acme.post(&format!("/api/sandboxes/from-checkpoint/{NOBODYS}"), json!({})).await.is(404);

@@ -5,6 +5,7 @@
 //! files are a map. The node outlives the control plane, as a real one does.
 
 mod checkpoints;
+mod egress;
 mod exec;
 mod files;
 pub(crate) mod logs;
@@ -59,6 +60,7 @@ pub(crate) struct Node {
     pub(crate) usage: BTreeMap<SandboxId, u64>,
     /// Sandboxes that cannot be woken with their own disk.
     pub(crate) damaged: Vec<SandboxId>,
+    pub(crate) egress: egress::Gateway,
 }
 
 pub(crate) struct Sandbox {
@@ -108,6 +110,9 @@ impl SimNode {
             .route("/v1/sandboxes/{id}/size", put(checkpoints::resize))
             .route("/v1/sandboxes/{id}/restore", put(checkpoints::restore))
             .route("/v1/sandboxes/{id}/patches", get(checkpoints::patch_runs))
+            .route("/v1/sandboxes/{id}/egress", put(egress::set_policy).get(egress::report))
+            .route("/v1/sandboxes/{id}/secrets", put(egress::set_secrets))
+            .route("/v1/secret-uses", post(egress::uses))
             .route("/v1/usage", get(checkpoints::usage))
             .route("/v1/checkpoints", get(checkpoints::list))
             .route(
@@ -267,6 +272,7 @@ async fn absent(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> Answe
         return Err(Error::unavailable("the node is away").into());
     }
     state.sandboxes.remove(&id);
+    state.egress.grants.remove(&id);
     state.absents.push(id);
     Ok(StatusCode::NO_CONTENT)
 }

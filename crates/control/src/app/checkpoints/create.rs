@@ -137,6 +137,7 @@ impl App {
             metadata: row.metadata,
             alias: row.alias,
             idempotency: key,
+            access: self.store.find_access_record(sandbox).await?,
         };
         // The reconciler keeps off while the node has not heard of it.
         let _flight = self.checkpoints_in_flight.begin(&new.id);

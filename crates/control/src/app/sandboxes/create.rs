@@ -19,6 +19,7 @@ use warren_types::{Error, ErrorKind, Isolation, SandboxId, SandboxState};
 
 use super::request::Wanted;
 use crate::app::App;
+use crate::app::access::prepare::Prepared;
 use crate::app::auth::{Caller, hex};
 use crate::app::idempotency;
 use crate::app::in_flight::Flight;
@@ -139,6 +140,8 @@ impl App {
         let node = self.node_with_template(&wanted.spec.template).await?;
         let mut wanted = wanted;
         wanted.spec.isolation = offered(&node, wanted.isolation)?;
+        let Prepared { record, tokens, grant, read_at } =
+            self.prepare_access(caller.org(), wanted.access, &mut wanted.spec).await?;
         let started = Instant::now();
         let flight = self.find_free_id(caller).await?;
         let id = flight.id().clone();
@@ -158,11 +161,23 @@ impl App {
             limit: self.max_running_per_org,
             idempotency,
             from_checkpoint: wanted.spec.from_checkpoint.clone(),
+            access: record,
+            tokens,
+        };
+        let make = async {
+            // Secrets first: what runs has them from its first moment.
+            if let Some(grant) = &grant {
+                let taken = self.node.ensure_secrets(&id, grant).await;
+                taken.map_err(|error| {
+                    Error::unavailable(format!("the node did not take the secrets: {error}"))
+                })?;
+            }
+            self.node.ensure_sandbox(&id, &wanted.spec).await
         };
         let deadline = if new.from_checkpoint.is_some() { FORK_DEADLINE } else { NODE_DEADLINE };
         let (inserted, made) = tokio::join!(
             timed(self.store.insert_sandbox(&new)),
-            timed(tokio::time::timeout(deadline, self.node.ensure_sandbox(&id, &wanted.spec))),
+            timed(tokio::time::timeout(deadline, make)),
         );
         let ((inserted, insert), (made, node)) = (inserted, made);
         let made =
@@ -203,6 +218,7 @@ impl App {
         if let Some(newer) = flight.land().filter(|newer| newer.generation > report.generation) {
             self.store.apply_report(&newer).await?;
         }
+        self.push_if_changed(caller.org(), &id, read_at).await;
         Ok((row, Some(Timing { node, store: room + insert + settling.elapsed() })))
     }
 
@@ -252,6 +268,12 @@ impl App {
                     self.store.find_standing(id).await.map_err(|error| undo(error.into()))?.is_some();
                 Err(InsertFailure { answer: key_in_use().into(), undo_on_node: !theirs })
             }
+            Ok(Inserted::SecretsGone) => Err(undo(
+                Error::unavailable(
+                    "the secret store was changed while the sandbox was being made; try again",
+                )
+                .into(),
+            )),
             Err(error) => Err(undo(error.into())),
         }
     }

@@ -6,7 +6,9 @@ use warren_types::tags::{self, Tags};
 use warren_types::{EgressPolicy, Error, Isolation, Size};
 
 use super::MAX_TIMEOUT_SECONDS;
+use crate::app::access::request::{AccessWanted, PolicyFields, secret_hosts};
 use crate::app::exec::check_envs;
+use crate::store::access::AccessRecord;
 
 const DEFAULT_TEMPLATE: &str = "base";
 const MAX_NAME_BYTES: usize = 128;
@@ -27,6 +29,8 @@ pub(crate) struct Wanted {
     pub alias: Option<String>,
     pub metadata: Tags,
     pub tags: Tags,
+    /// What it may reach, and with which secrets; completes the spec.
+    pub access: AccessWanted,
 }
 
 impl TryFrom<SandboxCreate> for Wanted {
@@ -36,6 +40,17 @@ impl TryFrom<SandboxCreate> for Wanted {
         if let Some(field) = body.not_yet.named().first() {
             return Err(Error::invalid(format!("{field} is not supported by this server yet; leave it out")));
         }
+        let policy = PolicyFields {
+            network_enabled: body.network_enabled,
+            egress: body.egress,
+            egress_allowlist: body.egress_allowlist,
+        };
+        let access = AccessWanted {
+            store: body.secret_store.filter(|name| !name.is_empty()),
+            record: AccessRecord { policy: policy.policy()?, ..AccessRecord::default() },
+            secret_hosts: secret_hosts(body.secret_allowed_hosts)?,
+            inherited_effective: None,
+        };
         let template = match body.template_id {
             Some(name) if !name.is_empty() => name,
             _ => DEFAULT_TEMPLATE.to_owned(),
@@ -77,11 +92,7 @@ impl TryFrom<SandboxCreate> for Wanted {
                 )?,
                 envs,
                 timeout_seconds,
-                egress: if body.network_enabled.unwrap_or(true) {
-                    EgressPolicy::default()
-                } else {
-                    EgressPolicy::none()
-                },
+                egress: EgressPolicy::default(),
                 sealed: false,
                 start_commands,
                 from_checkpoint: None,
@@ -89,6 +100,7 @@ impl TryFrom<SandboxCreate> for Wanted {
             alias,
             metadata,
             tags,
+            access,
         })
     }
 }

@@ -5,6 +5,7 @@ use warren_node_api::{CheckpointReport, CheckpointState, Consistency, Holds, San
 use warren_types::{CheckpointId, OrgId, SandboxId, tags::Tags};
 
 use super::{CheckpointRow, Kind, RawCheckpoint, with_columns};
+use crate::store::access::AccessRecord;
 use crate::store::idempotency::IdempotencyKey;
 use crate::store::sandboxes::change::stored;
 use crate::store::sandboxes::{column, to_json};
@@ -35,6 +36,8 @@ pub(crate) struct NewCheckpoint {
     pub metadata: Tags,
     pub alias: Option<String>,
     pub idempotency: Option<IdempotencyKey>,
+    /// What its sandbox was given.
+    pub access: AccessRecord,
 }
 
 /// What became of an insert.
@@ -75,8 +78,8 @@ impl Store {
         let (key, hash) = new.idempotency.clone().map(|key| (key.key, key.body_hash)).unzip();
         sqlx::query(
             "INSERT INTO checkpoints (id, org_id, sandbox_id, node_id, name, kind, status, generation, captured, holds, \
-             size_bytes, is_public, metadata, alias, keep, created_at, idempotency_key, body_hash) \
-             VALUES ($1, $2, $3, $4, $5, $6, 'processing', 0, 0, 'disk', 0, 0, $7, $8, $9, $10, $11, $12)",
+             size_bytes, is_public, metadata, alias, keep, created_at, idempotency_key, body_hash, access) \
+             VALUES ($1, $2, $3, $4, $5, $6, 'processing', 0, 0, 'disk', 0, 0, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(new.id.as_str())
         .bind(new.org.as_str())
@@ -90,6 +93,7 @@ impl Store {
         .bind(now_micros())
         .bind(key)
         .bind(hash)
+        .bind((!new.access.is_nothing()).then(|| serde_json::to_string(&new.access).expect("a record is plain data")))
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;

@@ -5,6 +5,7 @@ use warren_node_api::Report;
 use warren_types::{CheckpointId, OrgId, SandboxId, SandboxState, Size, tags::Tags};
 
 use super::{Intent, RawSandbox, SandboxRow, to_json, with_columns};
+use crate::store::access::{AccessRecord, NewToken, insert_access, policy_json, secret_hosts_json};
 use crate::store::idempotency::IdempotencyKey;
 use crate::store::tags::{LabelKind, insert_labels};
 use crate::store::{Store, StoreError, now_micros};
@@ -26,6 +27,8 @@ pub(crate) struct NewSandbox {
     pub limit: u32,
     pub idempotency: Option<IdempotencyKey>,
     pub from_checkpoint: Option<CheckpointId>,
+    pub access: AccessRecord,
+    pub tokens: Vec<NewToken>,
 }
 
 /// What became of an insert.
@@ -37,6 +40,8 @@ pub(crate) enum Inserted {
     },
     /// The id, or the idempotency key, has a row already.
     Taken,
+    /// A secret store, or a secret, was deleted meanwhile.
+    SecretsGone,
 }
 
 impl Store {
@@ -57,6 +62,7 @@ impl Store {
     pub(crate) async fn insert_sandbox(&self, new: &NewSandbox) -> Result<Inserted, StoreError> {
         match self.try_insert(new).await {
             Err(error) if error.is_taken() => Ok(Inserted::Taken),
+            Err(error) if error.refers_to_nothing() => Ok(Inserted::SecretsGone),
             done => done,
         }
     }
@@ -78,8 +84,9 @@ impl Store {
         }
         sqlx::query(
             "INSERT INTO sandboxes (id, org_id, node_id, template, alias, isolation, cpu_count, memory_mb, disk_mb, \
-             timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at, from_checkpoint) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17)",
+             timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at, from_checkpoint, \
+             egress, secret_hosts) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17, $18, $19)",
         )
         .bind(new.id.as_str())
         .bind(new.org.as_str())
@@ -98,11 +105,14 @@ impl Store {
         .bind(SandboxState::Creating.as_str())
         .bind(now)
         .bind(new.from_checkpoint.as_ref().map(CheckpointId::as_str))
+        .bind(new.access.policy.as_ref().map(policy_json))
+        .bind(secret_hosts_json(&new.access.secret_hosts))
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
         insert_labels(&mut tx, &new.org, &new.id, LabelKind::Metadata, &new.metadata).await?;
         insert_labels(&mut tx, &new.org, &new.id, LabelKind::Tag, &new.tags).await?;
+        insert_access(&mut tx, &new.id, &new.access.stores, &new.tokens).await?;
         if let Some(key) = &new.idempotency {
             sqlx::query(
                 "INSERT INTO idempotency_keys (org_id, key, body_hash, sandbox_id, created_at) VALUES ($1, $2, $3, $4, $5)",
