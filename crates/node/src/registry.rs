@@ -19,7 +19,6 @@ use crate::checkpoint::Checkpoints;
 use crate::config::{Config, StartError};
 use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
-use warren_network::{Plan, Pool};
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;
@@ -27,6 +26,7 @@ use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
 use crate::vm::{self, Vms, waiting};
 use crate::{agent, inotify, lxcfs};
+use warren_network::{Plan, Pool};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;
@@ -137,7 +137,7 @@ impl Registry {
     ) -> Result<Arc<Self>, StartError> {
         let run = config.data_dir.join("run");
         let stage_dir = run.join("stage");
-        for name in ["template", "disk", "root"] {
+        for name in warren_runtime_container::STAGE_FOLDERS {
             disk::create_folder("a folder to assemble sandboxes in", &stage_dir.join(name))?;
         }
         let disks = Disks::start(&config).await?;
