@@ -9,6 +9,7 @@ mod frames;
 mod http;
 mod machine;
 mod process;
+mod qemu;
 mod report;
 mod rows;
 mod runc;
@@ -30,6 +31,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use docker::Docker;
 use docker::daemon::Daemon;
 use machine::Machine;
+use qemu::Qemu;
 use report::{Report, Style};
 use rows::{Bench, Home, Peer, Row, Sizes};
 use runc::Runc;
@@ -83,6 +85,7 @@ struct Others {
     docker: Peer<Docker>,
     daemon: Option<Daemon>,
     runc: Peer<Runc>,
+    qemu: Peer<Qemu>,
     // After the programs that use it.
     _template: Option<Mounted>,
 }
@@ -131,12 +134,17 @@ async fn measure(args: &Args, others: &mut Others) -> anyhow::Result<Report> {
         Ok(_) => Runc::describe(),
         Err(reason) => format!("no runc ({reason})"),
     });
+    systems.push(match &others.qemu {
+        Ok(_) => Qemu::describe().await,
+        Err(reason) => format!("no QEMU ({reason})"),
+    });
     let take = |reason: &str| Err(reason.to_owned());
     let mut bench = Bench {
         warren: Warren::new(args.server, &args.api_key)?,
         docker: others.docker.clone(),
         docker_home: others.daemon.as_ref().map(Daemon::home).unwrap_or_default(),
         runc: std::mem::replace(&mut others.runc, take("in use")),
+        qemu: others.qemu.clone(),
         server: args.server_pid.map(|pid| Home { pids: vec![pid], folder: args.data_dir.clone() }),
         sizes: if args.quick { Sizes::quick() } else { Sizes::full() },
         trace: Trace::default(),
@@ -173,10 +181,17 @@ impl Others {
             docker: Err("left out".to_owned()),
             daemon: None,
             runc: Err("left out".to_owned()),
+            qemu: Err("left out".to_owned()),
             _template: None,
         };
         if args.no_peers {
             return others;
+        }
+        if needed(&[Row::Machine]) {
+            let folder = work.join("qemu");
+            let found = args.data_dir.as_ref().ok_or("without --data-dir there is no disk for it".to_owned());
+            others.qemu = found
+                .and_then(|data_dir| Qemu::find(&folder, data_dir).map_err(|error| format!("{error:#}")));
         }
         let image = args.template.clone().map_or_else(template::newest, Ok);
         let template = match image.and_then(|image| Mounted::new(&image, work.join("root"))) {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::docker::Docker;
+use crate::qemu::Qemu;
 use crate::report::{Line, Unit, WARREN};
 use crate::runc::Runc;
 use crate::trace::Trace;
@@ -65,6 +66,7 @@ pub(crate) struct Bench {
     pub(crate) docker: Peer<Docker>,
     pub(crate) docker_home: Home,
     pub(crate) runc: Peer<Runc>,
+    pub(crate) qemu: Peer<Qemu>,
     pub(crate) server: Option<Home>,
     pub(crate) sizes: Sizes,
     pub(crate) trace: Trace,

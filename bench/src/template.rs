@@ -15,10 +15,23 @@ pub(crate) struct Mounted {
     at: PathBuf,
 }
 
+fn cache() -> PathBuf {
+    let cache = std::env::var_os(CACHE_ENV).filter(|value| !value.is_empty());
+    cache.map_or_else(|| PathBuf::from(DEFAULT_CACHE), PathBuf::from)
+}
+
+/// Where Warren keeps what virtual machines are booted with: beside the templates.
+pub(crate) fn cache_of_machines() -> PathBuf {
+    let templates = cache();
+    match templates.parent() {
+        Some(parent) if templates.ends_with("templates") => parent.to_owned(),
+        _ => templates,
+    }
+}
+
 /// The template made last in Warren's cache.
 pub(crate) fn newest() -> anyhow::Result<PathBuf> {
-    let cache = std::env::var_os(CACHE_ENV).filter(|value| !value.is_empty());
-    let cache = cache.map_or_else(|| PathBuf::from(DEFAULT_CACHE), PathBuf::from);
+    let cache = cache();
     let entries = std::fs::read_dir(&cache);
     let entries =
         entries.with_context(|| format!("could not list the template cache {}", cache.display()))?;

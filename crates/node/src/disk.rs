@@ -196,6 +196,17 @@ pub(crate) fn reflink(from: &File, to: &Path) -> io::Result<()> {
     rustix::fs::ioctl_ficlone(&target, from).map_err(Into::into)
 }
 
+/// Brings the file system of an image that was taken while it was mounted to rest, so that whoever mounts it next finds
+/// nothing to put in order. Nobody else may have the image.
+pub(crate) async fn settle(image: &Path) -> io::Result<()> {
+    let path = image.to_owned();
+    let attached = on_a_thread(move || {
+        let disk = Disk::attach(&path).map_err(io::Error::other)?;
+        Ok(disk.device().to_owned())
+    });
+    wait_released(&attached.await?, image).await
+}
+
 /// Waits until the loop device `major:minor` no longer has `image`.
 pub(crate) async fn wait_released(device: &str, image: &Path) -> io::Result<()> {
     let backing = PathBuf::from(format!("/sys/dev/block/{device}/loop/backing_file"));

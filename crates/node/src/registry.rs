@@ -32,6 +32,7 @@ use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
 use crate::vm::{self, Vms, waiting};
 use crate::{agent, inotify, lxcfs};
+use warren_network::{Plan, Pool};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;
@@ -163,7 +164,7 @@ impl Registry {
     ) -> Result<Arc<Self>, StartError> {
         let run = config.data_dir.join("run");
         let stage_dir = run.join("stage");
-        for name in ["template", "disk", "root"] {
+        for name in warren_runtime_container::STAGE_FOLDERS {
             disk::create_folder("a folder to assemble sandboxes in", &stage_dir.join(name))?;
         }
         let gateway_dir = config.data_dir.join("gateway");

@@ -34,7 +34,7 @@ use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use crate::config::{Config, StartError};
 use crate::disk::{self, Disks};
-use warren_network::{self, Pool};
+use warren_network::Pool;
 use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
 use crate::template::cache_dir;
 

@@ -9,45 +9,84 @@ use warren_runtime::client::{ask, memory_file};
 use warren_runtime::{Launcher, Result, Step, packet};
 
 use crate::disk::Disk;
-use crate::plan::{Capture, Captured, LAUNCH, Launched, NAME, Preparation, Prepared, Request};
+use crate::plan::{
+    Capture, Captured, FURNISH, Furnished, LAUNCH, Launched, NAME, Preparation, Prepared, Request,
+};
 
-/// A prepared root. Dropping it lets go of everything it is made of.
+/// The set-up process of a root, waiting. Dropping it lets go of everything it holds.
 #[derive(Debug)]
-pub struct Root {
+struct Waiting {
     control: OwnedFd,
     pid: i32,
 }
 
-impl Root {
-    /// Prepares a root on `disk`; nothing runs in it until [`Self::launch`].
+/// A prepared root without a disk.
+#[derive(Debug)]
+pub struct Bare(Waiting);
+
+/// A prepared root on its disk.
+#[derive(Debug)]
+pub struct Root(Waiting);
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn is_alive(&self) -> bool {
+        let mut polled = [PollFd::new(&self.control, PollFlags::empty())];
+        let now = rustix::time::Timespec::default();
+        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|hung_up| hung_up == 0)
+    }
+}
+
+// === impl Bare ===
+
+impl Bare {
+    /// Prepares all of a root that has nothing to do with its disk.
     pub async fn prepare(
         launcher: &Launcher,
         preparation: &Preparation,
-        disk: Disk,
         network_namespace: BorrowedFd<'_>,
     ) -> Result<Self> {
         let (control, their_end) = packet::pair().step("make a socket")?;
         let request = Request::Prepare(preparation.clone());
-        let reply = launcher.ask(NAME, &request, &[network_namespace, disk.as_fd(), their_end.as_fd()])?;
-        // From here on they are the set-up process's alone.
-        drop((disk, their_end));
+        let reply = launcher.ask(NAME, &request, &[network_namespace, their_end.as_fd()])?;
+        // From here on it is the set-up process's alone.
+        drop(their_end);
         let Prepared { pid, steps } = reply.hear().await?;
         tracing::trace!(?steps, "a root is prepared");
-        Ok(Self { control, pid })
+        Ok(Self(Waiting { control, pid }))
     }
 
+    /// Whether its process still waits; it ends only when something kills it.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.0.is_alive()
+    }
+
+    /// Puts it on `disk`; nothing runs in it until [`Root::launch`].
+    pub async fn furnish(self, disk: Disk) -> Result<Root> {
+        let reply = ask(&self.0.control, FURNISH, &[disk.as_fd()])?;
+        // From here on it is the set-up process's alone.
+        drop(disk);
+        let Furnished { steps } = reply.hear().await?;
+        tracing::trace!(?steps, "a root has its disk");
+        Ok(Root(self.0))
+    }
+}
+
+// === impl Root ===
+
+impl Root {
     /// The process that starts the sandbox: it must be in the sandbox's cgroup before [`Self::launch`].
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.0.pid
     }
 
-    /// Whether that process still waits; it ends only when something kills it.
+    /// Whether that process still waits.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let mut polled = [PollFd::new(&self.control, PollFlags::empty())];
-        let now = rustix::time::Timespec::default();
-        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|hung_up| hung_up == 0)
+        self.0.is_alive()
     }
 
     /// Starts a sandbox in it; returns when its agent program runs. The agent's socket `agent.sock` is made in `run_dir`,
@@ -57,7 +96,7 @@ impl Root {
         let run_dir = open(run_dir, OFlags::RDONLY | OFlags::DIRECTORY).step(step)?;
         let agent = open(agent, OFlags::RDONLY).step(step)?;
         let boot = memory_file(boot).step("write the agent's settings")?;
-        ask(&self.control, LAUNCH, &[run_dir.as_fd(), agent.as_fd(), boot.as_fd()])?.hear().await
+        ask(&self.0.control, LAUNCH, &[run_dir.as_fd(), agent.as_fd(), boot.as_fd()])?.hear().await
     }
 }
 

@@ -8,8 +8,10 @@
 //!
 //! ```text
 //!   node ──Preparation + descriptors──▶ launcher ──fork──▶ set-up process   (host root, new mount namespace)
-//!                                                            │  network and user namespaces, root file system
+//!                                                            │  network and user namespaces, /dev, /run, /sys
 //!   node ◀─────────────── Prepared or LaunchError ───────────┤  waits
+//!   node ──mounted disk─────────────────────────────────────▶│  overlay of template and disk, which becomes /
+//!   node ◀────────────── Furnished or LaunchError ───────────┤  waits
 //!   node makes the cgroup, moves the set-up process in
 //!   node ──Launch + descriptors─────────────────────────────▶│  cgroup namespace
 //!                                                            └─clone─▶ PID 1    (new PID namespace)
@@ -31,7 +33,7 @@ mod rootfs;
 mod seccomp;
 mod setup;
 
-pub use client::{Root, capture};
+pub use client::{Bare, Root, capture};
 pub use disk::Disk;
-pub use plan::{Capture, Captured, Launched, Preparation};
+pub use plan::{Capture, Captured, Launched, Preparation, STAGE_FOLDERS};
 pub use setup::Container;

@@ -40,8 +40,8 @@ pub struct Captured {
 
 /// A root to prepare: what of a sandbox does not depend on who will have it.
 ///
-/// Three descriptors travel with it: the network namespace, the mounted disk, and one end of a packet socket on which the
-/// launch comes later.
+/// Two descriptors travel with it: the network namespace, and one end of a packet socket on which the disk and the launch
+/// come later.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Preparation {
     pub hostname: String,
@@ -49,13 +49,16 @@ pub struct Preparation {
     pub id_base: u32,
     /// Where the template's read-only file system is mounted on the host.
     pub template_root: PathBuf,
-    /// Empty folders on which the set-up process assembles the root: `template`, `disk` and `root`.
+    /// Where the set-up process assembles the root; it has the folders [`STAGE_FOLDERS`], all empty.
     pub stage_dir: PathBuf,
     /// Mount point of an lxcfs, when there is one.
     pub lxcfs: Option<PathBuf>,
 }
 
-/// A root that waits for its sandbox. Nothing runs in it.
+/// What is mounted where below the stage, in the set-up process's own eyes.
+pub const STAGE_FOLDERS: [&str; 6] = ["template", "disk", "root", "dev", "run", "sys"];
+
+/// A root that waits for its disk. Nothing runs in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     /// The set-up process that holds it, as the host counts. It wants to be moved into the sandbox's cgroup.
@@ -63,7 +66,17 @@ pub(crate) struct Prepared {
     pub(crate) steps: Vec<(String, u32)>,
 }
 
-/// What starts a sandbox in a prepared root: this word and four descriptors. They are the folder in which the agent's
+/// What gives a prepared root its disk: this word and two descriptors, the mounted disk and the write end of a pipe for the
+/// answer.
+pub(crate) const FURNISH: &[u8] = b"disk";
+
+/// A root that waits for its sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Furnished {
+    pub(crate) steps: Vec<(String, u32)>,
+}
+
+/// What starts a sandbox in a furnished root: this word and four descriptors. They are the folder in which the agent's
 /// socket `agent.sock` is made, which nothing inside the sandbox can reach; the guest agent program; the file that holds
 /// [`Boot`]; and the write end of a pipe for the answer.
 pub(crate) const LAUNCH: &[u8] = b"launch";

@@ -22,6 +22,9 @@ use crate::plan::Preparation;
 /// Host group that `tty` (5) of the sandbox maps to: terminals belong to it.
 const TTY_GROUP: u32 = 5;
 
+/// Folders of the root whose content is not on a disk.
+const VIRTUAL: [&str; 3] = ["dev", "run", "sys"];
+
 /// Names of the files an lxcfs answers in place of the kernel's.
 const LXCFS_FILES: [&str; 6] = ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime"];
 
@@ -39,12 +42,8 @@ pub(crate) fn own_mounts() -> Result<()> {
         .step("cut mounts off from the host's")
 }
 
-/// Mounts template, disk and their overlay under `stage_dir`; the root is then at `stage_dir/root`.
-pub(crate) fn assemble(
-    preparation: &Preparation,
-    disk: BorrowedFd<'_>,
-    user_namespace: BorrowedFd<'_>,
-) -> Result<()> {
+/// Mounts the template at `stage_dir/template`.
+pub(crate) fn place_template(preparation: &Preparation, user_namespace: BorrowedFd<'_>) -> Result<()> {
     let template = rustix::mount::open_tree(
         CWD,
         &preparation.template_root,
@@ -52,8 +51,16 @@ pub(crate) fn assemble(
     )
     .step("open the template")?;
     attach(template.as_fd(), user_namespace, &preparation.stage_dir.join("template"))
-        .step("mount the template")?;
+        .step("mount the template")
+}
 
+/// Mounts the disk and the overlay of template and disk, and gives it what [`populate`] has made; the root is then at
+/// `stage_dir/root`.
+pub(crate) fn assemble(
+    preparation: &Preparation,
+    disk: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+) -> Result<()> {
     attach(disk, user_namespace, &preparation.stage_dir.join("disk")).step("place the disk")?;
 
     let layer = |name: &str| preparation.stage_dir.join(name).display().to_string();
@@ -76,12 +83,19 @@ pub(crate) fn assemble(
     })
     .step("take on the sandbox's ids")?
     .step("mount the overlay of template and disk")?;
-    place(root.as_fd(), &preparation.stage_dir.join("root")).step("place the root")
+    let place_of_root = preparation.stage_dir.join("root");
+    place(root.as_fd(), &place_of_root).step("place the root")?;
+    VIRTUAL.iter().try_for_each(|name| {
+        let (from, to) = (preparation.stage_dir.join(name), place_of_root.join(name));
+        rustix::mount::move_mount(CWD, &from, CWD, &to, MoveMountFlags::empty())
+            .step(&format!("move /{name} into the root"))
+    })
 }
 
-/// Fills `/dev`, `/sys` and `/run` of the assembled root. The network namespace must be the sandbox's own.
+/// Makes what will be `/dev`, `/run` and `/sys` of the root, each in its place in `stage_dir`. The network namespace must be
+/// the sandbox's own.
 pub(crate) fn populate(preparation: &Preparation) -> Result<()> {
-    let root = preparation.stage_dir.join("root");
+    let root = &preparation.stage_dir;
     let base = preparation.id_base;
     let owner = [("uid", base.to_string()), ("gid", base.to_string())];
     let owned = |mode: &'static str, size: &'static str| {

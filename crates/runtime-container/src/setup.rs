@@ -1,10 +1,10 @@
 //! The set-up process: everything between the launcher's fork and the sandbox's PID 1.
 //!
-//! It is host root in a mount namespace of its own and does its work in two steps. First it prepares a root: namespaces,
-//! mounts, devices, on an empty disk or a sandbox's own. Then it waits for the sandbox that is to live there. By the time it
-//! hears of it the node has moved it into the sandbox's cgroup, so that PID 1 is born in there; it starts the agent
-//! program and ends as soon as that runs. It also ends when a step fails or the node lets go of the root, and its mounts
-//! and the disk go with it.
+//! It is host root in a mount namespace of its own and does its work in three steps. First it prepares what has nothing to
+//! do with a disk: namespaces, devices, virtual file systems. Then it waits for the disk, an empty one or a sandbox's own,
+//! and makes the root of it. Then it waits for the sandbox that is to live there. By the time it hears of it the node has
+//! moved it into the sandbox's cgroup, so that PID 1 is born in there; it starts the agent program and ends as soon as that
+//! runs. It also ends when a step fails or the node lets go of it, and its mounts and the disk go with it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ use warren_runtime::launcher::{Answer, Runtime, decode};
 use warren_runtime::sys::{self, Fork};
 use warren_runtime::{Clock, LaunchError, Result, Step, packet};
 
-use crate::plan::{LAUNCH, Launched, NAME, Preparation, Prepared, Request};
+use crate::plan::{FURNISH, Furnished, LAUNCH, Launched, NAME, Preparation, Prepared, Request};
 use crate::seccomp::{self, Instruction};
 use crate::{capture, disk, init, rootfs};
 
@@ -48,39 +48,46 @@ impl Runtime for Container {
     }
 
     fn serve(&self, request: &[u8], descriptors: Vec<OwnedFd>, answer: Answer) {
-        let given =
-            decode::<Request>(request).and_then(|request| Ok((request, packet::exactly(descriptors)?)));
-        match given {
-            Ok((Request::Prepare(preparation), [network_namespace, disk, control])) => {
-                run(&preparation, network_namespace, disk, &control, answer, &self.filter);
-            }
-            Ok((Request::Capture(capture), [root, source, target])) => {
-                capture::run(&capture, &capture::Descriptors { root, source, target }, answer);
-            }
+        match decode::<Request>(request) {
+            Ok(Request::Prepare(preparation)) => match packet::exactly(descriptors) {
+                Ok([network_namespace, control]) => {
+                    run(&preparation, network_namespace, &control, answer, &self.filter);
+                }
+                Err(error) => answer.send::<()>(&Err(error)),
+            },
+            Ok(Request::Capture(capture)) => match packet::exactly(descriptors) {
+                Ok([root, source, target]) => {
+                    capture::run(&capture, &capture::Descriptors { root, source, target }, answer);
+                }
+                Err(error) => answer.send::<()>(&Err(error)),
+            },
             Err(error) => answer.send::<()>(&Err(error)),
         }
     }
 }
 
-/// The life of the set-up process. The [`LAUNCH`] comes over `control`.
+/// The life of the set-up process. The [`FURNISH`] and the [`LAUNCH`] come over `control`.
 fn run(
     preparation: &Preparation,
     network_namespace: OwnedFd,
-    disk: OwnedFd,
     control: &OwnedFd,
     answer: Answer,
     filter: &[Instruction],
 ) {
-    let root = match Root::prepare(preparation, network_namespace, disk) {
-        Ok(root) => root,
+    let bare = match Bare::prepare(preparation, network_namespace) {
+        Ok(bare) => bare,
         Err(error) => return answer.send::<Prepared>(&Err(error)),
     };
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    answer.send(&Ok(Prepared { pid, steps: root.steps.clone() }));
-    let mut buffer = [0; 64];
-    // A node that has gone, or has no use for the root, closes its end.
-    let Ok(Some((LAUNCH, descriptors))) = packet::receive(control, &mut buffer) else { return };
-    let Ok([run_dir, agent, boot, reply]) = packet::exactly(descriptors) else { return };
+    answer.send(&Ok(Prepared { pid, steps: bare.steps.clone() }));
+    let Some([disk, reply]) = next(control, FURNISH) else { return };
+    let answer = Answer::through(reply);
+    let root = match bare.furnish(preparation, disk) {
+        Ok(root) => root,
+        Err(error) => return answer.send::<Furnished>(&Err(error)),
+    };
+    answer.send(&Ok(Furnished { steps: root.steps.clone() }));
+    let Some([run_dir, agent, boot, reply]) = next(control, LAUNCH) else { return };
     let launched = root.start(&Inside { run_dir, agent, boot }, filter);
     Answer::through(reply).send(&launched);
     // A disk that cannot be trusted is not to be used: the node sees the sandbox end.
@@ -91,11 +98,25 @@ fn run(
     }
 }
 
+/// What comes with the word that is waited for. A node that has gone, or has no use for the root, closes its end.
+fn next<const N: usize>(control: &OwnedFd, word: &[u8]) -> Option<[OwnedFd; N]> {
+    let mut buffer = [0; 64];
+    let (came, descriptors) = packet::receive(control, &mut buffer).ok()??;
+    if came == word { packet::exactly(descriptors).ok() } else { None }
+}
+
 /// What a sandbox brings into its root.
 struct Inside {
     run_dir: OwnedFd,
     agent: OwnedFd,
     boot: OwnedFd,
+}
+
+/// Everything a sandbox will have but its disk and processes.
+struct Bare {
+    user_namespace: OwnedFd,
+    lxcfs: Vec<(&'static str, OwnedFd)>,
+    steps: Vec<(String, u32)>,
 }
 
 /// Everything a sandbox will have but processes.
@@ -106,8 +127,8 @@ struct Root {
     steps: Vec<(String, u32)>,
 }
 
-impl Root {
-    fn prepare(preparation: &Preparation, network_namespace: OwnedFd, disk: OwnedFd) -> Result<Self> {
+impl Bare {
+    fn prepare(preparation: &Preparation, network_namespace: OwnedFd) -> Result<Self> {
         let mut clock = Clock::start();
         sys::join_namespace(network_namespace.as_fd(), libc::CLONE_NEWNET)
             .step("enter the network namespace")?;
@@ -117,17 +138,27 @@ impl Root {
 
         let lxcfs = preparation.lxcfs.as_deref().map(rootfs::open_lxcfs).unwrap_or_default();
         rootfs::own_mounts()?;
-        clock.lap("mount namespace");
-        rootfs::assemble(preparation, disk.as_fd(), user_namespace.as_fd())?;
-        clock.lap("overlay");
         sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).step("make namespaces")?;
-        rootfs::populate(preparation)?;
         rustix::system::sethostname(preparation.hostname.as_bytes()).step("set the host name")?;
-        rootfs::enter(&preparation.stage_dir)?;
+        clock.lap("other namespaces");
+        rootfs::place_template(preparation, user_namespace.as_fd())?;
+        clock.lap("template");
+        rootfs::populate(preparation)?;
         clock.lap("virtual file systems");
-        Ok(Self { user_namespace, disk, lxcfs, steps: clock.steps })
+        Ok(Self { user_namespace, lxcfs, steps: clock.steps })
     }
 
+    fn furnish(self, preparation: &Preparation, disk: OwnedFd) -> Result<Root> {
+        let mut clock = Clock::start();
+        rootfs::assemble(preparation, disk.as_fd(), self.user_namespace.as_fd())?;
+        clock.lap("overlay");
+        rootfs::enter(&preparation.stage_dir)?;
+        clock.lap("root");
+        Ok(Root { user_namespace: self.user_namespace, disk, lxcfs: self.lxcfs, steps: clock.steps })
+    }
+}
+
+impl Root {
     fn start(&self, inside: &Inside, filter: &[Instruction]) -> Result<Launched> {
         let mut clock = Clock::start();
         let listener = listen(&inside.run_dir)?;

@@ -278,6 +278,24 @@ def prepared_processes(server):
     return [pid for pid in host.processes() if host.parent(pid) == launcher and host.arguments(pid)[1:2] == [b"launcher"]]
 
 
+def journal_is_used(image):
+    """Whether who mounts this ext4 has a journal to replay first, as its superblock says."""
+    with open(image, "rb") as file:
+        file.seek(1024)
+        superblock = file.read(1024)
+    assert superblock[0x38:0x3A] == b"\x53\xef", "it is no ext4"
+    return bool(superblock[0x60] & 4)
+
+
+def test_a_ready_checkpoint_leaves_nothing_to_put_in_order(server):
+    with server.api() as api, api.create() as box:
+        box.write("/home/sandbox/f", b"x" * 100_000)
+        one = box.checkpoint("one")
+        assert journal_is_used(image_of(server, box)) and not journal_is_used(folder_of(server, one) / "disk.img")
+        with api.fork(one) as fork:
+            assert fork.read("/home/sandbox/f") == b"x" * 100_000
+
+
 def test_a_sandbox_that_does_not_rest_is_taken_as_it_is_and_that_is_said(server):
     with server.api() as api:
         box = api.create()
@@ -370,15 +388,21 @@ def test_what_stood_still_goes_on_when_the_server_is_back(server):
         box.kill()
 
 
-def test_prepared_roots_that_were_killed_harm_no_create(server):
-    with server.api() as api:
-        killed = wait_for(lambda: len(found := prepared_processes(server)) >= 8 and found, "the stock is full")
+def test_prepared_roots_that_were_killed_harm_nobody(server):
+    """Neither creates, which use those with a disk, nor forks and wakes, which use those without."""
+    with server.api() as api, api.create() as box:
+        box.write("/home/sandbox/f", b"kept")
+        one = box.checkpoint("one")
+        killed = wait_for(lambda: len(found := prepared_processes(server)) >= 12 and found, "the stock is full")
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not set(killed) & set(prepared_processes(server)), "they have ended")
         for _ in range(3):
-            with api.create() as box:
-                assert box.out("echo hi") == "hi\n"
+            with api.create() as fresh, api.fork(one) as fork:
+                assert fresh.out("echo hi") == "hi\n" and fork.read("/home/sandbox/f") == b"kept"
+        box.restore(one)
+        assert box.read("/home/sandbox/f") == b"kept"
+        assert box.call("POST", "/hibernate").status_code < 300 and box.read("/home/sandbox/f") == b"kept"
 
 
 # Damaged files.

@@ -14,7 +14,7 @@ from harness import host
 from harness.server import Server
 from harness.waiting import wait_for
 
-from .test_checkpoints import damage, refusal, wait_failed
+from .test_checkpoints import damage, folder_of, journal_is_used, refusal, wait_failed
 
 LOST = (httpx.TransportError, ConnectionError)
 TICK = "i=0; while :; do i=$((i+1)); echo $i > ~/tick.new; mv ~/tick.new ~/tick; sleep 0.1; done"
@@ -43,6 +43,15 @@ def goes_on(box):
 
 def folder(server, box):
     return Path(server.data_dir, "volume", "sandboxes", box.id)
+
+
+def test_the_disk_of_a_checkpoint_stays_what_its_memory_believes_it_is(one_server):
+    """Nothing on the host puts it in order, which a container's is."""
+    with one_server.api(timeout=180) as api, api.create() as box:
+        box.write("/home/sandbox/f", b"x")
+        one = box.checkpoint("one")
+        assert box.find_checkpoint(one)["holds"] == "memory"
+        assert journal_is_used(folder_of(one_server, one) / "disk.img")
 
 
 def test_machines_run_on_and_sleep_on_over_a_killed_server(server):

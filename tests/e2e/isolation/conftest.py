@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import host
+from harness import host, settings
 from harness.client import marker
 from harness.waiting import wait_for
 
@@ -21,7 +21,9 @@ def prisoner(api):
 
 @pytest.fixture(scope="module")
 def inmate(prisoner):
-    """Host pid of an ordinary process of the prisoner's."""
+    """Host pid of an ordinary process of the prisoner's. Of a machine the host sees its QEMU and nothing else."""
+    if settings.MACHINES:
+        return host.sandbox_processes()[prisoner.id][0]
     mark = marker()
     prisoner.start("sleep", mark)
     return wait_for(lambda: host.find_process(mark), "the process is seen from the host")[0]
@@ -30,6 +32,8 @@ def inmate(prisoner):
 @pytest.fixture(scope="module")
 def jailed_root(prisoner):
     """Host pid of a process that is root inside."""
+    if settings.MACHINES:
+        return host.sandbox_processes()[prisoner.id][0]
     mark = marker()
     prisoner.start("sudo", "-n", "sleep", mark)
     found = lambda: [pid for pid in host.find_process("sleep", mark) if host.arguments(pid)[0] == b"sleep"]

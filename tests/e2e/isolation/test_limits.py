@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import host
+from harness import host, settings
 from harness.client import SMALL, Box
 from harness.waiting import wait_for
 
@@ -31,7 +31,7 @@ class Neighbour:
         with self.api.create() as fresh:
             assert fresh.out("echo ok", timeout=30) == "ok\n"
         assert self.api.get("/health", timeout=10).status_code == 200
-        assert time.monotonic() - start < within, "the neighbours were slowed down too much"
+        assert time.monotonic() - start < within * settings.PATIENCE, "the neighbours were slowed down too much"
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ def test_a_sandbox_sees_its_own_size(api, fields, cpus, megabytes):
     answer = api.post("/api/sandboxes", json=fields)
     assert answer.status_code == 201, answer.text
     with Box(api, answer.json()) as box:
-        expected = min(cpus, os.cpu_count())
+        # A machine has processors of its own, however few there are to run them on.
+        expected = cpus if settings.MACHINES else min(cpus, os.cpu_count())
         assert int(box.out("nproc")) == expected
         assert int(box.out("python3 -c 'import os; print(len(os.sched_getaffinity(0)))'")) == expected
         total = int(box.out("free -m | awk '/^Mem:/{print $2}'"))
@@ -115,7 +116,8 @@ def test_a_fork_bomb_ends_at_its_limit(api, neighbour):
     with api.create() as box:
         session = box.start("bash", "-c", "f() { f | f & }; f; sleep 600")
         processes = lambda: len(host.sandbox_processes().get(box.id, []))
-        wait_for(lambda: processes() > 500, "the bomb goes off", 30)
+        # Those of a machine only its own kernel sees.
+        wait_for(lambda: settings.MACHINES or processes() > 500, "the bomb goes off", 30)
         neighbour.is_served(30)
         assert processes() < 40_000
         box.api.http.post(f"{box.path}/exec/{session}/kill", json={"signal": 9}, timeout=30)

@@ -105,7 +105,9 @@ fn connect_to_host(plan: &Plan, index: u16) -> io::Result<()> {
     let index = netlink.index(&link)?;
     netlink.set_up(index)?;
     netlink.add_route(index, address)?;
-    netlink.add_neighbour(index, address, INSIDE_HARDWARE)
+    // By the time a packet asks for its next hop the firewall has given it the address inside. A machine's slot would not
+    // answer for that one: it has given it to the machine.
+    netlink.add_neighbour(index, INSIDE, INSIDE_HARDWARE)
 }
 
 /// Largest packet that leaves this host in one piece. Larger ones from a sandbox would be dropped with a message that

@@ -1,9 +1,9 @@
 //! Making a checkpoint.
 //!
 //! ```text
-//!   <id>.unfinished/disk.img ▸ sandbox writes out ▸ capture ▸ read to its end ▸ manifest ▸ to the drive ▸ rename to <id>/
-//!                                                     │                                                        │
-//!                                                 `captured`                                                `ready`
+//!   <id>.unfinished/disk.img ▸ sandbox writes out ▸ capture ▸ journal replayed ▸ read to its end ▸ to the drive ▸ rename to <id>/
+//!                                                     │                                                                     │
+//!                                                 `captured`                                                             `ready`
 //! ```
 //!
 //! Runs as a task of its own: who asked may have left. Until the rename nothing of it is a checkpoint, and a start of the
@@ -21,10 +21,11 @@ use tracing::{Instrument, info, info_span, warn};
 use warren_node_api::{
     CAPTURE_WAIT_SECONDS, CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Holds,
 };
-use warren_types::{CheckpointId, Error};
+use warren_types::{CheckpointId, Error, Isolation};
 
 use super::manifest::{DiskPart, Manifest, VmPart};
 use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED, processing};
+use crate::disk;
 use crate::sandbox::capture::Taken;
 use crate::sandbox::machine::Target;
 use crate::sandbox::record::Suspended;
@@ -130,6 +131,7 @@ impl Checkpoints {
         });
 
         let _turn = self.reading.acquire().await.map_err(|error| error.to_string())?;
+        settle(&taken, unfinished).await?;
         let (checkpoints, id, sandbox_id) = (self.clone(), id.clone(), create.sandbox_id);
         let called_off = called_off.clone();
         let finished = tokio::task::spawn_blocking(move || {
@@ -194,6 +196,18 @@ impl Checkpoints {
         named().map_err(|error| failed("it could not be brought to the drive", &error))?;
         Ok(manifest)
     }
+}
+
+/// Puts the file system of a disk in order that was taken while it was mounted: once here instead of at the start of each
+/// sandbox made from it. Not that of a virtual machine, which nothing on this host reads: it can hold anything, and has to
+/// stay what its memory believes it is.
+async fn settle(taken: &Taken, folder: &Path) -> Result<(), String> {
+    if taken.spec.isolation != Isolation::Container || taken.pause_us.is_none() {
+        return Ok(());
+    }
+    disk::settle(&folder.join(IMAGE))
+        .await
+        .map_err(|error| format!("its file system could not be put in order: {error}"))
 }
 
 impl Checkpoints {

@@ -414,14 +414,17 @@ impl Actor {
         self.wait_for_the_dying().await;
     }
 
-    /// Ends what runs, and does not wait for what it still writes: that is for a disk nobody will look at again.
-    pub(super) async fn abandon_machine(&mut self) {
+    /// Stops what runs, for good, so that something else can take its place at once. It is to be given to [`Self::abandon`].
+    pub(super) async fn set_machine_aside(&mut self) -> Option<Machine> {
         self.wait_for_the_dying().await;
-        if let Some(machine) = self.machine.take() {
-            machine.kill();
-            let host = self.host.clone();
-            self.dying = Some(tokio::spawn(async move { machine.end_without_disk(&host).await }));
-        }
+        self.machine.take().inspect(Machine::set_aside)
+    }
+
+    /// Ends what was set aside, and does not wait for what it still writes: that is for a disk nobody will look at again.
+    pub(super) fn abandon(&mut self, machine: Machine) {
+        machine.kill();
+        let host = self.host.clone();
+        self.dying = Some(tokio::spawn(async move { machine.end_without_disk(&host).await }));
     }
 
     pub(super) async fn wait_for_the_dying(&mut self) {

@@ -24,8 +24,8 @@ use super::stock::Prepared;
 use crate::checkpoint::make::now_ms;
 use crate::disk;
 use crate::guest::Guest;
-use warren_network::{Gate, Session, Slot};
 use crate::registry::Host;
+use warren_network::{Gate, Session, Slot};
 
 pub(crate) use self::vm::{Fit, Start as VmStart, fit};
 
@@ -370,9 +370,23 @@ impl Machine {
         }
     }
 
+    /// Stops everything at once and for good; [`Self::kill`] has to follow. The end of many processes and of their mounts is
+    /// work, and a container's can wait until what takes its place has started; the memory of a machine cannot.
+    pub(crate) fn set_aside(&self) {
+        let stands_still = match &self.body {
+            Body::Container(_) => self.cgroup.freeze().is_ok(),
+            Body::Vm(_) => false,
+        };
+        if !stands_still {
+            self.kill();
+        }
+    }
+
     /// Ends everything at once; what it held is given back by [`Self::end_without_disk`].
     pub(crate) fn kill(&self) {
         let _ = self.cgroup.kill();
+        // What was set aside ends in any case; its group is not to look as if somebody had to let it go on.
+        let _ = self.cgroup.thaw();
     }
 
     pub(crate) fn cpus(&self) -> &[u32] {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reboot     write down ▸ processes end ▸ start ▸ answer
-//!   restore    next.* from the checkpoint ▸ write down ▸ answer ▸ next.* take their place ▸ processes end ▸ start
+//!   restore    next.* from the checkpoint ▸ write down ▸ answer ▸ next.* take their place ▸ processes stop ▸ start ▸ they end
 //! ```
 //!
 //! What was written down happens, whatever becomes of the node meanwhile ([`Actor::start_again`] goes on with it). Id,
@@ -108,6 +108,7 @@ impl Actor {
 
     /// Carries out what is written down as under way. The beginning of it may lie before the node's start.
     pub(super) async fn start_again(&mut self) {
+        let mut old = None;
         if let Some(Transition::Restore { template_digest, lineage, suspended }) =
             self.record.transition.clone()
         {
@@ -115,14 +116,18 @@ impl Actor {
             if let Err(error) = self.put_next_in_place(suspended.is_some()).await {
                 return self.stay_with_old_disk(&error).await;
             }
-            self.abandon_machine().await;
+            old = self.set_machine_aside().await;
             self.record.template_digest = template_digest;
             self.record.lineage = lineage;
             self.record.patch_error = None;
             self.record.disk = None;
             self.record.suspended = suspended;
         }
-        match self.start_or_rest().await {
+        let started = self.start_or_rest().await;
+        if let Some(old) = old {
+            self.abandon(old);
+        }
+        match started {
             Ok(()) => info!("started again"),
             Err(error) => warn!(%error, "a sandbox could not be started again and hibernates"),
         }

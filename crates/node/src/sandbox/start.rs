@@ -85,17 +85,14 @@ impl Actor {
 
     async fn start_container(&mut self, host: &Arc<Host>) -> Result<(), Error> {
         let _turn = host.turn().await?;
-        let disk = host.disks.attach(self.folder.join(DISK)).await.map_err(|error| {
-            Error::new(ErrorKind::SandboxFailed, format!("its disk cannot be used: {error}"))
-        })?;
-        let device = disk.device().to_owned();
-        match Prepared::make(host, disk, &self.record.template_digest).await {
-            Ok(prepared) => self.start_in(Ready::Root(prepared)).await,
-            Err(error) => {
-                machine::release_disk(&device, &self.folder).await;
-                Err(error)
-            }
-        }
+        let image = self.folder.join(DISK);
+        let attach = async {
+            host.disks.attach(image.clone()).await.map_err(|error| {
+                Error::new(ErrorKind::SandboxFailed, format!("its disk cannot be used: {error}"))
+            })
+        };
+        let prepared = Prepared::on(host, &self.record.template_digest, &image, attach).await?;
+        self.start_in(Ready::Root(prepared)).await
     }
 
     async fn start_machine(&mut self, host: &Arc<Host>) -> Result<(), Error> {

@@ -18,7 +18,7 @@ use warren_types::{Error, ErrorKind};
 
 use super::{Vms, stage_dir};
 use crate::guest::Guest;
-use warren_network::{self, Slot};
+use warren_network::Slot;
 use crate::registry::Host;
 use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
 
