@@ -32,7 +32,6 @@ use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
 use crate::vm::{self, Vms, waiting};
 use crate::{agent, inotify, lxcfs};
-use warren_network::{Plan, Pool};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;

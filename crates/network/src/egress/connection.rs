@@ -178,8 +178,10 @@ impl Connection<'_> {
 
     /// Ends TLS here and begins it anew towards the host.
     async fn inspect<S: Io>(&self, stream: Peeked<S>, host: String, hello: &ClientHello) {
-        self.decide(Some(&host), Kind::Inspected);
-        let upstream = match self.refusal(&host) {
+        let refusal = self.refusal(&host);
+        // One that is refused stays for as long as it takes to say so.
+        self.decide(refusal.is_none().then_some(host.as_str()), Kind::Inspected);
+        let upstream = match refusal {
             Some(refusal) => Err(refusal),
             None => {
                 let protocols = Protocols::of(hello);
