@@ -1,6 +1,6 @@
 """The attacks as a table: what each is, what is tried, and what stops it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass
@@ -10,8 +10,6 @@ class Attack:
     tries: str
     stops: str
     run: object
-    #: What it ran into, in the last run.
-    seen: str = field(default="")
 
 
 #: In the order they are told in.
@@ -30,13 +28,18 @@ def attack(name, tries, stops):
 
 
 def show(reporter):
-    tried = [each for each in ALL if each.seen]
-    if not tried:
+    """What the passed cases of this run were stopped by."""
+    seen = {}
+    for report in reporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "seen":
+                seen[report.nodeid.partition("[")[2].rstrip("]")] = value
+    if not seen:
         return
     reporter.section("attacks: what was tried, and what was seen of what stopped it")
-    for each in tried:
+    for each in (each for each in ALL if each.name in seen):
         reporter.line(f"{each.name:42} {each.tries}")
-        reporter.line(f"{'':42}   → {each.seen[:160]}")
+        reporter.line(f"{'':42}   → {' '.join(seen[each.name].split())[:160]}")
 
 
 TITLES = {
