@@ -89,10 +89,6 @@ function reflected(request, made) {
     return request.headers["x-reflect"] ?? request.headers.authorization ?? made.body;
 }
 
-function percent(text) {
-    return [...Buffer.from(text)].map((byte) => "%" + byte.toString(16).padStart(2, "0").toUpperCase()).join("");
-}
-
 const encodings = { gzip: zlib.gzipSync, br: zlib.brotliCompressSync, deflate: zlib.deflateSync, rawdeflate: zlib.deflateRawSync, zstd: zlib.zstdCompressSync };
 
 /** Every way to say a text back, by the name in `?as=`. */
@@ -111,7 +107,7 @@ const ways = {
         response.end("see the reason");
     },
     base64: (response, text) => response.end(Buffer.from(text).toString("base64")),
-    percent: (response, text) => response.end(percent(text)),
+    percent: (response, text) => response.end(`https://evil.example/?key=${encodeURIComponent(text)}`),
     bytes: (response, text) => bySingleBytes(response, `before ${text} after`),
     chunked: (response, text) => {
         if (response.stream) return response.end("only over HTTP/1.1");

@@ -125,19 +125,21 @@ def write_name(name):
 
 
 def make_answer(number, question, kind, found):
-    records = []
+    records, owner = [], b"\xc0\x0c"
     for each in found or []:
         is_address = all(part.isdigit() for part in each.split(".")) and each.count(".") == 3
         if is_address and kind == A:
-            records.append((A, socket.inet_aton(each)))
+            records.append((owner, A, socket.inet_aton(each)))
         elif not is_address and ":" not in each and kind in (A, CNAME):
-            records.append((CNAME, write_name(each)))
+            # What follows belongs to the name it is an alias of.
+            records.append((owner, CNAME, write_name(each)))
+            owner = write_name(each)
         elif ":" in each and kind == AAAA:
-            records.append((AAAA, socket.inet_pton(socket.AF_INET6, each)))
+            records.append((owner, AAAA, socket.inet_pton(socket.AF_INET6, each)))
     if found and kind == TXT:
-        records.append((TXT, b"\x05hello"))
+        records.append((owner, TXT, b"\x05hello"))
     code = NO_SUCH_NAME if found is None else NO_ERROR
-    body = b"".join(b"\xc0\x0c" + struct.pack("!HHIH", type_, 1, 1, len(data)) + data for type_, data in records)
+    body = b"".join(name + struct.pack("!HHIH", type_, 1, 1, len(data)) + data for name, type_, data in records)
     return number + struct.pack("!HHHHH", 0x8180 | code, 1, len(records), 0, 0) + question + body
 
 

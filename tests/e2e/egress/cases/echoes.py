@@ -54,7 +54,11 @@ def echo(name, way, tries, stops="replies are read as they pass, and the token i
         target = f"/echo?as={way}&{mark}{more}"
         code = f"""
 headers = [(name, value.replace('KEY', KEY).replace('BASIC', basic('me', KEY))) for name, value in headers]
-if via == 'get':
+if via == 'curl2':
+    import subprocess
+    said = subprocess.run(['curl', '-sS', '-i', '--http2', '-m', '8', *[word for name, value in headers for word in ('-H', name + ': ' + value)], 'https://' + host + target], capture_output=True, text=True)
+    answer = {{'status': int((said.stdout.split() or ['', '0'])[1]), 'body': said.stdout, 'error': said.stderr}}
+elif via == 'get':
     answer = attempt(get, host, target, headers)
 else:
     answer = attempt(get2, host, pseudo(host, target) + [(name.lower(), value) for name, value in headers])
@@ -92,12 +96,12 @@ echo("echo-in-two-encodings", "double", "one encoding inside another", "a reply 
 echo("echo-in-a-wrong-encoding", "lie", "a body that says it is gzip and is plain", "what cannot be unpacked ends the reply", sealed=False, statuses=(200, 502))
 echo("echo-asked-to-be-brotli", "br", "Accept-Encoding that allows only brotli", "the server is asked for no encoding; one it uses all the same is refused", sealed=False, statuses=(502,), headers=[("X-Reflect", "KEY"), ("Accept-Encoding", "br;q=1, identity;q=0")])
 echo("echo-in-base64", "base64", "the value in base64")
-echo("echo-in-percent-signs", "percent", "every byte of the value in percent signs", "the usual percent encodings are found; one of every byte is found only if the gateway decodes (see docs)", sealed=False)
+echo("echo-in-percent-signs", "percent", "the value as an address has it: `/`, `+` and `=` in percent signs")
 echo("echo-of-basic-authentication", "body", "basic authentication quoted as it came: user and value in base64 together", headers=[("Authorization", "BASIC")], sealed=False)
-echo("echo-in-a-header-over-http2", "header", "the value in a header, over HTTP/2", host="h2.test.example", via="get2", sealed=False)
+echo("echo-in-a-header-over-http2", "header", "the value in a header, over HTTP/2", host="h2.test.example", via="curl2")
 echo("echo-in-a-body-over-http2", "body", "the value in the body, over HTTP/2", host="h2.test.example", via="get2")
 echo("echo-byte-by-byte-over-http2", "bytes", "the value in frames of one byte", host="h2.test.example", via="get2")
-echo("echo-in-a-trailer-over-http2", "trailer", "the value in a trailer, over HTTP/2", host="h2.test.example", via="get2", sealed=False)
+echo("echo-in-a-trailer-over-http2", "trailer", "the value in a trailer, over HTTP/2", host="h2.test.example", via="curl2", sealed=False)
 echo("echo-in-gzip-over-http2", "gzip", "the value in gzip, over HTTP/2", "compressed bodies are unpacked, read and passed on unpacked", host="h2.test.example", via="get2")
 
 

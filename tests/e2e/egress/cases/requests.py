@@ -75,7 +75,7 @@ with tls('h1.test.example') as stream:
             assert not arrived, (raw, arrived)
             torn = [each for each in w.arrived(mark) if each["kind"] == "unreadable"]
             assert not torn, (raw, torn)
-            assert sum(answer.get("status") == 200 for answer in answers) < 2, (raw, answers)
+            assert sum(answer.get("status") == 200 for answer in answers) <= max(1, raw.count("Host: h1.test.example")), (raw, answers)
             seen.append(answers[0].get("status") or "closed")
         return f"answers {seen}"
 
@@ -85,6 +85,7 @@ smuggle("smuggling-length-and-chunks", "a request with both a Content-Length and
 smuggle("smuggling-two-lengths", "two lengths that differ, a list of lengths, signs, and blanks in one", "a length is one number", *(POST + f"{each}\r\n\r\n{{inner}}" for each in ("Content-Length: 0\r\nContent-Length: {size}", "Content-Length: 0, {size}", "Content-Length: +0", "Content-Length: 0x0", "Content-Length: -1", "Content-Length : {size}\r\nContent-Length: 0")))
 smuggle("smuggling-odd-encodings", "transfer encodings that some servers take for chunked", "`chunked` and nothing else is an encoding", *(POST + f"{each}\r\n\r\n0\r\n\r\n{{inner}}" for each in ("Transfer-Encoding: xchunked\r\nContent-Length: 5", "Transfer-Encoding: chunked, identity", "Transfer-Encoding:\tchunked\r\nContent-Length: 5", "Transfer-Encoding: identity, chunked\r\nContent-Length: 5", "Transfer-Encoding : chunked\r\nContent-Length: 5", "Transfer-Encoding: \"chunked\"\r\nContent-Length: 5", "X: y\r\n Transfer-Encoding: chunked\r\nContent-Length: 5")))
 smuggle("smuggling-line-ends", "bare line feeds and carriage returns, NUL and folded lines in headers", "a head is read strictly and written anew", *(POST + each for each in ("X: a\rTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n{inner}", "X: a\0b\r\nContent-Length: 0\r\n\r\n{inner}", "Content-Length: 0\r\nX: y\r\n folded: 1\r\n\r\n{inner}")))
+smuggle("smuggling-behind-an-upgrade", "the same with an Upgrade header, and behind a request that has one", "asking for an upgrade changes nothing about how requests are read", POST + "Connection: Upgrade\r\nUpgrade: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}", "GET /status/200 HTTP/1.1\r\nHost: h1.test.example\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n" + POST + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}")
 smuggle("smuggling-chunks", "chunks with odd sizes and extensions", "chunks are read strictly and written anew", *(POST + "Transfer-Encoding: chunked\r\n\r\n" + each for each in ("0 \r\n\r\n{inner}", "0x0\r\n\r\n{inner}", "00000000000000000\r\n\r\n{inner}", "-0\r\n\r\n{inner}", "1;a=\"\r\n0\r\n\r\n{inner}\"\r\nx\r\n0\r\n\r\n")))
 
 
@@ -159,7 +160,7 @@ say([first, second])
 @attack("proxy-to-other-ports-and-addresses", "CONNECT to ports and hosts that are not allowed, to addresses, and with odd targets", "the same rules as for every connection, before anything is dialled")
 def _(w):
     mark = w.mark()
-    targets = ["evil.example:443", "api.test.example:22", "api.test.example:8443", f"{w.net.evil}:443", f"{FORBIDDEN['10/8']}:80", "api.test.example", "api.test.example:0", "api.test.example:99999", "api.test.example:443@evil.example:443", "evil.example:443#api.test.example:443", "api.test.example:443/..", "[::ffff:10.213.78.2]:80", "3355443200:80"]
+    targets = ["evil.example:443", "api.test.example:22", "api.test.example:8443", f"{w.net.evil}:443", f"{FORBIDDEN['10/8']}:80", "api.test.example:0", "api.test.example:99999", "api.test.example:443@evil.example:443", "evil.example:443#api.test.example:443", "api.test.example:443/..", "[::ffff:10.213.78.2]:80", "3355443200:80"]
     code = "say([attempt(lambda: connect(target, host=f'{mark}.pages.example:443')[1]) for target in targets])"
     before = w.net.now()
     answers = python(w.fenced, code, mark=mark, targets=targets)

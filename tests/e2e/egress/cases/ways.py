@@ -310,7 +310,6 @@ say([[reaches(at, port, request('/', at), 3) for at in addresses], [connect(f'{a
                 assert 200 not in proxied, proxied
                 assert named.get("status") != 200, named
             assert not accepted, f"a service of the host was reached: {accepted}"
-            code = "say([read_response(connect(f'here.test.example:{port}')[0]), connect('127.0.0.1:80')[1]])"
             return f"{len(host_addresses())} addresses, no connection; the proxy answers {proxied}"
     finally:
         server.close()
