@@ -30,7 +30,7 @@ class TestAuthority:
         key, request, made = (self.folder / f"{self.made}.{end}" for end in ("key", "csr", "pem"))
         extensions = self.folder / f"{self.made}.ext"
         alternatives = ",".join(f"IP:{name}" if name.replace(".", "").isdigit() else f"DNS:{name}" for name in names)
-        extensions.write_text(f"subjectAltName={alternatives}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n")
+        extensions.write_text(f"subjectAltName={alternatives}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
         openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
         openssl("req", "-new", "-key", key, "-out", request, "-subj", "/CN=upstream")
         signer = ["-CA", self.pem, "-CAkey", self.key, "-CAcreateserial"] if signed else ["-signkey", key]
