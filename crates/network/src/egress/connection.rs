@@ -178,8 +178,9 @@ impl Connection<'_> {
 
     /// Ends TLS here and begins it anew towards the host.
     async fn inspect<S: Io>(&self, stream: Peeked<S>, host: String, hello: &ClientHello) {
-        self.decide(Some(&host), Kind::Inspected);
-        let upstream = match self.refusal(&host) {
+        let refusal = self.refusal(&host);
+        self.decide(Some(&host), if refusal.is_some() { Kind::Refused } else { Kind::Inspected });
+        let upstream = match refusal {
             Some(refusal) => Err(refusal),
             None => {
                 let protocols = Protocols::of(hello);
