@@ -8,6 +8,7 @@ mod exec;
 mod files;
 mod fork;
 mod forks;
+mod gateway;
 mod hibernate;
 mod idle;
 mod machine;
@@ -55,6 +56,8 @@ pub(crate) enum Row {
     Hibernate,
     /// Virtual machines: made, booted, taken, forked, brought to rest
     Machine,
+    /// Requests and transfers through the egress gateway, with a server of its own
+    Gateway,
 }
 
 /// Another system, or why it cannot be measured.
@@ -163,6 +166,10 @@ impl Sizes {
             ..Self::full()
         }
     }
+
+    fn is_quick(&self) -> bool {
+        self.creates < Self::full().creates
+    }
 }
 
 // === impl Clock ===
@@ -195,6 +202,7 @@ impl Row {
             Self::Forks => forks::measure(bench).await,
             Self::Hibernate => hibernate::measure(bench).await,
             Self::Machine => machine::measure(bench).await,
+            Self::Gateway => gateway::measure(bench).await,
         };
         measured.unwrap_or_else(|error| {
             let (figure, unit) = self.title();
@@ -216,6 +224,7 @@ impl Row {
             Self::Forks => (forks::FIGURE, Unit::Milliseconds),
             Self::Hibernate => (hibernate::FIGURE, Unit::Milliseconds),
             Self::Machine => (machine::FIGURE, Unit::Milliseconds),
+            Self::Gateway => (gateway::FIGURE, Unit::Milliseconds),
         }
     }
 }

@@ -179,8 +179,7 @@ impl Connection<'_> {
     /// Ends TLS here and begins it anew towards the host.
     async fn inspect<S: Io>(&self, stream: Peeked<S>, host: String, hello: &ClientHello) {
         let refusal = self.refusal(&host);
-        // One that is refused stays for as long as it takes to say so.
-        self.decide(refusal.is_none().then_some(host.as_str()), Kind::Inspected);
+        self.decide(Some(&host), if refusal.is_some() { Kind::Refused } else { Kind::Inspected });
         let upstream = match refusal {
             Some(refusal) => Err(refusal),
             None => {

@@ -20,6 +20,8 @@ pub(crate) struct Open {
 pub(crate) enum Kind {
     /// Its first bytes are still to come.
     Undecided,
+    /// Its requests are only told why they are refused.
+    Refused,
     /// Every request is read.
     Inspected,
     /// A WebSocket that a request of this path became.

@@ -208,11 +208,11 @@ impl Proxy {
     }
 
     /// Why the host was not reached when the connection began. Said once, since the next request may try again, but
-    /// for a connection that is not as it should be.
+    /// for a connection that is not as it should be, or to a host that is not allowed.
     fn failed(&self) -> Option<Refusal> {
         let mut failed = lock(&self.failed);
         match failed.as_ref()?.rule {
-            "form" => failed.clone(),
+            "form" | "allowlist" => failed.clone(),
             _ => failed.take(),
         }
     }

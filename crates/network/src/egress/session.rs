@@ -171,7 +171,7 @@ impl Session {
             (EgressMode::Open, Kind::Raw { tls: true }) => {
                 host.is_none_or(|host| !self.has_secrets_for(host))
             }
-            (EgressMode::Open, _) | (_, Kind::Undecided) => true,
+            (EgressMode::Open, _) | (_, Kind::Undecided | Kind::Refused) => true,
             (EgressMode::Allowlist, Kind::Raw { .. }) => {
                 self.allows_raw(policy, host, open.address, open.port)
             }
