@@ -81,14 +81,14 @@ fn clippy(root: &Path) -> anyhow::Result<()> {
     command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
     // How `cargo clippy` hands arguments to its driver.
     command.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
-    run(command.args(["build", "--release", "--workspace", "--all-targets"]).args(unoptimised(root)?))
+    run(command.args(["build", "--release", "--workspace", "--all-targets"]).args(briefly_optimised(root)?))
 }
 
 /// Arguments for the release profile, so that dependencies and their C code are built once for all uses, with our own
-/// crates left as they are: optimising them takes most of the time, and is for those who run them.
-fn unoptimised(root: &Path) -> anyhow::Result<Vec<String>> {
+/// crates optimised a little: doing it in full takes most of the time, and is for those who run them.
+fn briefly_optimised(root: &Path) -> anyhow::Result<Vec<String>> {
     let ours = metadata::Metadata::load(root)?.packages.into_iter().flat_map(|package| {
-        ["--config".to_owned(), format!("profile.release.package.{}.opt-level=0", package.name)]
+        ["--config".to_owned(), format!("profile.release.package.{}.opt-level=1", package.name)]
     });
     Ok(ours.collect())
 }
