@@ -72,7 +72,8 @@ pub struct EgressChange {
     pub allow: Vec<EgressRule>,
 }
 
-/// How [`EgressPolicy`] is written, for the document.
+/// What a sandbox may reach.
+// The document shows this for `EgressPolicy`, whose crate knows nothing of documents.
 #[derive(ToSchema)]
 #[schema(as = EgressPolicy)]
 pub struct PolicyShape {
@@ -82,7 +83,8 @@ pub struct PolicyShape {
     pub allow: Option<Vec<RuleShape>>,
 }
 
-/// How [`warren_types::EgressRule`] is written.
+/// One host, or the hosts of a pattern, and what may be done there.
+// Likewise for `EgressRule`.
 #[derive(ToSchema)]
 #[schema(as = EgressRule)]
 pub struct RuleShape {

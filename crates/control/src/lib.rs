@@ -33,7 +33,8 @@ use warren_types::Error;
 use app::token::{self, TokenSigner};
 use app::{App, Pace, Parts};
 pub use config::Config;
-use keyring::{Keyring, KeyringError};
+use keyring::Keyring;
+pub use keyring::KeyringError;
 use store::Store;
 pub use store::StoreError;
 

@@ -45,7 +45,7 @@ pub(crate) struct SetArgs {
 pub(crate) async fn run(context: &Context, command: EgressCommand) -> anyhow::Result<ExitCode> {
     match command {
         EgressCommand::Get(args) => get(context, &args.id).await?,
-        EgressCommand::Set(args) => set(context, args).await?,
+        EgressCommand::Set(args) => set(context, &args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -58,8 +58,8 @@ async fn get(context: &Context, id: &SandboxId) -> anyhow::Result<()> {
     show(context.output, &answer.value)
 }
 
-async fn set(context: &Context, args: SetArgs) -> anyhow::Result<()> {
-    let body = change(&args)?;
+async fn set(context: &Context, args: &SetArgs) -> anyhow::Result<()> {
+    let body = change(args)?;
     let answer = context.client()?.set_egress(&args.id, &body).await?;
     if context.output.json {
         return context.output.json(&answer.json);
