@@ -187,7 +187,7 @@ impl Vms {
                     memory_file,
                     run_dir: folder.path().to_owned(),
                     stage_dir: stage_dir(&bench.config.data_dir),
-                    mtu: network::mtu(),
+                    mtu: warren_network::mtu(),
                     start: self.boot(),
                 };
                 let booted =

@@ -128,7 +128,7 @@ async fn start_once(host: &Host, vms: &Vms, wanted: &Wanted<'_>) -> Result<Qemu,
         memory_file,
         run_dir: wanted.folder.to_owned(),
         stage_dir: stage_dir(&host.data_dir),
-        mtu: network::mtu(),
+        mtu: warren_network::mtu(),
         start: if state.is_some() { Start::Restore } else { vms.boot() },
     };
     let complaints = Complaints::new().map_err(|error| trouble("its log")(&error))?;
@@ -192,7 +192,7 @@ pub(crate) async fn renew(guest: &Guest, boot: Boot, identity: Identity) -> Resu
         hostname: "sandbox".into(),
         unix_time_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),
         entropy,
-        mtu: network::mtu(),
+        mtu: warren_network::mtu(),
     };
     let renewed = guest.json::<Renewed>(Method::POST, "/v1/renew", Some(&renew));
     tokio::time::timeout(RENEW_DEADLINE, renewed).await.unwrap_or_else(|_| {
