@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::previews::PreviewAuth;
+
 /// Body of `POST /api/sandboxes`. All fields are optional.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -47,6 +49,9 @@ pub struct SandboxCreate {
     /// like any other command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_commands: Option<Vec<String>>,
+    /// Requires a token of who asks for its previews.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_auth: Option<PreviewAuth>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]
@@ -69,8 +74,6 @@ pub struct NotYet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preview_auth: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhooks: Option<serde_json::Value>,
 }
 
@@ -84,7 +87,6 @@ impl NotYet {
             ("secretAllowedHosts", &self.secret_allowed_hosts),
             ("image", &self.image),
             ("snapshot", &self.snapshot),
-            ("previewAuth", &self.preview_auth),
             ("webhooks", &self.webhooks),
         ];
         let set = |value: &serde_json::Value| match value {
@@ -143,6 +145,12 @@ pub struct Sandbox {
     /// Base URL that [`Self::token`] is for; ends in `/api`.
     #[serde(rename = "connectURL", default, skip_serializing_if = "Option::is_none")]
     pub connect_url: Option<String>,
+    /// Where its previews are: `{sandboxID}-p{port}.` and this, which includes the server's port where a URL needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox_domain: Option<String>,
+    /// What opens its previews; in the answer of the create alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_auth_token: Option<String>,
     /// *Additive.* What keeps it apart from the host: `container` (shared kernel) or `vm` (a kernel of its own).
     #[serde(default)]
     pub isolation: String,

@@ -8,6 +8,7 @@ mod checkpoints;
 mod exec;
 mod files;
 mod logs;
+mod previews;
 mod pty;
 mod sandboxes;
 mod scaling;

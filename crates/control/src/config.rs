@@ -3,15 +3,21 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::SandboxDomain;
+
 /// Settings of the control plane, read once.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where `control.sqlite` and `token.key` are, or will be made.
+    /// Where `control.sqlite`, `token.key` and `urls.key` are, or will be made.
     pub data_dir: PathBuf,
     /// Shown with every sandbox.
     pub region: String,
     /// How clients reach this server, without a path; derived from each request when absent.
     pub public_url: Option<String>,
+    /// Below it every sandbox has names for its ports.
+    pub sandbox_domain: SandboxDomain,
+    /// Gives every new sandbox a token without which its previews do not open.
+    pub preview_auth_required: bool,
     /// Sandboxes an organisation may have running at once.
     pub max_running_per_org: u32,
     /// How often sandboxes that scale by themselves are looked at.
@@ -34,6 +40,8 @@ impl Config {
             data_dir: data_dir.into(),
             region: Self::DEFAULT_REGION.to_owned(),
             public_url: None,
+            sandbox_domain: SandboxDomain::localhost(),
+            preview_auth_required: false,
             max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,
             autoscale_every: Self::DEFAULT_AUTOSCALE_EVERY,
             autoscale_minute: Duration::from_secs(60),

@@ -7,14 +7,16 @@
 //!          node ◀── tasks           reconciler, watch on the node's changes
 //! ```
 //!
-//! Owns the SQLite file and the key of sandbox tokens in its data directory, and nothing on any host: what happens
+//! Owns the SQLite file and the keys of sandbox tokens and signed URLs in its data directory, and nothing on any host: what happens
 //! to a sandbox happens on its node, which is reached through `warren-node-api` alone. Intent and what was observed
 //! stand side by side in the store; after a crash at any point the reconciler makes them and the node agree.
 
 mod app;
 mod config;
+mod domain;
 mod http;
 pub mod keys;
+pub mod listen;
 mod store;
 mod tasks;
 
@@ -28,9 +30,11 @@ use tokio_util::task::TaskTracker;
 use warren_node_api::NodeClient;
 use warren_types::Error;
 
+use app::signed::{self, UrlSigner};
 use app::token::{self, TokenSigner};
 use app::{App, Pace, Parts};
 pub use config::Config;
+pub use domain::{ParseDomainError, SandboxDomain};
 use store::Store;
 pub use store::StoreError;
 
@@ -51,6 +55,8 @@ pub enum StartError {
     TokenKey { path: String, source: io::Error },
     #[error("the node cannot be used")]
     Node(#[source] Error),
+    #[error("the key of signed URLs, {path}, cannot be used; if it is damaged, remove it and they all end")]
+    UrlKey { path: String, source: io::Error },
     #[error("what the node has could not be compared with what is stored")]
     Reconcile(#[source] Error),
     #[error(
@@ -78,14 +84,21 @@ impl Control {
             path: config.data_dir.join(token::FILE_NAME).display().to_string(),
             source,
         })?;
+        let urls = UrlSigner::open(&config.data_dir).map_err(|source| StartError::UrlKey {
+            path: config.data_dir.join(signed::FILE_NAME).display().to_string(),
+            source,
+        })?;
         let node_info = node.get_node().await.map_err(StartError::Node)?;
         let app = Arc::new(App::new(Parts {
             store,
             node,
             node_info,
             tokens,
+            urls,
             region: config.region,
             public_url: config.public_url,
+            sandbox_domain: config.sandbox_domain,
+            preview_auth_required: config.preview_auth_required,
             max_running_per_org: config.max_running_per_org,
             autoscale: Pace { every: config.autoscale_every, minute: config.autoscale_minute },
             shutdown,

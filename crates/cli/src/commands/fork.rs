@@ -38,6 +38,7 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> anyhow::Result<Exi
         envs: map_of(args.env),
         metadata: map_of(args.metadata),
         memory_mb: args.memory.map(i64::from),
+        preview_auth: None,
         secret_store: None,
     };
     let begun = Instant::now();
@@ -56,6 +57,9 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> anyhow::Result<Exi
         sandbox.cpu_count,
         human_bytes(u64::from(sandbox.memory_mb) << 20),
     )));
+    if let Some(token) = &sandbox.preview_auth_token {
+        context.output.note(&printable(&format!("preview token, shown this once: {token}")));
+    }
     if let Some(error) = &sandbox.patch_error {
         context.output.warn(&printable(error));
     }

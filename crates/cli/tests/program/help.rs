@@ -2,7 +2,7 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "create",
     "ls",
     "get",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 25] = [
     "shell",
     "cp",
     "files",
+    "preview",
     "timeout",
     "tags",
     "hibernate",

@@ -8,6 +8,7 @@ mod checkpoints;
 mod exec;
 mod files;
 pub(crate) mod logs;
+mod ports;
 mod pty;
 
 use std::collections::{BTreeMap, HashMap};
@@ -59,6 +60,12 @@ pub(crate) struct Node {
     pub(crate) usage: BTreeMap<SandboxId, u64>,
     /// Sandboxes that cannot be woken with their own disk.
     pub(crate) damaged: Vec<SandboxId>,
+    /// What listens on a port of a sandbox.
+    pub(crate) listeners: HashMap<(SandboxId, u16), std::net::SocketAddr>,
+    /// How often sandboxes were woken.
+    pub(crate) wakes: usize,
+    /// How long a wake takes.
+    pub(crate) wake_takes: std::time::Duration,
 }
 
 pub(crate) struct Sandbox {
@@ -287,6 +294,9 @@ async fn wake(
     Path(id): Path<SandboxId>,
     Json(wake): Json<Wake>,
 ) -> Answer<Json<Report>> {
+    let takes = node.state().wake_takes;
+    tokio::time::sleep(takes).await;
+    node.state().wakes += 1;
     if node.state().damaged.contains(&id) && !wake.previous_disk {
         return Err(checkpoints::disk_damaged().into());
     }
@@ -329,6 +339,7 @@ async fn guest(
         "exec" => exec::call(&node, &id, &parts[1..], request).await,
         "pty" => pty::call(&node, &id, &parts[1..], request).await,
         "files" => files::call(&node, &id, &parts[1..], request).await,
+        "ports" => ports::call(&node, &id, parts[1], request).await,
         _ => Err(Error::new(ErrorKind::NotFound, "no such route in a guest").into()),
     }
 }

@@ -11,6 +11,7 @@ use super::{checkpoint_not_found, not_ready};
 use crate::app::App;
 use crate::app::auth::{Caller, hex};
 use crate::app::idempotency;
+use crate::app::previews::wanted_token;
 use crate::app::sandboxes::create::{CreateError, Created};
 use crate::app::sandboxes::request::{Wanted, checked_envs, checked_metadata, timeout_or_never};
 use crate::store::checkpoints::{CheckpointRow, Status};
@@ -38,6 +39,7 @@ impl App {
             );
         }
         let timeout_seconds = timeout_or_never(body.timeout)?;
+        let preview_token = wanted_token(body.preview_auth)?;
         let row = self.wait_until_made(caller, row).await?;
         if row.status != Status::Ready {
             return Err(not_ready(&row).into());
@@ -62,6 +64,7 @@ impl App {
             alias: None,
             metadata: checked_metadata(metadata)?,
             tags: Default::default(),
+            preview_token,
         };
         self.create_wanted(caller, wanted, key, base).await
     }

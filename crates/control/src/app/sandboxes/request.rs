@@ -3,10 +3,11 @@
 use warren_api::sandboxes::SandboxCreate;
 use warren_node_api::SandboxSpec;
 use warren_types::tags::{self, Tags};
-use warren_types::{EgressPolicy, Error, Isolation, Size};
+use warren_types::{EgressPolicy, Error, Isolation, Secret, Size};
 
 use super::MAX_TIMEOUT_SECONDS;
 use crate::app::exec::check_envs;
+use crate::app::previews::wanted_token;
 
 const DEFAULT_TEMPLATE: &str = "base";
 const MAX_NAME_BYTES: usize = 128;
@@ -27,6 +28,8 @@ pub(crate) struct Wanted {
     pub alias: Option<String>,
     pub metadata: Tags,
     pub tags: Tags,
+    /// What will open its previews.
+    pub preview_token: Option<Secret<String>>,
 }
 
 impl TryFrom<SandboxCreate> for Wanted {
@@ -56,6 +59,7 @@ impl TryFrom<SandboxCreate> for Wanted {
         check_start_commands(&start_commands)?;
         let tags = body.tags.unwrap_or_default();
         tags::check(&tags)?;
+        let preview_token = wanted_token(body.preview_auth)?;
         let alias = body.alias.filter(|alias| !alias.is_empty());
         if alias
             .as_ref()
@@ -89,6 +93,7 @@ impl TryFrom<SandboxCreate> for Wanted {
             alias,
             metadata,
             tags,
+            preview_token,
         })
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct NewSandbox {
     pub limit: u32,
     pub idempotency: Option<IdempotencyKey>,
     pub from_checkpoint: Option<CheckpointId>,
+    /// Of the token that opens its previews.
+    pub preview_hash: Option<String>,
 }
 
 /// What became of an insert.
@@ -78,8 +80,9 @@ impl Store {
         }
         sqlx::query(
             "INSERT INTO sandboxes (id, org_id, node_id, template, alias, isolation, cpu_count, memory_mb, disk_mb, \
-             timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at, from_checkpoint) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17)",
+             timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at, from_checkpoint, \
+             preview_hash) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17, $18)",
         )
         .bind(new.id.as_str())
         .bind(new.org.as_str())
@@ -98,6 +101,7 @@ impl Store {
         .bind(SandboxState::Creating.as_str())
         .bind(now)
         .bind(new.from_checkpoint.as_ref().map(CheckpointId::as_str))
+        .bind(&new.preview_hash)
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
