@@ -135,6 +135,9 @@ pub struct Fork {
     /// MiB; raised to what the checkpoint had, and to the next tier.
     #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<i64>,
+    /// *Additive.* Requires a token of who asks for its previews; not taken over from the checkpoint's sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_auth: Option<crate::previews::PreviewAuth>,
     /// Name of a secret store, over those the checkpoint's sandbox had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_store: Option<String>,

@@ -48,3 +48,23 @@ pub struct FileChmod {
     /// Octal, e.g. `"0755"`.
     pub mode: String,
 }
+
+/// Body of `POST …/files/download-url` and `…/upload-url`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileUrlCreate {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Seconds; 3600 when absent or not positive, 86400 at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<i64>,
+}
+
+/// A URL that reads or writes one file without another credential.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileUrl {
+    pub url: String,
+    /// RFC 3339, UTC.
+    pub expires_at: String,
+}

@@ -10,6 +10,7 @@ pub mod exec;
 pub mod files;
 pub mod identity;
 pub mod logs;
+pub mod previews;
 pub mod pty;
 pub mod sandboxes;
 pub mod scaling;

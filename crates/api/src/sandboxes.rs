@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use warren_types::EgressPolicy;
 
+use crate::previews::PreviewAuth;
+
 /// Body of `POST /api/sandboxes`. All fields are optional.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -62,6 +64,9 @@ pub struct SandboxCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<crate::egress::PolicyShape>)]
     pub egress: Option<EgressPolicy>,
+    /// Requires a token of who asks for its previews.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_auth: Option<PreviewAuth>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]
@@ -78,8 +83,6 @@ pub struct NotYet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preview_auth: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhooks: Option<serde_json::Value>,
 }
 
@@ -87,12 +90,7 @@ impl NotYet {
     /// Names of the fields that are set to something other than null or an empty collection.
     #[must_use]
     pub fn named(&self) -> Vec<&'static str> {
-        let fields = [
-            ("image", &self.image),
-            ("snapshot", &self.snapshot),
-            ("previewAuth", &self.preview_auth),
-            ("webhooks", &self.webhooks),
-        ];
+        let fields = [("image", &self.image), ("snapshot", &self.snapshot), ("webhooks", &self.webhooks)];
         let set = |value: &serde_json::Value| match value {
             serde_json::Value::Null => false,
             serde_json::Value::String(text) => !text.is_empty(),
@@ -149,6 +147,12 @@ pub struct Sandbox {
     /// Base URL that [`Self::token`] is for; ends in `/api`.
     #[serde(rename = "connectURL", default, skip_serializing_if = "Option::is_none")]
     pub connect_url: Option<String>,
+    /// Where its previews are: `{sandboxID}-p{port}.` and this, which includes the server's port where a URL needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox_domain: Option<String>,
+    /// What opens its previews; in the answer of the create alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_auth_token: Option<String>,
     /// *Additive.* What keeps it apart from the host: `container` (shared kernel) or `vm` (a kernel of its own).
     #[serde(default)]
     pub isolation: String,

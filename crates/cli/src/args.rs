@@ -4,7 +4,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get, hibernate,
-    keys, kill, logs, ls, reboot, scale, secret, secret_store, secrets, shell, tags, timeout, version, wake,
+    keys, kill, logs, ls, preview, reboot, scale, secret, secret_store, secrets, shell, tags, timeout,
+    version, wake,
 };
 use crate::{failure, serve};
 
@@ -76,6 +77,9 @@ pub(crate) enum Command {
     /// Work with the files of a sandbox
     #[command(subcommand)]
     Files(files::FilesCommand),
+    /// Open what listens on a port of a sandbox: addresses, the token, links to share
+    #[command(subcommand)]
+    Preview(preview::PreviewCommand),
     /// Set after how many seconds without use a sandbox hibernates
     Timeout(timeout::TimeoutArgs),
     /// Show or change the tags of a sandbox
@@ -142,6 +146,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Shell(args) => shell::run(&context, args).await,
         Command::Cp(args) => cp::run(&context, args).await,
         Command::Files(command) => files::run(&context, command).await,
+        Command::Preview(command) => preview::run(&context, command).await,
         Command::Timeout(args) => timeout::run(&context, args).await,
         Command::Tags(args) => tags::run(&context, args).await,
         Command::Hibernate(args) => hibernate::run(&context, args).await,

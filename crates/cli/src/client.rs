@@ -9,6 +9,7 @@ mod egress;
 mod exec;
 mod files;
 mod logs;
+mod previews;
 mod pty;
 mod sandboxes;
 mod scaling;

@@ -19,7 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
-use warren_control::{Config as ControlConfig, Control};
+use warren_control::listen::{Listener, Peer, TlsFiles};
+use warren_control::{Config as ControlConfig, Control, SandboxDomain};
 use warren_network::{GatewaySettings, Limits, Reach};
 use warren_node::template::{self, BuildOptions};
 use warren_node::{Config as NodeConfig, NetworkConfig, Node, Shutdown};
@@ -45,6 +46,18 @@ pub(crate) struct ServeArgs {
     /// Address clients reach the server at, when it is not the one it listens on
     #[arg(long, value_name = "URL")]
     pub(crate) public_url: Option<String>,
+    /// Domain whose subdomains lead to this server: previews are at {sandbox}-p{port}.DOMAIN
+    #[arg(long, value_name = "DOMAIN", env = "WARREN_SANDBOX_DOMAIN", default_value = "localhost")]
+    pub(crate) sandbox_domain: SandboxDomain,
+    /// Whether previews of new sandboxes open to everybody, unless a create says otherwise
+    #[arg(long, value_enum, default_value_t = PreviewAuth::Open)]
+    pub(crate) preview_auth: PreviewAuth,
+    /// Certificate chain to serve TLS with, in PEM; read again when it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Name of the region, as sandboxes report it
     #[arg(long, value_name = "NAME", default_value = "local")]
     pub(crate) region: String,
@@ -82,6 +95,14 @@ pub(crate) struct ServeArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PreviewAuth {
+    /// Whoever knows the name of a preview may open it
+    Open,
+    /// Every new sandbox has a token, in the answer of its create
+    Required,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Runtime {
     /// Virtual machines where KVM has been shown to work, containers elsewhere
     Auto,
@@ -105,6 +126,11 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .await
         .with_context(|| format!("could not listen on {}", args.listen))?;
     let address = listener.local_addr()?;
+    let tls = args.tls_cert.clone().zip(args.tls_key.clone());
+    let tls = tls.map(|(certificate, key)| TlsFiles { certificate, key });
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let listener =
+        Listener::new(listener, tls, stop.clone()).context("the server's address could not be served")?;
 
     let starting = start(&args, &data_dir, &stop, &tasks);
     let (node, control) = tokio::select! {
@@ -112,12 +138,12 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         _ = interrupt.recv() => return Ok(ExitCode::FAILURE),
         _ = terminate.recv() => return Ok(ExitCode::FAILURE),
     };
-    info!(url = %format!("http://{address}"), ms = begun.elapsed().as_millis(), "ready");
+    info!(url = %format!("{scheme}://{address}"), ms = begun.elapsed().as_millis(), "ready");
 
     let server = tokio::spawn({
         let (router, stop) = (control.router(), stop.clone());
         async move {
-            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            let service = router.into_make_service_with_connect_info::<Peer>();
             axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
         }
     });
@@ -175,6 +201,8 @@ async fn start(
         region: args.region.clone(),
         secrets_key_file: args.secrets_key_file.clone(),
         public_url: args.public_url.clone(),
+        sandbox_domain: args.sandbox_domain.clone(),
+        preview_auth_required: args.preview_auth == PreviewAuth::Required,
         max_running_per_org: args.max_running,
         ..ControlConfig::new(data_dir)
     };

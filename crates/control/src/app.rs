@@ -13,11 +13,14 @@ pub(crate) mod guest;
 pub(crate) mod idempotency;
 pub(crate) mod identity;
 pub(crate) mod in_flight;
+mod key_file;
 pub(crate) mod logs;
+pub(crate) mod previews;
 pub(crate) mod pty;
 pub(crate) mod sandboxes;
 pub(crate) mod scaling;
 pub(crate) mod secrets;
+pub(crate) mod signed;
 pub(crate) mod tags;
 pub(crate) mod token;
 
@@ -32,12 +35,15 @@ use tracing::Instrument;
 use warren_node_api::{NodeClient, NodeInfo};
 use warren_types::Error;
 
+use crate::domain::SandboxDomain;
 use crate::keyring::Keyring;
 use crate::store::Store;
 use access::Changes as AccessChanges;
 use auth::UsedKeys;
 use idempotency::KeyLocks;
 use in_flight::{CheckpointsInFlight, InFlight};
+use previews::port::PortClient;
+use signed::UrlSigner;
 use token::TokenSigner;
 
 /// How long a node may take to say what it is.
@@ -57,9 +63,14 @@ pub(crate) struct App {
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) public_url: Option<String>,
+    pub(crate) sandbox_domain: SandboxDomain,
+    pub(crate) ports: PortClient,
     pub(crate) autoscale: Pace,
     node_info: RwLock<Arc<NodeInfo>>,
     tokens: TokenSigner,
+    urls: UrlSigner,
+    /// Every new sandbox gets a token for its previews, asked for or not.
+    preview_auth_required: bool,
     key_locks: KeyLocks,
     region: String,
     max_running_per_org: u32,
@@ -79,8 +90,11 @@ pub(crate) struct Parts {
     pub node_info: NodeInfo,
     pub tokens: TokenSigner,
     pub keyring: Keyring,
+    pub urls: UrlSigner,
     pub region: String,
     pub public_url: Option<String>,
+    pub sandbox_domain: SandboxDomain,
+    pub preview_auth_required: bool,
     pub max_running_per_org: u32,
     pub autoscale: Pace,
     pub shutdown: CancellationToken,
@@ -93,6 +107,7 @@ impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             store: parts.store,
+            ports: PortClient::new(parts.node.clone()),
             node: parts.node,
             in_flight: InFlight::default(),
             checkpoints_in_flight: CheckpointsInFlight::default(),
@@ -103,9 +118,12 @@ impl App {
             shutdown: parts.shutdown,
             tasks: parts.tasks,
             public_url: parts.public_url,
+            sandbox_domain: parts.sandbox_domain,
             autoscale: parts.autoscale,
             node_info: RwLock::new(Arc::new(parts.node_info)),
             tokens: parts.tokens,
+            urls: parts.urls,
+            preview_auth_required: parts.preview_auth_required,
             key_locks: KeyLocks::default(),
             region: parts.region,
             max_running_per_org: parts.max_running_per_org,

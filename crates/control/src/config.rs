@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::SandboxDomain;
+
 /// Settings of the control plane, read once.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where `control.sqlite` and `token.key` are, or will be made.
+    /// Where `control.sqlite`, `token.key` and `urls.key` are, or will be made.
     pub data_dir: PathBuf,
     /// The file with the keys of secrets; `secrets.key` in the data directory, made when it is not there, when absent.
     pub secrets_key_file: Option<PathBuf>,
@@ -14,6 +16,10 @@ pub struct Config {
     pub region: String,
     /// How clients reach this server, without a path; derived from each request when absent.
     pub public_url: Option<String>,
+    /// Below it every sandbox has names for its ports.
+    pub sandbox_domain: SandboxDomain,
+    /// Gives every new sandbox a token without which its previews do not open.
+    pub preview_auth_required: bool,
     /// Sandboxes an organisation may have running at once.
     pub max_running_per_org: u32,
     /// How often sandboxes that scale by themselves are looked at.
@@ -37,6 +43,8 @@ impl Config {
             secrets_key_file: None,
             region: Self::DEFAULT_REGION.to_owned(),
             public_url: None,
+            sandbox_domain: SandboxDomain::localhost(),
+            preview_auth_required: false,
             max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,
             autoscale_every: Self::DEFAULT_AUTOSCALE_EVERY,
             autoscale_minute: Duration::from_secs(60),

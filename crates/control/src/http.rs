@@ -2,6 +2,8 @@
 //!
 //! Everything is served under `/api`. The data plane (commands, terminals, files) is served at the root as well, by
 //! the same handlers, because some clients build those URLs without the prefix.
+//!
+//! Which host a request is for is looked at before any of that: names of previews never reach these routes ([`preview_host`]).
 
 mod auth;
 mod body;
@@ -22,6 +24,8 @@ mod logs;
 mod openapi;
 mod params;
 mod patches;
+mod preview_host;
+mod previews;
 mod pty;
 mod query;
 mod relay;
@@ -30,13 +34,14 @@ mod sandboxes;
 mod scaling;
 mod secret_stores;
 mod secrets;
+mod signed_files;
 mod tags;
 mod unread;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::cors::{AllowHeaders, AllowMethods, Any, CorsLayer, ExposeHeaders};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -51,6 +56,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(cors())
+        .layer(from_fn_with_state(Arc::clone(&app), preview_host::dispatch))
         .layer(from_fn(request_id::name_request))
         .layer(from_fn(unread::announce_close))
         .with_state(app)
@@ -67,6 +73,8 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .merge(secrets::routes())
         .merge(logs::routes())
         .merge(tags::routes())
+        .merge(previews::routes())
+        .merge(signed_files::routes())
         .merge(identity::routes())
         .merge(data_plane());
     OpenApiRouter::with_openapi(openapi::about()).merge(health::routes()).nest("/api", api)

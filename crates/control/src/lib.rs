@@ -7,15 +7,17 @@
 //!          node ◀── tasks           reconciler, watch on the node's changes
 //! ```
 //!
-//! Owns the SQLite file, the key of sandbox tokens and the keys of secrets in its data directory, and nothing on any host: what happens
+//! Owns the SQLite file and the keys of sandbox tokens, signed URLs and secrets in its data directory, and nothing on any host: what happens
 //! to a sandbox happens on its node, which is reached through `warren-node-api` alone. Intent and what was observed
 //! stand side by side in the store; after a crash at any point the reconciler makes them and the node agree.
 
 mod app;
 mod config;
+mod domain;
 mod http;
 mod keyring;
 pub mod keys;
+pub mod listen;
 pub mod secrets;
 mod store;
 mod tasks;
@@ -30,9 +32,11 @@ use tokio_util::task::TaskTracker;
 use warren_node_api::NodeClient;
 use warren_types::Error;
 
+use app::signed::{self, UrlSigner};
 use app::token::{self, TokenSigner};
 use app::{App, Pace, Parts};
 pub use config::Config;
+pub use domain::{ParseDomainError, SandboxDomain};
 use keyring::Keyring;
 pub use keyring::KeyringError;
 use store::Store;
@@ -62,6 +66,8 @@ pub enum StartError {
     OtherKey { secrets: i64, id: String, path: String },
     #[error("the node cannot be used")]
     Node(#[source] Error),
+    #[error("the key of signed URLs, {path}, cannot be used; if it is damaged, remove it and they all end")]
+    UrlKey { path: String, source: io::Error },
     #[error("what the node has could not be compared with what is stored")]
     Reconcile(#[source] Error),
     #[error("what sandboxes may reach could not be read")]
@@ -92,6 +98,10 @@ impl Control {
             source,
         })?;
         let keyring = open_keyring(&config, &store).await?;
+        let urls = UrlSigner::open(&config.data_dir).map_err(|source| StartError::UrlKey {
+            path: config.data_dir.join(signed::FILE_NAME).display().to_string(),
+            source,
+        })?;
         let node_info = node.get_node().await.map_err(StartError::Node)?;
         let app = Arc::new(App::new(Parts {
             store,
@@ -99,8 +109,11 @@ impl Control {
             node_info,
             tokens,
             keyring,
+            urls,
             region: config.region,
             public_url: config.public_url,
+            sandbox_domain: config.sandbox_domain,
+            preview_auth_required: config.preview_auth_required,
             max_running_per_org: config.max_running_per_org,
             autoscale: Pace { every: config.autoscale_every, minute: config.autoscale_minute },
             shutdown,

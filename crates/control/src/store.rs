@@ -15,6 +15,7 @@ pub(crate) mod idempotency;
 pub(crate) mod keys;
 mod memory;
 pub(crate) mod patches;
+pub(crate) mod previews;
 pub(crate) mod sandboxes;
 pub(crate) mod scaling;
 pub(crate) mod secret_uses;

@@ -28,6 +28,7 @@
 //! | `POST /v1/pty/{id}/input` | frames: `Stdin` | frames: `InputTaken`, see [`input`] |
 //! | `POST /v1/pty/{id}/resize` | [`pty::Resize`] | 204 |
 //! | `DELETE /v1/pty/{id}` | | 204 |
+//! | `POST /v1/ports/{port}` | bytes for the connection | bytes of the connection, see [`ports`] |
 //! | `GET`, `HEAD /v1/files?path=` | header `Range` | 200 or 206 bytes |
 //! | `PUT /v1/files?path=&mode=` | bytes | 204 |
 //! | `DELETE /v1/files?path=` | | 204 |
@@ -50,6 +51,7 @@ pub mod input;
 pub mod logs;
 pub mod machine;
 pub mod network;
+pub mod ports;
 pub mod pty;
 pub mod text;
 

@@ -18,6 +18,7 @@ use crate::exec::Commands;
 use crate::files::list::Listings;
 use crate::journal::{Journal, var_log};
 use crate::machine::{end, renew};
+use crate::ports::Ports;
 use crate::pty::Terminals;
 use crate::rest::Rest;
 use crate::workers::Workers;
@@ -56,6 +57,7 @@ pub(crate) struct Agent {
     pub(crate) journal: Rc<Journal>,
     pub(crate) transfers: Transfers,
     pub(crate) listings: Listings,
+    pub(crate) ports: Ports,
     pub(crate) rest: Rc<Rest>,
     environment: Rc<Environment>,
     owner: Cell<Owner>,
@@ -100,6 +102,7 @@ impl Agent {
             journal,
             transfers: Transfers::default(),
             listings: Listings::default(),
+            ports: Ports::new(Rc::clone(&rest)),
             rest,
             environment,
             owner: Cell::new(owner),

@@ -24,6 +24,7 @@ mod machine;
 mod notice;
 mod output;
 pub mod paths;
+mod ports;
 mod pty;
 pub mod query;
 mod reply;

@@ -3,6 +3,7 @@
 mod exec;
 mod files;
 mod logs;
+mod ports;
 mod pty;
 
 use std::rc::Rc;
@@ -64,11 +65,12 @@ async fn route(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
             }
             _ => Err(wrong_method()),
         },
-        ["v1", what @ ("exec" | "logs" | "pty" | "files"), rest @ ..] => {
+        ["v1", what @ ("exec" | "logs" | "ports" | "pty" | "files"), rest @ ..] => {
             agent.check_owned()?;
             match *what {
                 "exec" => exec::route(agent, rest, call).await,
                 "logs" => logs::route(agent, rest, call).await,
+                "ports" => ports::route(agent, rest, call).await,
                 "pty" => pty::route(agent, rest, call).await,
                 _ => files::route(agent, rest, call).await,
             }

@@ -14,8 +14,8 @@
 
 mod blank;
 pub(crate) mod digest;
-pub(crate) mod verified;
 mod trust;
+pub(crate) mod verified;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -67,14 +67,7 @@ impl Disks {
         let template_roots = config.data_dir.join("run").join("template");
         let template = import_template(&volume, &template_roots, &config.template, authority).await?;
         let blanks = blank::Blanks::new(volume.join("blanks"));
-        let disks = Self {
-            volume,
-            blanks,
-            template_roots,
-            template,
-            mounts: Mutex::default(),
-            mounted,
-        };
+        let disks = Self { volume, blanks, template_roots, template, mounts: Mutex::default(), mounted };
         disks.template_root(&disks.template).await?;
         Ok(disks)
     }

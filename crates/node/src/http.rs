@@ -252,8 +252,7 @@ async fn guest(
     let target = request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str);
     let rest = target.strip_prefix(&prefix).ok_or_else(|| Error::invalid("this path cannot be asked for"))?;
     let path = format!("/v1{rest}");
-    // Output and input of who is attached count by their traffic, any other call from beginning to end.
-    let is_stream = ["/attach", "/input"].iter().any(|end| request.uri().path().ends_with(end));
+    let is_stream = counts_by_traffic(&path);
     let (connection, call) = handle.use_guest().await?;
     if is_stream {
         request = watch_traffic(request, &handle);
@@ -271,6 +270,13 @@ async fn guest(
     } else {
         response.map(|body| activity::hold(body, call))
     })
+}
+
+/// Output and input of who is attached and connections to ports count by their traffic, any other call from beginning to
+/// end.
+fn counts_by_traffic(path_and_query: &str) -> bool {
+    let path = path_and_query.split('?').next().unwrap_or_default();
+    path.starts_with("/v1/ports/") || ["/attach", "/input"].iter().any(|end| path.ends_with(end))
 }
 
 fn watch_traffic(request: Request, handle: &Handle) -> Request {

@@ -12,11 +12,11 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
     Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
     SecretUsesQuery, Usage,
 };
-use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
@@ -194,8 +194,7 @@ impl Registry {
         let (records, strays) = read_records(&disks);
         let adopted = slots_in_use(&records);
         let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
-        let gateway =
-            Gateway::new(authority, config.network.gateway.clone()).map_err(StartError::Network)?;
+        let gateway = Gateway::new(authority, config.network.gateway.clone()).map_err(StartError::Network)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(StartError::Network)?;
         let port = listener.local_addr().map_err(StartError::Network)?.port();
         let limits = config.network.limits;

@@ -34,9 +34,9 @@ use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use crate::config::{Config, StartError};
 use crate::disk::{self, Disks};
-use warren_network::Pool;
 use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
 use crate::template::cache_dir;
+use warren_network::Pool;
 
 /// Memory of the machine that shows whether KVM works.
 const TRIAL_MB: u32 = 512;

@@ -124,9 +124,7 @@ impl EgressPolicy {
         match self.mode {
             EgressMode::Open => true,
             EgressMode::None => false,
-            EgressMode::Allowlist => {
-                self.rules_for(host, port).any(|rule| rule.allows_request(method, path))
-            }
+            EgressMode::Allowlist => self.rules_for(host, port).any(|rule| rule.allows_request(method, path)),
         }
     }
 
@@ -273,7 +271,8 @@ pub fn normal_host(text: &str) -> Option<String> {
     let fits = text.len() <= MAX_NAME_BYTES && text.split('.').all(is_label);
     // A name whose last label is a number is an address to many programs; only the plain spelling of one is taken.
     let last = text.rsplit('.').next().unwrap_or_default();
-    let numeric = last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X");
+    let numeric =
+        last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X");
     let plain = !numeric || text.parse::<std::net::Ipv4Addr>().is_ok();
     (fits && plain).then(|| text.to_ascii_lowercase())
 }
@@ -302,7 +301,20 @@ mod tests {
     fn spelling_does_not_matter_and_nonsense_is_refused() {
         assert_eq!(pattern("API.Example.COM.").to_string(), "api.example.com");
         assert_eq!(pattern("*.Example.com").to_string(), "*.example.com");
-        for bad in ["", ".", "*.", "*x.com", "a..b", "a b", "a:443", "ex\u{e4}mple.com", "a/b", "-a.com", "a\0.com", "[::1]"] {
+        for bad in [
+            "",
+            ".",
+            "*.",
+            "*x.com",
+            "a..b",
+            "a b",
+            "a:443",
+            "ex\u{e4}mple.com",
+            "a/b",
+            "-a.com",
+            "a\0.com",
+            "[::1]",
+        ] {
             assert!(bad.parse::<HostPattern>().is_err(), "{bad:?}");
         }
         for address in ["2130706433", "0x7f.1", "127.1", "0177.0.0.1", "1.2.3.256"] {
@@ -320,13 +332,22 @@ mod tests {
 
     #[test]
     fn a_path_cannot_climb_out_of_its_prefix() {
-        let rule = EgressRule { paths: vec!["/v1/models".into(), "/up/".into()], ..EgressRule::host(pattern("*")) };
+        let rule =
+            EgressRule { paths: vec!["/v1/models".into(), "/up/".into()], ..EgressRule::host(pattern("*")) };
         for path in ["/v1/models", "/v1/models/", "/v1/models/a", "/up/", "/up/x"] {
             assert!(rule.allows_request("GET", path), "{path}");
         }
         for path in [
-            "/", "/v1/modelsx", "/v1/models/../keys", "/v1/models/%2e%2E/keys", "/v1/models/..%2fkeys", "/up/..\\x",
-            "/up/%5c..", "/up//x", "/v1", "",
+            "/",
+            "/v1/modelsx",
+            "/v1/models/../keys",
+            "/v1/models/%2e%2E/keys",
+            "/v1/models/..%2fkeys",
+            "/up/..\\x",
+            "/up/%5c..",
+            "/up//x",
+            "/v1",
+            "",
         ] {
             assert!(!rule.allows_request("GET", path), "{path}");
         }
@@ -335,11 +356,31 @@ mod tests {
     #[test]
     fn policies_are_checked() {
         let policy = |text: &str| serde_json::from_str::<EgressPolicy>(text);
-        assert!(policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","methods":["GET"]}]}"#).unwrap().check().is_ok());
+        assert!(
+            policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","methods":["GET"]}]}"#)
+                .unwrap()
+                .check()
+                .is_ok()
+        );
         assert!(policy(r#"{"mode":"open","allow":[{"host":"a.com"}]}"#).unwrap().check().is_err());
-        assert!(policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","methods":["get"]}]}"#).unwrap().check().is_err());
-        assert!(policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","paths":["v1"]}]}"#).unwrap().check().is_err());
-        assert!(policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","ports":[0]}]}"#).unwrap().check().is_err());
+        assert!(
+            policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","methods":["get"]}]}"#)
+                .unwrap()
+                .check()
+                .is_err()
+        );
+        assert!(
+            policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","paths":["v1"]}]}"#)
+                .unwrap()
+                .check()
+                .is_err()
+        );
+        assert!(
+            policy(r#"{"mode":"allowlist","allow":[{"host":"a.com","ports":[0]}]}"#)
+                .unwrap()
+                .check()
+                .is_err()
+        );
         assert!(policy(r#"{"mode":"some"}"#).is_err());
         assert!(policy(r#"{"mode":"open","extra":1}"#).is_err());
     }

@@ -23,15 +23,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime-vm", &["types", "guest-api", "netlink", "runtime"]),
     ("network", &["types", "guest-api", "netlink", "node-api", "runtime"]),
     ("guest", &["types", "guest-api", "netlink"]),
-    (
-        "node",
-        &["types", "guest-api", "network", "node-api", "runtime", "runtime-container", "runtime-vm"],
-    ),
+    ("node", &["types", "guest-api", "network", "node-api", "runtime", "runtime-container", "runtime-vm"]),
     ("control", &["types", "api", "guest-api", "node-api"]),
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.
     (
         "cli",
-        &["types", "api", "node-api", "control", "network", "node", "runtime", "runtime-container", "runtime-vm"],
+        &[
+            "types",
+            "api",
+            "node-api",
+            "control",
+            "network",
+            "node",
+            "runtime",
+            "runtime-container",
+            "runtime-vm",
+        ],
     ),
     ("xtask", &[]),
     ("bench", &["types", "api"]),

@@ -64,11 +64,14 @@ class Server:
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.log()[-3000:]}"
             assert time.monotonic() - begun < within, f"not ready after {within} s: {self.log()[-3000:]}"
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                if self.is_ready():
                     return time.monotonic() - begun
             except httpx.HTTPError:
                 pass
             time.sleep(0.01)
+
+    def is_ready(self):
+        return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
 
     def make_key(self, org):
         return subprocess.run(

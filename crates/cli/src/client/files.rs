@@ -3,7 +3,7 @@
 use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Body, Method, RequestBuilder, Response};
 use serde_json::Value;
-use warren_api::files::{FileChmod, FileEntry, FileMove, FileStat};
+use warren_api::files::{FileChmod, FileEntry, FileMove, FileStat, FileUrl, FileUrlCreate};
 use warren_types::SandboxId;
 
 use super::{Answer, Client};
@@ -68,6 +68,18 @@ impl Client {
     pub(crate) async fn chmod_file(&self, id: &SandboxId, body: &FileChmod) -> anyhow::Result<()> {
         let path = ["sandboxes", id.as_str(), "files", "chmod"];
         self.call::<Value>(self.request(Method::POST, &path)?.json(body)).await.map(drop)
+    }
+
+    /// A URL that reads or writes a file without a key.
+    pub(crate) async fn sign_file_url(
+        &self,
+        id: &SandboxId,
+        upload: bool,
+        body: &FileUrlCreate,
+    ) -> anyhow::Result<Answer<FileUrl>> {
+        let route = if upload { "upload-url" } else { "download-url" };
+        let path = ["sandboxes", id.as_str(), "files", route];
+        self.call(self.request(Method::POST, &path)?.json(body)).await
     }
 
     fn at(

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
+use warren_api::previews::PreviewAuth;
 use warren_api::sandboxes::SandboxCreate;
 
 use crate::context::Context;
@@ -51,6 +52,12 @@ pub(crate) struct CreateArgs {
     /// A host it may reach, like example.com or *.example.com, and none but those that are allowed; repeatable
     #[arg(long, value_name = "HOST")]
     allow_host: Vec<String>,
+    /// Let only who shows a token open its previews; the server makes one and it is printed
+    #[arg(long)]
+    preview_auth: bool,
+    /// The same with a token of your own, of at least 16 characters. Others on this machine can see it here
+    #[arg(long, value_name = "TOKEN", conflicts_with = "preview_auth")]
+    preview_auth_token: Option<String>,
     /// Makes the command repeatable: the same key gives the same sandbox
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -58,6 +65,8 @@ pub(crate) struct CreateArgs {
 
 pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
+    let preview_auth = (args.preview_auth || args.preview_auth_token.is_some())
+        .then_some(PreviewAuth { scheme: Some("bearer".to_owned()), token: args.preview_auth_token });
     let body = SandboxCreate {
         template_id: args.template,
         timeout: args.timeout.map(i64::from),
@@ -71,6 +80,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         secret_store: args.secret_store,
         egress_allowlist: (!args.allow_host.is_empty()).then_some(args.allow_host),
         tags: map_of(args.tag),
+        preview_auth,
         start_commands: (!args.start.is_empty()).then_some(args.start),
         ..SandboxCreate::default()
     };
@@ -91,5 +101,8 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         human_bytes(u64::from(sandbox.memory_mb) << 20),
         if sandbox.isolation.is_empty() { "isolation not stated" } else { &sandbox.isolation },
     )));
+    if let Some(token) = &sandbox.preview_auth_token {
+        context.output.note(&printable(&format!("preview token, shown this once: {token}")));
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use reqwest::Body;
 use tokio_util::io::ReaderStream;
-use warren_api::files::{FileChmod, FileMove};
+use warren_api::files::{FileChmod, FileMove, FileUrlCreate};
 use warren_types::SandboxId;
 
 use crate::client::Client;
@@ -40,6 +40,8 @@ pub(crate) enum FilesCommand {
     Rm(RmArgs),
     /// Move or rename; replaces what is at TO
     Mv { id: SandboxId, from: String, to: String },
+    /// Print a URL that reads a file without a key, or writes it
+    Url(UrlArgs),
     /// Set permissions
     Chmod {
         id: SandboxId,
@@ -58,6 +60,18 @@ pub(crate) struct RmArgs {
     /// Also folders, with all that is in them
     #[arg(long, short)]
     recursive: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct UrlArgs {
+    id: SandboxId,
+    path: String,
+    /// For writing the file with PUT, instead of reading it
+    #[arg(long)]
+    upload: bool,
+    /// Seconds until it expires, 86400 at most [default: 3600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    expires: Option<u32>,
 }
 
 fn parse_mode(text: &str) -> Result<String, String> {
@@ -80,6 +94,7 @@ pub(crate) async fn run(context: &Context, command: FilesCommand) -> anyhow::Res
         FilesCommand::Mkdir { id, path } => client.make_folder(&id, &path).await?,
         FilesCommand::Rm(args) => remove(&client, args).await?,
         FilesCommand::Mv { id, from, to } => client.move_file(&id, &FileMove { from, to }).await?,
+        FilesCommand::Url(args) => url(context, &client, args).await?,
         FilesCommand::Chmod { id, mode, path } => client.chmod_file(&id, &FileChmod { path, mode }).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -102,6 +117,17 @@ async fn list(context: &Context, client: &Client, id: &SandboxId, path: &str) ->
         table.row([kind.to_owned(), size, entry.name]);
     }
     context.output.table(&table)
+}
+
+async fn url(context: &Context, client: &Client, args: UrlArgs) -> anyhow::Result<()> {
+    let body = FileUrlCreate { path: Some(args.path), expires_in: args.expires.map(i64::from) };
+    let answer = client.sign_file_url(&args.id, args.upload, &body).await?;
+    if context.output.json {
+        return context.output.json(&answer.json);
+    }
+    context.output.line(&printable(&answer.value.url))?;
+    context.output.note(&printable(&format!("expires at {}", answer.value.expires_at)));
+    Ok(())
 }
 
 async fn cat(context: &Context, client: &Client, id: &SandboxId, paths: &[String]) -> anyhow::Result<()> {

@@ -64,6 +64,9 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> anyhow::Result<Exi
         sandbox.cpu_count,
         human_bytes(u64::from(sandbox.memory_mb) << 20),
     )));
+    if let Some(token) = &sandbox.preview_auth_token {
+        context.output.note(&printable(&format!("preview token, shown this once: {token}")));
+    }
     if let Some(error) = &sandbox.patch_error {
         context.output.warn(&printable(error));
     }

@@ -2,7 +2,7 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "create",
     "ls",
     "get",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 29] = [
     "shell",
     "cp",
     "files",
+    "preview",
     "timeout",
     "tags",
     "hibernate",

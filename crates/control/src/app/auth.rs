@@ -9,8 +9,11 @@ use sha2::{Digest, Sha256};
 use warren_types::{Error, ErrorKind, OrgId, SandboxId, SandboxState};
 
 use super::App;
+use super::previews::gate::Admitted;
+use super::signed::FileUse;
 use super::token::TokenClaims;
 use crate::store::now_micros;
+use crate::store::sandboxes::SandboxStanding;
 
 const KEY_PREFIX: &str = "osb_";
 const KEY_HEX: usize = 64;
@@ -80,7 +83,7 @@ impl Live {
         &self.id
     }
 
-    pub(super) fn is_asleep(&self) -> bool {
+    pub(crate) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Relaxed)
     }
 
@@ -132,18 +135,41 @@ impl App {
             Identity::Sandbox(claims) => &claims.org_id,
         };
         let found = self.store.find_standing(id).await?.filter(|found| found.org == *org);
-        let found = found.ok_or_else(sandbox_not_found)?;
-        match found.observed {
-            SandboxState::Running | SandboxState::Hibernated => {
-                let asleep = AtomicBool::new(found.observed == SandboxState::Hibernated);
-                Ok(Live { id: found.id, asleep: Arc::new(asleep) })
-            }
-            SandboxState::Creating => {
-                Err(Error::unavailable(format!("sandbox {id} is still being made; try again in a moment")))
-            }
-            SandboxState::Stopped => Err(has_been_stopped(id)),
-            SandboxState::Error => Err(has_failed(id, found.reason.as_deref())),
+        live(found.ok_or_else(sandbox_not_found)?)
+    }
+
+    /// Lets in whoever shows a URL that was signed for a file: whoever asked for it owned the sandbox.
+    pub(crate) async fn reach_signed(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        use_: FileUse,
+        expires: i64,
+        signature: &str,
+    ) -> Result<Live, Error> {
+        self.urls.check_file(id, path, use_, expires, signature)?;
+        live(self.store.find_standing(id).await?.ok_or_else(sandbox_not_found)?)
+    }
+
+    /// Lets in whoever was admitted to a preview of that sandbox.
+    pub(crate) fn reach_preview(&self, found: SandboxStanding, _: &Admitted) -> Result<Live, Error> {
+        live(found)
+    }
+}
+
+/// A sandbox that can be used, to somebody who may.
+fn live(found: SandboxStanding) -> Result<Live, Error> {
+    let id = &found.id;
+    match found.observed {
+        SandboxState::Running | SandboxState::Hibernated => {
+            let asleep = AtomicBool::new(found.observed == SandboxState::Hibernated);
+            Ok(Live { id: found.id, asleep: Arc::new(asleep) })
         }
+        SandboxState::Creating => {
+            Err(Error::unavailable(format!("sandbox {id} is still being made; try again in a moment")))
+        }
+        SandboxState::Stopped => Err(has_been_stopped(id)),
+        SandboxState::Error => Err(has_failed(id, found.reason.as_deref())),
     }
 }
 

@@ -6,16 +6,19 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
-use warren_api::files::{FileChmod, FileMove, FileStat};
+use warren_api::files::{FileChmod, FileMove, FileStat, FileUrl, FileUrlCreate};
 use warren_guest_api::files::{Chmod, FileKind, MAX_PATH_BYTES, Move, Stat};
-use warren_types::{Error, ErrorKind};
+use warren_types::{Error, ErrorKind, SandboxId};
 
 use super::App;
-use super::auth::Live;
+use super::auth::{Caller, Live};
 use super::guest::query_value;
+use super::signed::{FileUse, expires_at, expiry};
 pub(crate) use listing::Listing;
 
 const MAX_MODE: u32 = 0o7777;
+/// How long a signed URL may be good for: a day.
+const MAX_URL_SECONDS: i64 = 24 * 3600;
 
 /// A path that can be asked for.
 #[derive(Debug, Clone)]
@@ -131,11 +134,59 @@ impl App {
     }
 }
 
+impl App {
+    /// A URL that needs no other credential. Who asks must own the sandbox.
+    pub(crate) async fn sign_file_url(
+        &self,
+        caller: &Caller,
+        id: &SandboxId,
+        use_: FileUse,
+        body: FileUrlCreate,
+        base: &str,
+    ) -> Result<FileUrl, Error> {
+        self.usable_standing(caller, id).await?;
+        let FilePath(path) = FilePath::from_field("path", body.path.unwrap_or_default())?;
+        let expires = expiry(body.expires_in, MAX_URL_SECONDS);
+        let signature = self.urls.sign_file(id, &path, use_, expires);
+        let query = format!("path={}&expires={expires}&signature={signature}", form_value(&path));
+        Ok(FileUrl {
+            url: format!("{base}/api/sandboxes/{id}/files/{}?{query}", use_.as_str()),
+            expires_at: expires_at(expires),
+        })
+    }
+}
+
+/// Encodes a value as forms do.
+fn form_value(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::with_capacity(text.len()), |mut query, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                query.push(char::from(byte));
+            }
+            b' ' => query.push('+'),
+            _ => write!(query, "%{byte:02X}").expect("a String takes everything"),
+        }
+        query
+    })
+}
+
 fn kind_name(kind: FileKind) -> &'static str {
     match kind {
         FileKind::File => "file",
         FileKind::Directory => "directory",
         FileKind::Symlink => "symlink",
         FileKind::Other => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_encoded_as_in_a_form() {
+        assert_eq!(form_value("/home/sandbox/a b.txt"), "%2Fhome%2Fsandbox%2Fa+b.txt");
+        assert_eq!(form_value("~+&=é"), "~%2B%26%3D%C3%A9");
     }
 }

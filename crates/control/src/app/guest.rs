@@ -43,7 +43,7 @@ impl App {
 
     /// Wakes what is stored as hibernated and writes it down before the call. The call alone would wake it too, but
     /// who asks right after it could still read the old state.
-    async fn wake_for(&self, live: &Live) -> Result<(), Error> {
+    pub(super) async fn wake_for(&self, live: &Live) -> Result<(), Error> {
         if live.is_asleep() {
             self.on_node(self.node.ensure_awake(live.id(), Wake::default())).await?;
             live.has_woken();

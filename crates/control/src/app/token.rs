@@ -4,9 +4,7 @@
 //! data plane of one sandbox, and that ends with the sandbox. It is the same each time it is asked for. What is
 //! accepted is exactly what [`TokenSigner::sign`] makes: the header is compared, never believed.
 
-use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
 use base64::Engine;
@@ -16,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use warren_types::{OrgId, SandboxId, Secret};
 
+use super::key_file::{self, KEY_BYTES};
+
 pub(crate) const FILE_NAME: &str = "token.key";
-const KEY_BYTES: usize = 32;
 const ISSUER: &str = "opensandbox";
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 /// Far above any token of ours.
@@ -42,32 +41,7 @@ pub(crate) struct TokenClaims {
 impl TokenSigner {
     /// Reads the key from `data_dir`, or makes one when there is none.
     pub(crate) fn open(data_dir: &Path) -> io::Result<Self> {
-        let path = data_dir.join(FILE_NAME);
-        match std::fs::File::open(&path) {
-            Ok(mut file) => {
-                let mut key = [0; KEY_BYTES];
-                file.read_exact(&mut key)?;
-                Ok(Self::new(key))
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let key: [u8; KEY_BYTES] = rand::random();
-                // Written beside and linked into place: a crash leaves a whole key or none, and of two
-                // servers that start at once both end up with the same.
-                let draft = data_dir.join(format!("{FILE_NAME}.{}", std::process::id()));
-                let mut file =
-                    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-                file.write_all(&key)?;
-                file.sync_all()?;
-                let linked = std::fs::hard_link(&draft, &path);
-                std::fs::remove_file(&draft)?;
-                match linked {
-                    Ok(()) => Ok(Self::new(key)),
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::open(data_dir),
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        }
+        key_file::open(data_dir, FILE_NAME).map(Self::new)
     }
 
     fn new(key: [u8; KEY_BYTES]) -> Self {
@@ -140,17 +114,5 @@ mod tests {
         for junk in ["", ".", "..", "a.b", "a.b.c", "a.b.c.d", &"x".repeat(10_000)] {
             assert!(signer.verify(junk).is_none(), "{junk:?}");
         }
-    }
-
-    #[test]
-    fn the_key_is_kept_and_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let (org, id) = ids();
-        let token = TokenSigner::open(dir.path()).unwrap().sign(&org, &id, "node-1");
-        assert!(TokenSigner::open(dir.path()).unwrap().verify(&token).is_some());
-        let mode = std::fs::metadata(dir.path().join(FILE_NAME)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
     }
 }

@@ -31,6 +31,10 @@ impl ApiError {
         Self { status, ..self }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub(super) fn into_body(self) -> ErrorBody {
         self.body
     }

@@ -63,12 +63,20 @@ async fn file_read(
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let path = FilePath::from_query(query.take("path"))?;
-    let headers = only(&headers, &PASSED_ON);
-    match app.guest_file(&live, method, "files", &path, headers, Body::empty()).await {
+    read(&app, &live, method, &FilePath::from_query(query.take("path"))?, &headers).await
+}
+
+pub(super) async fn read(
+    app: &App,
+    live: &Live,
+    method: Method,
+    path: &FilePath,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    match app.guest_file(live, method, "files", path, only(headers, &PASSED_ON), Body::empty()).await {
         Ok(answer) => Ok(content(answer, BYTES)),
         Err(error) if error.code.as_deref() == Some(RANGE_NOT_SATISFIABLE) => {
-            unsatisfiable(&app, &live, &path, error).await
+            unsatisfiable(app, live, path, error).await
         }
         Err(error) => Err(error.into()),
     }
@@ -96,12 +104,23 @@ async fn file_write(
 ) -> Result<StatusCode, ApiError> {
     let mode = query.get("mode").map(FileMode::parse).transpose()?;
     let path = FilePath::from_query(query.take("path"))?;
-    if declared(&headers).is_some_and(|length| length > MAX_FILE_BYTES) {
+    write(&app, &live, &path, mode, &headers, body).await
+}
+
+pub(super) async fn write(
+    app: &App,
+    live: &Live,
+    path: &FilePath,
+    mode: Option<FileMode>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    if declared(headers).is_some_and(|length| length > MAX_FILE_BYTES) {
         return Err(too_large().into());
     }
-    let headers = only(&headers, &[header::CONTENT_LENGTH]);
+    let headers = only(headers, &[header::CONTENT_LENGTH]);
     let (body, exceeded) = limited(body, MAX_FILE_BYTES);
-    match app.write_file(&live, &path, mode, headers, body).await {
+    match app.write_file(live, path, mode, headers, body).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         // Whatever the node made of a body that was cut off.
         Err(_) if exceeded.load(Ordering::Relaxed) => Err(too_large().into()),

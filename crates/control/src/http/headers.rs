@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{ConnectInfo, FromRequestParts};
 use http::request::Parts;
 use http::{HeaderMap, header};
 
 use super::errors::ApiError;
 use crate::app::App;
+use crate::listen::Peer;
 
 const MAX_HOST_BYTES: usize = 255;
 
@@ -19,19 +20,32 @@ impl FromRequestParts<Arc<App>> for PublicBase {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        Ok(Self::of(parts, app))
+    }
+}
+
+impl PublicBase {
+    pub(super) fn of(parts: &Parts, app: &App) -> Self {
         if let Some(url) = &app.public_url {
-            return Ok(Self(url.trim_end_matches('/').to_owned()));
+            return Self(url.trim_end_matches('/').to_owned());
         }
-        let scheme = match first(&parts.headers, "x-forwarded-proto") {
-            Some("https") => "https",
-            _ => "http",
-        };
+        let scheme = scheme(parts);
         let host = first(&parts.headers, "x-forwarded-host")
             .or_else(|| first(&parts.headers, header::HOST.as_str()))
             .or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
             .filter(|host| is_host(host))
             .unwrap_or("localhost");
-        Ok(Self(format!("{scheme}://{host}")))
+        Self(format!("{scheme}://{host}"))
+    }
+}
+
+/// How the client speaks to this server, or to the proxy in front of it.
+fn scheme(parts: &Parts) -> &'static str {
+    let tls = parts.extensions.get::<ConnectInfo<Peer>>().is_some_and(|peer| peer.0.tls);
+    match first(&parts.headers, "x-forwarded-proto") {
+        _ if tls => "https",
+        Some("https") => "https",
+        _ => "http",
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct SandboxStanding {
     pub observed: SandboxState,
     pub generation: u64,
     pub reason: Option<String>,
+    /// Of the token that opens its previews; `None`: they are open.
+    pub preview_hash: Option<String>,
 }
 
 /// A statement over whole rows: the column list in one place.
@@ -103,6 +105,7 @@ pub(super) struct RawStanding {
     observed: String,
     generation: i64,
     reason: Option<String>,
+    preview_hash: Option<String>,
 }
 
 // === impl Intent ===
@@ -180,6 +183,7 @@ impl RawStanding {
             observed: column("sandboxes.observed", self.observed.parse())?,
             generation: column("sandboxes.generation", self.generation.try_into())?,
             reason: self.reason,
+            preview_hash: self.preview_hash,
         })
     }
 }
@@ -220,7 +224,7 @@ impl Store {
 
     async fn read_standing(&self, id: &SandboxId) -> Result<Option<SandboxStanding>, StoreError> {
         let row: Option<RawStanding> = sqlx::query_as(
-            "SELECT id, org_id, intent, observed, generation, reason FROM sandboxes WHERE id = $1",
+            "SELECT id, org_id, intent, observed, generation, reason, preview_hash FROM sandboxes WHERE id = $1",
         )
         .bind(id.as_str())
         .fetch_optional(&self.reader)
@@ -232,7 +236,7 @@ impl Store {
     /// Everything that is not stopped, whoever owns it.
     pub(crate) async fn list_unstopped(&self) -> Result<Vec<SandboxStanding>, StoreError> {
         let rows: Vec<RawStanding> = sqlx::query_as(
-            "SELECT id, org_id, intent, observed, generation, reason FROM sandboxes \
+            "SELECT id, org_id, intent, observed, generation, reason, preview_hash FROM sandboxes \
              WHERE observed IN ('creating', 'running', 'hibernated', 'error')",
         )
         .fetch_all(&self.reader)

@@ -47,7 +47,7 @@ async fn routes(api: &Api) -> Vec<Route> {
 async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str)>) -> Answer {
     let path = route.path.replace("{id}", id).replace("{sid}", "0123abcd");
     let path = path.replace("{store}", id).replace("{name}", "KEY");
-    let path = path.replace("{cid}", CHECKPOINT).replace("{pid}", CHECKPOINT);
+    let path = path.replace("{cid}", CHECKPOINT).replace("{pid}", CHECKPOINT).replace("{port}", "3000");
     let mut request =
         Api { key: None, ..api.clone() }.request(route.method.clone(), &format!("{path}?path=/x"));
     if let Some((header, value)) = credential {
@@ -58,7 +58,7 @@ async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str
             path if path.ends_with("/tags") => json!({"a": "b"}),
             _ => json!({
                 "cmd": "out x", "from": "/x", "to": "/y", "path": "/x", "mode": "0644", "cols": 1, "rows": 1,
-                "timeout": 1, "name": "stolen", "value": "stolen", "mode": "open"
+                "timeout": 1, "name": "stolen", "value": "stolen", "mode": "open", "port": 3000
             }),
         });
     }
@@ -119,7 +119,8 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
         }
     }
     open.sort();
-    assert_eq!(open, ["GET /health", "GET /healthz", "GET /readyz"]);
+    let signed = ["GET /api/sandboxes/{id}/files/download", "PUT /api/sandboxes/{id}/files/upload"];
+    assert_eq!(open, [signed[0], "GET /health", "GET /healthz", "GET /readyz", signed[1]]);
     assert_eq!(
         server.rival.get(&format!("/api/sandboxes/{theirs}")).await.text,
         theirs_before,

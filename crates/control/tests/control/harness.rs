@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use warren_control::listen::{Listener, Peer};
 use warren_control::{Config, Control, keys};
 
 use crate::sim::SimNode;
@@ -76,7 +77,8 @@ impl Server {
             Control::start(config, node.client(), shutdown.clone(), tasks.clone()).await.expect("it starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let served = axum::serve(listener, control.router())
+        let listener = Listener::new(listener, None, shutdown.clone()).unwrap();
+        let served = axum::serve(listener, control.router().into_make_service_with_connect_info::<Peer>())
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         tasks.spawn(async move { served.await }.map(drop));
         Self {

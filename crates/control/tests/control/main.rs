@@ -17,6 +17,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod openapi;
+mod previews;
 mod pty;
 mod reconcile;
 mod scaling;

@@ -9,6 +9,7 @@ mod egress;
 mod exec;
 mod files;
 pub(crate) mod logs;
+mod ports;
 mod pty;
 
 use std::collections::{BTreeMap, HashMap};
@@ -61,6 +62,12 @@ pub(crate) struct Node {
     /// Sandboxes that cannot be woken with their own disk.
     pub(crate) damaged: Vec<SandboxId>,
     pub(crate) egress: egress::Gateway,
+    /// What listens on a port of a sandbox.
+    pub(crate) listeners: HashMap<(SandboxId, u16), std::net::SocketAddr>,
+    /// How often sandboxes were woken.
+    pub(crate) wakes: usize,
+    /// How long a wake takes.
+    pub(crate) wake_takes: std::time::Duration,
 }
 
 pub(crate) struct Sandbox {
@@ -293,6 +300,9 @@ async fn wake(
     Path(id): Path<SandboxId>,
     Json(wake): Json<Wake>,
 ) -> Answer<Json<Report>> {
+    let takes = node.state().wake_takes;
+    tokio::time::sleep(takes).await;
+    node.state().wakes += 1;
     if node.state().damaged.contains(&id) && !wake.previous_disk {
         return Err(checkpoints::disk_damaged().into());
     }
@@ -335,6 +345,7 @@ async fn guest(
         "exec" => exec::call(&node, &id, &parts[1..], request).await,
         "pty" => pty::call(&node, &id, &parts[1..], request).await,
         "files" => files::call(&node, &id, &parts[1..], request).await,
+        "ports" => ports::call(&node, &id, parts[1], request).await,
         _ => Err(Error::new(ErrorKind::NotFound, "no such route in a guest").into()),
     }
 }

@@ -11,4 +11,5 @@ mod init;
 mod input;
 mod limits;
 mod logs;
+mod ports;
 mod pty;

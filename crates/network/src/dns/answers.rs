@@ -85,7 +85,11 @@ pub(super) async fn answer(question: &[u8], served: &Served) -> Option<Vec<u8>> 
             Ok(addresses) => {
                 let ttl = u32::try_from(TTL.as_secs()).unwrap_or(u32::MAX);
                 for address in addresses {
-                    answer.add_answer(Record::from_rdata(query.name().clone(), ttl, RData::A(address.into())));
+                    answer.add_answer(Record::from_rdata(
+                        query.name().clone(),
+                        ttl,
+                        RData::A(address.into()),
+                    ));
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -184,7 +188,10 @@ mod tests {
     fn with_secrets_and_no_list_the_rest_is_the_resolvers() {
         let session = session(r#"{"mode":"open"}"#, true);
         assert_eq!(judge(&query("example.com.", RecordType::TXT), &session), Verdict::Theirs);
-        assert_eq!(judge(&query("example.com.", RecordType::A), &session), Verdict::Addresses("example.com".into()));
+        assert_eq!(
+            judge(&query("example.com.", RecordType::A), &session),
+            Verdict::Addresses("example.com".into())
+        );
     }
 
     #[test]

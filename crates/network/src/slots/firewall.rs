@@ -79,8 +79,11 @@ pub(crate) async fn install(
             .filter(|(_, gate)| gate.set() == Some(name))
             .map(|(slot, _)| format!("\"{}\"", plan.link(*slot)))
             .collect();
-        let elements =
-            if inside.is_empty() { String::new() } else { format!("elements = {{ {} }};", inside.join(", ")) };
+        let elements = if inside.is_empty() {
+            String::new()
+        } else {
+            format!("elements = {{ {} }};", inside.join(", "))
+        };
         format!("set {name} {{ type ifname; {elements} }}")
     };
     let (denied, opened) = reach.as_text();

@@ -61,7 +61,8 @@ impl Pool {
         firewall::install(&plan, limits, reach, gateway, adopted).await?;
         let used: BTreeSet<u16> = adopted.keys().copied().collect();
         remove_stray_links(&plan, &used);
-        let gates = adopted.iter().filter(|(_, gate)| **gate != Gate::Open).map(|(slot, gate)| (*slot, *gate));
+        let gates =
+            adopted.iter().filter(|(_, gate)| **gate != Gate::Open).map(|(slot, gate)| (*slot, *gate));
         let state = State { used, gates: gates.collect(), ..State::default() };
         let pool =
             Arc::new(Self { plan, state: Mutex::new(state), wanted: Notify::new(), made: Notify::new() });

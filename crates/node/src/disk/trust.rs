@@ -28,12 +28,7 @@ pub(super) fn digest_with(digest: &str, pem: &str) -> String {
 }
 
 /// Puts the certificate of the authority `name` into an image that nobody uses yet. `mount_at` is an empty folder.
-pub(super) async fn install(
-    image: &Path,
-    mount_at: &Path,
-    name: &str,
-    pem: &str,
-) -> Result<(), StartError> {
+pub(super) async fn install(image: &Path, mount_at: &Path, name: &str, pem: &str) -> Result<(), StartError> {
     let what = "put the gateway's certificate into the template".to_owned();
     let failed = |source| StartError::Command { what: what.clone(), source };
     let args = ["-t", "ext4", "-o", "loop,rw,nodev,nosuid,noexec"].map(std::ffi::OsStr::new);
@@ -42,10 +37,11 @@ pub(super) async fn install(
     let (root, authority, certificate) = (mount_at.to_owned(), name.to_owned(), pem.to_owned());
     let written = tokio::task::spawn_blocking(move || write(&root, &authority, &certificate)).await;
     super::unmount(mount_at).await;
-    written
-        .map_err(io::Error::other)
-        .flatten()
-        .map_err(|source| StartError::Folder { what: "the template", path: image.into(), source })
+    written.map_err(io::Error::other).flatten().map_err(|source| StartError::Folder {
+        what: "the template",
+        path: image.into(),
+        source,
+    })
 }
 
 fn write(root: &Path, name: &str, pem: &str) -> io::Result<()> {

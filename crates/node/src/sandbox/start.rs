@@ -124,7 +124,8 @@ impl Actor {
     async fn start_in(&mut self, ready: Ready) -> Result<(), Error> {
         self.record.settling = self.record.lineage.is_some() || !self.record.spec.start_commands.is_empty();
         self.record.patch = None;
-        let machine = machine::start(&self.host, &mut self.record, &self.folder, ready, &self.session).await?;
+        let machine =
+            machine::start(&self.host, &mut self.record, &self.folder, ready, &self.session).await?;
         self.machine = Some(machine);
         // From here on it is what runs that counts.
         CURRENT.remove_state(&self.folder);

@@ -18,9 +18,9 @@ use warren_types::{Error, ErrorKind};
 
 use super::{Vms, stage_dir};
 use crate::guest::Guest;
-use warren_network::Slot;
 use crate::registry::Host;
 use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
+use warren_network::Slot;
 
 /// Memory of QEMU itself, on top of its guest's: translated code, buffers, its program.
 const OVERHEAD_MB: u32 = 512;

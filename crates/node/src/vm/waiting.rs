@@ -27,10 +27,10 @@ use super::Vms;
 use super::qemu::{self, From, Qemu, Wanted};
 use super::template::{self, Template};
 use crate::guest::Guest;
-use warren_network::Slot;
 use crate::registry::Host;
 use crate::sandbox::machine::end_processes;
 use crate::sandbox::{DISK, MEMORY};
+use warren_network::Slot;
 
 /// Machines kept waiting.
 const STOCK: usize = 2;

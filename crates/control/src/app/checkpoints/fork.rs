@@ -14,6 +14,7 @@ use crate::app::access::remove_given;
 use crate::app::access::request::{AccessWanted, PolicyFields, checked, secret_hosts, with_hosts};
 use crate::app::auth::{Caller, hex};
 use crate::app::idempotency;
+use crate::app::previews::wanted_token;
 use crate::app::sandboxes::create::{CreateError, Created};
 use crate::app::sandboxes::request::{Wanted, checked_envs, checked_metadata, timeout_or_never};
 use crate::store::access::AccessRecord;
@@ -37,6 +38,7 @@ impl App {
         let row = self.find_forkable(caller, id).await?;
         let key = idempotency_key.map(|key| identify(key, id, &body)).transpose()?;
         let timeout_seconds = timeout_or_never(body.timeout)?;
+        let preview_token = wanted_token(body.preview_auth.take())?;
         let row = self.wait_until_made(caller, row).await?;
         if row.status != Status::Ready {
             return Err(not_ready(&row).into());
@@ -66,6 +68,7 @@ impl App {
             metadata: checked_metadata(metadata)?,
             tags: Default::default(),
             access,
+            preview_token,
         };
         self.create_wanted(caller, wanted, key, base).await
     }

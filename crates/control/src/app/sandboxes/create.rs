@@ -20,9 +20,10 @@ use warren_types::{Error, ErrorKind, Isolation, SandboxId, SandboxState};
 use super::request::Wanted;
 use crate::app::App;
 use crate::app::access::prepare::Prepared;
-use crate::app::auth::{Caller, hex};
+use crate::app::auth::{Caller, hash_key, hex};
 use crate::app::idempotency;
 use crate::app::in_flight::Flight;
+use crate::app::previews::generate_token;
 use crate::store::StoreError;
 use crate::store::idempotency::IdempotencyKey;
 use crate::store::sandboxes::SandboxRow;
@@ -89,14 +90,23 @@ impl App {
     pub(in crate::app) async fn create_wanted(
         self: &Arc<Self>,
         caller: &Caller,
-        wanted: Wanted,
+        mut wanted: Wanted,
         key: Option<IdempotencyKey>,
         base: String,
     ) -> Result<Created, CreateError> {
         let (app, caller) = (Arc::clone(self), caller.clone());
+        if self.preview_auth_required && wanted.preview_token.is_none() {
+            wanted.preview_token = Some(generate_token());
+        }
         self.to_the_end(async move {
+            let preview_token = wanted.preview_token.clone();
             let (row, timing) = app.create_once(&caller, wanted, key).await?;
-            Ok(Created { sandbox: app.view_with_token(row, &base), timing })
+            // A repeated create made nothing: its token was shown when it was made, and is not known any more.
+            let shown = preview_token.filter(|_| timing.is_some()).map(|token| token.expose().clone());
+            Ok(Created {
+                sandbox: Sandbox { preview_auth_token: shown, ..app.view_with_token(row, &base) },
+                timing,
+            })
         })
         .await
     }
@@ -163,6 +173,7 @@ impl App {
             from_checkpoint: wanted.spec.from_checkpoint.clone(),
             access: record,
             tokens,
+            preview_hash: wanted.preview_token.map(|token| hash_key(token.expose())),
         };
         let make = async {
             // Secrets first: what runs has them from its first moment.

@@ -26,6 +26,7 @@ impl App {
         self.to_the_end(async move {
             if app.store.mark_deleted(&org, &id).await? {
                 app.remove_from_node(&id).await;
+                app.store.remove_previews(&id).await?;
                 return Ok(());
             }
             match app.store.find_standing(&id).await? {

@@ -3,11 +3,12 @@
 use warren_api::sandboxes::SandboxCreate;
 use warren_node_api::SandboxSpec;
 use warren_types::tags::{self, Tags};
-use warren_types::{EgressPolicy, Error, Isolation, Size};
+use warren_types::{EgressPolicy, Error, Isolation, Secret, Size};
 
 use super::MAX_TIMEOUT_SECONDS;
 use crate::app::access::request::{AccessWanted, PolicyFields, secret_hosts};
 use crate::app::exec::check_envs;
+use crate::app::previews::wanted_token;
 use crate::store::access::AccessRecord;
 
 const DEFAULT_TEMPLATE: &str = "base";
@@ -31,6 +32,8 @@ pub(crate) struct Wanted {
     pub tags: Tags,
     /// What it may reach, and with which secrets; completes the spec.
     pub access: AccessWanted,
+    /// What will open its previews.
+    pub preview_token: Option<Secret<String>>,
 }
 
 impl TryFrom<SandboxCreate> for Wanted {
@@ -71,6 +74,7 @@ impl TryFrom<SandboxCreate> for Wanted {
         check_start_commands(&start_commands)?;
         let tags = body.tags.unwrap_or_default();
         tags::check(&tags)?;
+        let preview_token = wanted_token(body.preview_auth)?;
         let alias = body.alias.filter(|alias| !alias.is_empty());
         if alias
             .as_ref()
@@ -101,6 +105,7 @@ impl TryFrom<SandboxCreate> for Wanted {
             metadata,
             tags,
             access,
+            preview_token,
         })
     }
 }

@@ -28,6 +28,8 @@ impl App {
             tags_last_updated_at: row.tags_updated_at,
             token: None,
             connect_url: None,
+            sandbox_domain: None,
+            preview_auth_token: None,
             hibernation_keeps: hibernation_keeps(&row.isolation).to_owned(),
             isolation: row.isolation,
             status_reason: row.reason,
@@ -39,13 +41,13 @@ impl App {
         }
     }
 
-    /// With the token and the URL it is for, while the sandbox runs. The two come together or not at all: a client
-    /// that has only one of them builds URLs that do not work.
+    /// With where its previews are, and while the sandbox runs with the token and the URL it is for. Those two come
+    /// together or not at all: a client that has only one of them builds URLs that do not work.
     pub(super) fn view_with_token(&self, row: SandboxRow, base: &str) -> Sandbox {
         let access = (row.observed == SandboxState::Running)
             .then(|| (self.tokens.sign(&row.org, &row.id, &row.node_id), format!("{base}/api")));
         let (token, connect_url) = access.unzip();
-        Sandbox { token, connect_url, ..self.view(row) }
+        Sandbox { token, connect_url, sandbox_domain: Some(self.shown_domain(base)), ..self.view(row) }
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct NewSandbox {
     pub from_checkpoint: Option<CheckpointId>,
     pub access: AccessRecord,
     pub tokens: Vec<NewToken>,
+    /// Of the token that opens its previews.
+    pub preview_hash: Option<String>,
 }
 
 /// What became of an insert.
@@ -85,8 +87,8 @@ impl Store {
         sqlx::query(
             "INSERT INTO sandboxes (id, org_id, node_id, template, alias, isolation, cpu_count, memory_mb, disk_mb, \
              timeout_seconds, metadata, tags, tags_updated_at, intent, observed, generation, created_at, from_checkpoint, \
-             egress, secret_hosts) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17, $18, $19)",
+             egress, secret_hosts, preview_hash) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17, $18, $19, $20)",
         )
         .bind(new.id.as_str())
         .bind(new.org.as_str())
@@ -107,6 +109,7 @@ impl Store {
         .bind(new.from_checkpoint.as_ref().map(CheckpointId::as_str))
         .bind(new.access.policy.as_ref().map(policy_json))
         .bind(secret_hosts_json(&new.access.secret_hosts))
+        .bind(&new.preview_hash)
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;

@@ -21,7 +21,6 @@ use warren_types::{Error, ErrorKind, SandboxState, Size};
 use super::{Body, Captured as CapturedMachine, GRACE, Launched, Place, Target, not_taken};
 use crate::disk::{self, digest};
 use crate::guest::Guest;
-use warren_network::Slot;
 use crate::registry::Host;
 use crate::sandbox::record::{MachineRecord, Record, Suspended};
 use crate::sandbox::{DISK, MEMORY, STATE};
@@ -29,6 +28,7 @@ use crate::vm::qemu::{self, From, Qemu, Wanted};
 use crate::vm::template::suspend;
 use crate::vm::waiting::{Idle, Waiting};
 use crate::vm::{self, Vms};
+use warren_network::Slot;
 
 /// Longest time to wait for what a guest has to write.
 const SYNC_DEADLINE: Duration = Duration::from_secs(60);
