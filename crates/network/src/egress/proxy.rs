@@ -97,6 +97,7 @@ impl Proxy {
         is_http_2: bool,
         upstream: Result<UpstreamTls, Refusal>,
     ) {
+        self.upstream.speak(is_http_2);
         let host = self.site.host.as_deref().unwrap_or_default();
         let begun = match upstream {
             Ok(stream) => self.upstream.begin(host, stream).await,

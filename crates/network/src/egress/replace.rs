@@ -88,9 +88,9 @@ impl Stream {
         self.advance(table, true, found)
     }
 
-    /// Bytes that wait for more.
-    pub fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+    /// How many bytes wait for more.
+    pub fn holds(&self) -> usize {
+        self.held.len()
     }
 
     fn advance(&mut self, table: &Table, last: bool, mut found: impl FnMut(usize)) -> Bytes {
@@ -145,9 +145,9 @@ mod tests {
         assert_eq!(streamed(&table, &[b"a sec", b"ret b"]), b"a SEALED b");
         let mut stream = Stream::default();
         assert_eq!(stream.push(&table, Bytes::from_static(b"plain s"), |_| {}), "plain ");
-        assert!(stream.is_holding());
+        assert_eq!(stream.holds(), 1);
         assert_eq!(stream.push(&table, Bytes::from_static(b"x"), |_| {}), "sx");
-        assert!(!stream.is_holding());
+        assert_eq!(stream.holds(), 0);
     }
 
     #[test]

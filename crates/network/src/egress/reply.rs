@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::response::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::body::{Body, Replacing, replace_in_headers};
@@ -25,7 +26,8 @@ pub(crate) fn seal(
     parts.extensions.remove::<hyper::ext::ReasonPhrase>();
     let has_no_body = *method == Method::HEAD
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || parts.status.is_informational();
+        || parts.status.is_informational()
+        || body.is_end_stream();
     if has_no_body {
         return Ok(Response::from_parts(parts, pass(body)));
     }

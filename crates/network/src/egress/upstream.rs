@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::header::HOST;
 use http::uri::{PathAndQuery, Scheme};
@@ -31,6 +32,7 @@ pub(crate) struct Upstream {
     close: CancellationToken,
     to: Destination,
     secure: bool,
+    http_2: AtomicBool,
     open: Mutex<Option<Open>>,
 }
 
@@ -64,7 +66,12 @@ impl Upstream {
         to: Destination,
         secure: bool,
     ) -> Self {
-        Self { gateway, session, close, to, secure, open: Mutex::default() }
+        Self { gateway, session, close, to, secure, http_2: AtomicBool::new(false), open: Mutex::default() }
+    }
+
+    /// Says what its client speaks: a host is asked for nothing newer, because a WebSocket needs HTTP/1.1 to the end.
+    pub(crate) fn speak(&self, http_2: bool) {
+        self.http_2.store(http_2, Ordering::Relaxed);
     }
 
     /// Takes over a connection that is there already.
@@ -134,7 +141,9 @@ impl Upstream {
     async fn dial(&self, host: &str, port: u16) -> Result<Sender, Refusal> {
         let to = Destination { port, ..self.to.clone() };
         if self.secure {
-            let stream = self.gateway.dial_tls(&self.session, host, &to, Protocols::Both).await?;
+            let protocols =
+                if self.http_2.load(Ordering::Relaxed) { Protocols::Both } else { Protocols::Http1 };
+            let stream = self.gateway.dial_tls(&self.session, host, &to, protocols).await?;
             return self.begin_tls(host, stream).await;
         }
         let stream = self.gateway.dial(&self.session, host, &to).await?;

@@ -1,5 +1,6 @@
 //! WebSockets after their request: carried both ways, and what a host sends is read where it could hold a secret.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -15,6 +16,9 @@ const BUFFER: usize = 16 * 1024;
 const MASKED: u8 = 0x80;
 const RESERVED: u8 = 0x70;
 const CONTROL: u8 = 0x08;
+const LAST: u8 = 0x80;
+/// Bytes of a control frame, as the protocol has it.
+const MAX_CONTROL: u64 = 125;
 
 /// Until either side ends it. `leaked` is called when a message has the value of a secret in it: it is not passed on,
 /// and the connection ends.
@@ -44,7 +48,11 @@ pub(crate) async fn carry(
                 Ok(_) => {}
             }
             let pass = frames.push(&buffer.split().freeze())?;
-            if client_out.write_all(&pass).await.is_err() {
+            let passed = async {
+                client_out.write_all(&pass).await?;
+                client_out.flush().await
+            };
+            if passed.await.is_err() {
                 return Ok(());
             }
         }
@@ -69,16 +77,24 @@ enum Unfit {
 }
 
 /// Reads the frames of a host. Bytes that may be the beginning of a secret are held back, with all that follow them,
-/// also over the ends of frames: a message may be sent in many.
+/// also over the ends of frames: a message may be sent in many. The end of a message lets them go, or a program that
+/// waits for one would wait for the next.
 struct Frames {
     table: Arc<Table>,
-    /// Messages, and the control frames in between.
+    /// Of the present message, and of the present control frame, which may stand in the middle of one.
     data: Stream,
+    control: Stream,
     header: Vec<u8>,
     /// Bytes of the present frame that are still to come.
     left: u64,
     is_control: bool,
+    is_last: bool,
+    /// What has come and is not passed on.
     held: BytesMut,
+    /// Where in `held` the newest pieces of the message are: begin and length. Those before the open end are dropped.
+    pieces: VecDeque<(usize, usize)>,
+    /// Where in `held` the present control frame's payload begins, while its end is open.
+    control_at: Option<usize>,
 }
 
 impl Frames {
@@ -86,10 +102,14 @@ impl Frames {
         Self {
             table,
             data: Stream::default(),
+            control: Stream::default(),
             header: Vec::new(),
             left: 0,
             is_control: false,
+            is_last: false,
             held: BytesMut::new(),
+            pieces: VecDeque::new(),
+            control_at: None,
         }
     }
 
@@ -100,33 +120,78 @@ impl Frames {
             if self.left == 0 {
                 self.header.push(bytes[at]);
                 at += 1;
-                let whole = self.header_ended()?;
-                if whole {
-                    let header = std::mem::take(&mut self.header);
-                    self.held.extend_from_slice(&header);
+                if self.header_ended()? {
+                    self.held.extend_from_slice(&self.header);
+                    self.header.clear();
+                    self.frame_ended();
                 }
                 continue;
             }
             let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
-            let payload = bytes.slice(at..at + length);
+            self.read(bytes.slice(at..at + length))?;
             at += length;
             self.left -= length as u64;
-            self.held.extend_from_slice(&payload);
-            self.read(payload)?;
+            self.frame_ended();
         }
-        // Nothing is open: all of it is known to be clean.
-        if self.data.is_holding() { Ok(BytesMut::new()) } else { Ok(self.held.split()) }
+        Ok(self.release())
     }
 
     fn read(&mut self, payload: Bytes) -> Result<(), Unfit> {
+        let (begin, length) = (self.held.len(), payload.len());
+        self.held.extend_from_slice(&payload);
         let mut found = false;
-        // A control frame does not end what a message has begun.
-        if self.is_control {
-            found = self.table.is_in(&payload);
-        } else {
-            self.data.push(&self.table, payload, |_| found = true);
+        let stream = if self.is_control { &mut self.control } else { &mut self.data };
+        stream.push(&self.table, payload, |_| found = true);
+        if found {
+            return Err(Unfit::Leak);
         }
-        if found { Err(Unfit::Leak) } else { Ok(()) }
+        if self.is_control {
+            self.control_at = self.control_at.or(Some(begin)).filter(|_| self.control.holds() > 0);
+        } else {
+            self.pieces.push_back((begin, length));
+            self.drop_pieces();
+        }
+        Ok(())
+    }
+
+    /// Forgets the pieces that the open end of the message does not reach back to.
+    fn drop_pieces(&mut self) {
+        let open = self.data.holds();
+        let mut whole: usize = self.pieces.iter().map(|(_, length)| length).sum();
+        while let Some((_, length)) = self.pieces.front().filter(|(_, length)| whole - length >= open) {
+            whole -= length;
+            self.pieces.pop_front();
+        }
+        if let Some((begin, length)) = self.pieces.front_mut() {
+            let clean = whole - open;
+            *begin += clean;
+            *length -= clean;
+        }
+    }
+
+    /// All before the first byte that may begin a secret.
+    fn release(&mut self) -> BytesMut {
+        let open = self.pieces.front().map(|(begin, _)| *begin);
+        let end = [open, self.control_at].into_iter().flatten().min().unwrap_or(self.held.len());
+        for (begin, _) in &mut self.pieces {
+            *begin -= end;
+        }
+        self.control_at = self.control_at.map(|begin| begin - end);
+        self.held.split_to(end)
+    }
+
+    /// Forgets what a message that is over, or a control frame, has begun.
+    fn frame_ended(&mut self) {
+        if self.left > 0 {
+            return;
+        }
+        if self.is_control {
+            self.control = Stream::default();
+            self.control_at = None;
+        } else if self.is_last {
+            self.data = Stream::default();
+            self.pieces.clear();
+        }
     }
 
     /// Whether the header is whole; then the length of what follows is known.
@@ -142,6 +207,10 @@ impl Frames {
             (Some(short), _) => u64::from(*short),
         };
         self.is_control = header[0] & CONTROL != 0;
+        if self.is_control && self.left > MAX_CONTROL {
+            return Err(Unfit::Malformed);
+        }
+        self.is_last = header[0] & LAST != 0;
         Ok(true)
     }
 }
@@ -194,6 +263,18 @@ mod tests {
         }
         let mut frames = frames();
         assert!(frames.push(&Bytes::from(frame(0x01, b"the-s"))).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_what_may_begin_a_secret_waits() {
+        let mut frames = frames();
+        // One message of frames that all end like the secret begins.
+        for first in [0x01].into_iter().chain([0x00; 5000]) {
+            frames.push(&Bytes::from(frame(first, b"t"))).unwrap();
+            assert!(frames.held.len() <= 3 && frames.pieces.len() <= 1);
+        }
+        // And the end of a message lets go of it.
+        assert!(frames.push(&Bytes::from(frame(0x80, b"the-"))).unwrap().ends_with(b"the-"));
     }
 
     #[test]

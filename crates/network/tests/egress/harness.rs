@@ -27,67 +27,67 @@ use warren_network::{Authority, Gateway, GatewaySettings, Reach, Session};
 use warren_node_api::{GrantedSecret, Place, SecretGrant, SecretUse, SecretUsesQuery};
 use warren_types::{EgressPolicy, SandboxId, Secret};
 
-pub type Sent = UnsyncBoxBody<Bytes, Infallible>;
+pub(crate) type Sent = UnsyncBoxBody<Bytes, Infallible>;
 
-pub const VALUE: &str = "sk-live+/real-value=1";
+pub(crate) const VALUE: &str = "sk-live+/real-value=1";
 
-pub fn token(number: u32) -> String {
+pub(crate) fn token(number: u32) -> String {
     format!("osb_sealed_{number:032x}")
 }
 
 /// A request as a server got it.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    pub version: http::Version,
-    pub method: http::Method,
-    pub uri: http::Uri,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub trailers: Option<HeaderMap>,
+pub(crate) struct Seen {
+    pub(crate) version: http::Version,
+    pub(crate) method: http::Method,
+    pub(crate) uri: http::Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Seen {
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 }
 
-pub type Answer = Arc<dyn Fn(&Seen) -> Response<Sent> + Send + Sync>;
+pub(crate) type Answer = Arc<dyn Fn(&Seen) -> Response<Sent> + Send + Sync>;
 
-pub fn text(text: impl Into<Bytes>) -> Response<Sent> {
+pub(crate) fn text(text: impl Into<Bytes>) -> Response<Sent> {
     Response::new(full(text))
 }
 
-pub fn full(text: impl Into<Bytes>) -> Sent {
+pub(crate) fn full(text: impl Into<Bytes>) -> Sent {
     Sent::new(Full::new(text.into()))
 }
 
 /// A body of these pieces, one after the other.
-pub fn pieces(pieces: Vec<Bytes>) -> Sent {
+pub(crate) fn pieces(pieces: Vec<Bytes>) -> Sent {
     let frames = pieces.into_iter().map(|piece| Ok::<_, Infallible>(http_body::Frame::data(piece)));
     Sent::new(http_body_util::StreamBody::new(futures_util::stream::iter(frames)))
 }
 
-pub struct World {
-    pub gateway: Arc<Gateway>,
-    pub session: Arc<Session>,
-    pub port: u16,
-    pub seen: Arc<Mutex<Vec<Seen>>>,
-    pub connections: Arc<AtomicUsize>,
+pub(crate) struct World {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) port: u16,
+    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
+    pub(crate) connections: Arc<AtomicUsize>,
     authority: String,
     folder: tempfile::TempDir,
 }
 
 /// What to make.
-pub struct Setting {
-    pub policy: EgressPolicy,
-    pub sealed: bool,
+pub(crate) struct Setting {
+    pub(crate) policy: EgressPolicy,
+    pub(crate) sealed: bool,
     /// What the server offers.
-    pub protocols: Vec<Vec<u8>>,
-    pub tls: bool,
+    pub(crate) protocols: Vec<Vec<u8>>,
+    pub(crate) tls: bool,
     /// The certificate's names.
-    pub names: Vec<String>,
-    pub answer: Answer,
+    pub(crate) names: Vec<String>,
+    pub(crate) answer: Answer,
 }
 
 impl Default for Setting {
@@ -103,18 +103,18 @@ impl Default for Setting {
     }
 }
 
-pub fn allowlist(rules: &str) -> EgressPolicy {
+pub(crate) fn allowlist(rules: &str) -> EgressPolicy {
     let policy: EgressPolicy =
         serde_json::from_str(&format!(r#"{{"mode":"allowlist","allow":[{rules}]}}"#)).unwrap();
     policy.check().unwrap();
     policy
 }
 
-pub fn grant(value: &str, hosts: &[&str], places: &[Place]) -> SecretGrant {
+pub(crate) fn grant(value: &str, hosts: &[&str], places: &[Place]) -> SecretGrant {
     SecretGrant { secrets: vec![granted(1, value, hosts, places)] }
 }
 
-pub fn granted(number: u32, value: &str, hosts: &[&str], places: &[Place]) -> GrantedSecret {
+pub(crate) fn granted(number: u32, value: &str, hosts: &[&str], places: &[Place]) -> GrantedSecret {
     GrantedSecret {
         name: format!("KEY{number}"),
         token: token(number),
@@ -125,12 +125,12 @@ pub fn granted(number: u32, value: &str, hosts: &[&str], places: &[Place]) -> Gr
 }
 
 impl World {
-    pub async fn new(setting: Setting) -> Self {
+    pub(crate) async fn new(setting: Setting) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         Self::with_listener(setting, listener).await
     }
 
-    pub async fn with_listener(setting: Setting, listener: TcpListener) -> Self {
+    pub(crate) async fn with_listener(setting: Setting, listener: TcpListener) -> Self {
         let port = listener.local_addr().unwrap().port();
         let (seen, connections) = (Arc::default(), Arc::default());
         let (roots, key) = certificates(setting.names.clone());
@@ -156,29 +156,29 @@ impl World {
     }
 
     /// One with a secret for `api.test`.
-    pub async fn with_secret(places: &[Place], answer: Answer) -> Self {
+    pub(crate) async fn with_secret(places: &[Place], answer: Answer) -> Self {
         let world = Self::new(Setting { answer, ..Setting::default() }).await;
         world.session.set_grant(grant(VALUE, &["api.test"], places));
         world
     }
 
     /// A connection that the firewall would have turned round.
-    pub fn connect(&self) -> DuplexStream {
+    pub(crate) fn connect(&self) -> DuplexStream {
         self.connect_to(Destination::address(Ipv4Addr::LOCALHOST, self.port))
     }
 
-    pub fn connect_to(&self, to: Destination) -> DuplexStream {
+    pub(crate) fn connect_to(&self, to: Destination) -> DuplexStream {
         let (client, server) = tokio::io::duplex(64 * 1024);
         tokio::spawn(self.gateway.clone().handle(server, to, self.session.clone()));
         client
     }
 
-    pub async fn tls(&self, host: &str, protocols: &[&[u8]]) -> TlsStream<DuplexStream> {
+    pub(crate) async fn tls(&self, host: &str, protocols: &[&[u8]]) -> TlsStream<DuplexStream> {
         self.tls_over(self.connect(), host, protocols).await.unwrap()
     }
 
     /// A client that trusts the gateway's authority only.
-    pub async fn tls_over<S: AsyncRead + AsyncWrite + Unpin>(
+    pub(crate) async fn tls_over<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
         host: &str,
@@ -187,40 +187,40 @@ impl World {
         client_tls(stream, host, protocols, &self.authority).await
     }
 
-    pub async fn http1(&self, host: &str) -> http1::SendRequest<Sent> {
+    pub(crate) async fn http1(&self, host: &str) -> http1::SendRequest<Sent> {
         http1_over(self.tls(host, &[b"http/1.1"]).await).await
     }
 
-    pub async fn http2(&self, host: &str) -> http2::SendRequest<Sent> {
+    pub(crate) async fn http2(&self, host: &str) -> http2::SendRequest<Sent> {
         http2_over(self.tls(host, &[b"h2"]).await).await
     }
 
     /// Over HTTP/1.1, on a connection of its own.
-    pub async fn ask(&self, request: Request<Sent>) -> Reply {
+    pub(crate) async fn ask(&self, request: Request<Sent>) -> Reply {
         let host = request.uri().host().unwrap().to_owned();
         let mut client = self.http1(&host).await;
         send1(&mut client, request).await
     }
 
     /// Whom clients trust that go to the server directly.
-    pub fn server_roots(&self) -> String {
+    pub(crate) fn server_roots(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("roots.pem")).unwrap()
     }
 
-    pub fn last(&self) -> Seen {
+    pub(crate) fn last(&self) -> Seen {
         self.seen.lock().unwrap().last().cloned().expect("a request arrived")
     }
 
-    pub fn arrived(&self) -> usize {
+    pub(crate) fn arrived(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 
-    pub fn uses(&self) -> Vec<SecretUse> {
+    pub(crate) fn uses(&self) -> Vec<SecretUse> {
         self.gateway.take_uses(SecretUsesQuery { acknowledged: 0 }).uses
     }
 }
 
-pub async fn client_tls<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn client_tls<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     host: &str,
     protocols: &[&[u8]],
@@ -239,7 +239,7 @@ pub async fn client_tls<S: AsyncRead + AsyncWrite + Unpin>(
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
-pub async fn http1_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+pub(crate) async fn http1_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
 ) -> http1::SendRequest<Sent> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -247,7 +247,7 @@ pub async fn http1_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     sender
 }
 
-pub async fn http2_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+pub(crate) async fn http2_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
 ) -> http2::SendRequest<Sent> {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -256,20 +256,20 @@ pub async fn http2_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 #[derive(Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub trailers: Option<HeaderMap>,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Reply {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 
     /// What is in a refusal: the error, the host, the rule.
-    pub fn refusal(&self) -> (String, String, String) {
+    pub(crate) fn refusal(&self) -> (String, String, String) {
         assert_eq!(self.headers["x-warren-egress"], "refused");
         assert_eq!(self.headers["content-type"], "application/json");
         let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
@@ -278,7 +278,7 @@ impl Reply {
     }
 }
 
-pub async fn reply(response: Response<Incoming>) -> Reply {
+pub(crate) async fn reply(response: Response<Incoming>) -> Reply {
     let (parts, body) = response.into_parts();
     let whole = body.collect().await.unwrap();
     let trailers = whole.trailers().cloned();
@@ -286,7 +286,7 @@ pub async fn reply(response: Response<Incoming>) -> Reply {
 }
 
 /// In origin form with a `Host`, as clients do; the address of `request` is whole.
-pub async fn send1(client: &mut http1::SendRequest<Sent>, mut request: Request<Sent>) -> Reply {
+pub(crate) async fn send1(client: &mut http1::SendRequest<Sent>, mut request: Request<Sent>) -> Reply {
     let host = request.uri().authority().map(ToString::to_string);
     if let Some(host) = host {
         request.headers_mut().entry("host").or_insert(host.parse().unwrap());
@@ -296,17 +296,17 @@ pub async fn send1(client: &mut http1::SendRequest<Sent>, mut request: Request<S
     reply(client.send_request(request).await.unwrap()).await
 }
 
-pub async fn send2(client: &mut http2::SendRequest<Sent>, request: Request<Sent>) -> Reply {
+pub(crate) async fn send2(client: &mut http2::SendRequest<Sent>, request: Request<Sent>) -> Reply {
     client.ready().await.unwrap();
     reply(client.send_request(request).await.unwrap()).await
 }
 
-pub fn get(uri: &str) -> Request<Sent> {
+pub(crate) fn get(uri: &str) -> Request<Sent> {
     Request::get(uri).body(full("")).unwrap()
 }
 
 /// With one header.
-pub fn get_with(uri: &str, name: &str, value: &str) -> Request<Sent> {
+pub(crate) fn get_with(uri: &str, name: &str, value: &str) -> Request<Sent> {
     Request::get(uri).header(name, value).body(full("")).unwrap()
 }
 
@@ -425,9 +425,10 @@ async fn names() -> SocketAddr {
                 "private.test." => Some(Ipv4Addr::new(10, 0, 0, 1)),
                 _ => Some(Ipv4Addr::LOCALHOST),
             };
-            match at {
-                Some(at) => drop(message.add_answer(Record::from_rdata(name, 60, RData::A(at.into())))),
-                None => message.metadata.response_code = ResponseCode::NXDomain,
+            if let Some(at) = at {
+                message.add_answer(Record::from_rdata(name, 60, RData::A(at.into())));
+            } else {
+                message.metadata.response_code = ResponseCode::NXDomain;
             }
             let _ = socket.send_to(&message.to_vec().unwrap(), peer).await;
         }
