@@ -11,7 +11,6 @@ import uuid
 import pytest
 
 from egress.conftest import Store, blocked, prepared, python
-from harness.internet import FORBIDDEN
 from harness.waiting import wait_for
 
 ALLOWED = ["api.test.example", "h1.test.example", "h2.test.example", "other.test.example"]
@@ -429,7 +428,7 @@ def test_secrets_and_policy_outlive_the_servers_death(net, server, api, box, own
     server.start()
     assert wait_for(lambda: used_value(net, box) == own.value, "the secret works again", 20)
     assert python(box, "say(attempt(get, 'evil.example', '/', at=evil))", evil=net.evil).get("status") == 403
-    answer = python(box, "say([over_udp(evil, 9000, b'x', 1), reaches(at, 9000, b'x')])", evil=net.evil, at=FORBIDDEN["10/8"])
+    answer = python(box, "say([over_udp(evil, 9000, b'x', 1), reaches(at, 9000, b'x')])", evil=net.evil, at=net.forbidden["10/8"])
     assert not any(each.get("got") for each in answer), answer
 
 

@@ -20,16 +20,16 @@ from . import names
 from .authority import TestAuthority
 from .waiting import wait_for
 
-#: Addresses no sandbox may reach, one of each range, that lead to the same servers.
+#: Addresses no sandbox may reach, one of each range, that lead to the same servers; the last number is the internet's own.
 FORBIDDEN = {
-    "10/8": "10.213.78.2",
-    "172.16/12": "172.29.78.2",
-    "192.168/16": "192.168.178.2",
-    "shared (CGNAT)": "100.78.78.2",
-    "link-local": "169.254.78.2",
-    "protocol assignments": "192.0.0.78",
-    "slots of others": "198.19.255.78",
-    "reserved": "240.0.0.78",
+    "10/8": "10.213.78",
+    "172.16/12": "172.29.78",
+    "192.168/16": "192.168.178",
+    "shared (CGNAT)": "100.78.78",
+    "link-local": "169.254.78",
+    "protocol assignments": "192.0.0",
+    "slots of others": "198.19.255",
+    "reserved": "240.0.0",
 }
 
 
@@ -41,8 +41,7 @@ class Internet:
         self.at = lambda offset: f"198.51.100.{first + offset}"
         self.host, self.dns, self.web, self.other, self.evil = (self.at(each) for each in (1, 2, 3, 4, 5))
         self.namespace, self.link = f"warren-e2e-web{number}", f"we2ew{number}"
-        #: The ranges that are forbidden are led to the first one only.
-        self.forbidden = FORBIDDEN if number == 0 else {}
+        self.forbidden = {name: f"{start}.{100 + number}" for name, start in FORBIDDEN.items()}
         self.folder = Path(tempfile.mkdtemp(prefix="e2e-internet-"))
         self.program = self.names = self.control = None
 

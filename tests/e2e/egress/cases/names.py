@@ -2,7 +2,6 @@
 
 from egress.conftest import python
 from egress.table import attack
-from harness.internet import FORBIDDEN
 
 REFUSED, NO_SUCH_NAME = 5, 3
 
@@ -80,7 +79,7 @@ def _(w):
 @attack("rebinding", "an allowed name whose address becomes a private one between the question and the connection", "the address that was told is kept for the connection, and every address is checked right before it is dialled")
 def _(w):
     mark = w.mark()
-    w.net.names.records["rebind.test.example"] = lambda count: [w.net.web] if count == 0 else [FORBIDDEN["10/8"]]
+    w.net.names.records["rebind.test.example"] = lambda count: [w.net.web] if count == 0 else [w.net.forbidden["10/8"]]
     w.net.names.times.clear()
     code = """
 at = address('rebind.test.example')
@@ -92,7 +91,7 @@ for _ in range(3):
     found.append(attempt(plain, private, request('/' + mark, 'rebind.test.example')))
 say(found)
 """
-    first, *later = python(w.fenced, code, mark=mark, private=FORBIDDEN["10/8"])
+    first, *later = python(w.fenced, code, mark=mark, private=w.net.forbidden["10/8"])
     assert all(each["local"] == w.net.web for each in w.arrived(mark)), w.arrived(mark)
     assert any(each["local"] == w.net.web for each in w.arrived(mark)), (first, later)
     return w.was_blocked(w.fenced, "rebind.test.example", "private")
@@ -100,7 +99,7 @@ say(found)
 
 @attack("rebinding-within-one-answer", "an answer with a private address among public ones", "private ones are left out of the answer")
 def _(w):
-    w.net.names.records["private.test.example"] = [FORBIDDEN["10/8"], w.net.web, "127.0.0.1", "169.254.169.254"]
+    w.net.names.records["private.test.example"] = [w.net.forbidden["10/8"], w.net.web, "127.0.0.1", "169.254.169.254"]
     answer = python(w.fenced, "say(ask('private.test.example'))")
     assert answer["addresses"] == [w.net.web], answer
     return w.was_blocked(w.fenced, "private.test.example", "private")
@@ -109,7 +108,7 @@ def _(w):
 @attack("name-of-a-private-address", "an allowed name that stands for private addresses only", "there is no such name; asked for by name, the gateway refuses to dial")
 def _(w):
     mark = w.mark()
-    w.net.names.records["private.test.example"] = [FORBIDDEN["172.16/12"]]
+    w.net.names.records["private.test.example"] = [w.net.forbidden["172.16/12"]]
     code = """
 say([ask('private.test.example'), connect('private.test.example:80')[1], attempt(plain, web, request('/' + mark, 'private.test.example')),
      attempt(get, 'private.test.example', '/' + mark, at=web)])
@@ -123,7 +122,7 @@ say([ask('private.test.example'), connect('private.test.example:80')[1], attempt
 
 @attack("alias-of-a-private-address", "an allowed name that is an alias of a name with a private address", "what the alias leads to is looked at")
 def _(w):
-    w.net.names.records["alias.test.example"] = ["deep.alias.evil.example", FORBIDDEN["192.168/16"]]
+    w.net.names.records["alias.test.example"] = ["deep.alias.evil.example", w.net.forbidden["192.168/16"]]
     answer = python(w.fenced, "say([ask('alias.test.example'), connect('alias.test.example:80')[1]])")
     assert not answer[0]["addresses"] and answer[1]["status"] >= 400, answer
     return f"code {answer[0]['code']}; the proxy: {answer[1]['status']}"

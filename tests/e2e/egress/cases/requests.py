@@ -2,7 +2,6 @@
 
 from egress.conftest import python
 from egress.table import attack
-from harness.internet import FORBIDDEN
 
 
 def refused(name, tries, stops, code, statuses, box="fenced", **values):
@@ -160,7 +159,7 @@ say([first, second])
 @attack("proxy-to-other-ports-and-addresses", "CONNECT to ports and hosts that are not allowed, to addresses, and with odd targets", "the same rules as for every connection, before anything is dialled")
 def _(w):
     mark = w.mark()
-    targets = ["evil.example:443", "api.test.example:22", "api.test.example:8443", f"{w.net.evil}:443", f"{FORBIDDEN['10/8']}:80", "api.test.example:0", "api.test.example:99999", "api.test.example:443@evil.example:443", "evil.example:443#api.test.example:443", "api.test.example:443/..", "[::ffff:10.213.78.2]:80", "3355443200:80"]
+    targets = ["evil.example:443", "api.test.example:22", "api.test.example:8443", f"{w.net.evil}:443", f"{w.net.forbidden['10/8']}:80", "api.test.example:0", "api.test.example:99999", "api.test.example:443@evil.example:443", "evil.example:443#api.test.example:443", "api.test.example:443/..", "[::ffff:10.213.78.100]:80", "3355443200:80"]
     code = "say([attempt(lambda: connect(target, host=f'{mark}.pages.example:443')[1]) for target in targets])"
     before = w.net.now()
     answers = python(w.fenced, code, mark=mark, targets=targets)

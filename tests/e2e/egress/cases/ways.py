@@ -7,7 +7,6 @@ import threading
 from egress.conftest import python
 from egress.table import attack
 from harness import host
-from harness.internet import FORBIDDEN
 
 
 def short(answer):
@@ -211,7 +210,7 @@ def _spellings(address):
 @attack("metadata-in-every-spelling", "link-local and metadata addresses as decimal, hexadecimal, octal, short, IPv6 and dotted, directly and through the proxy", "the address that is dialled is checked, however it was written; odd spellings are no host names")
 def _(w):
     mark = w.mark()
-    spelled = [*_spellings(FORBIDDEN["link-local"]), *_spellings("169.254.169.254"), "169.254.170.2", "100.100.100.200", "metadata.google.internal"]
+    spelled = [*_spellings(w.net.forbidden["link-local"]), *_spellings("169.254.169.254"), "169.254.170.2", "100.100.100.200", "metadata.google.internal"]
     seen = {}
     for box in (w.open, w.sealed, w.fenced):
         code = """
@@ -243,15 +242,15 @@ with f.ThreadPoolExecutor(16) as pool:
     say(list(pool.map(lambda target: reaches(*target, request('/' + mark, target[0]), 3), targets)))
 """
     for box in (w.open, w.sealed, w.fenced):
-        answers = python(box, code, mark=mark, addresses=list(FORBIDDEN.values()))
+        answers = python(box, code, mark=mark, addresses=list(w.net.forbidden.values()))
         assert all("200 OK" not in str(answer.get("got")) for answer in answers), answers
     w.nothing_arrived(mark)
-    return f"{len(FORBIDDEN)} ranges, 3 sandboxes: nothing came through"
+    return f"{len(w.net.forbidden)} ranges, 3 sandboxes: nothing came through"
 
 
 def star(w, *ports):
     """Whose list allows everything."""
-    return w.box("star", egress={"mode": "allowlist", "allow": [{"host": "*"}, {"host": "10.213.78.2"}, {"host": "*", "ports": [9000, 8098, 3128]}]})
+    return w.box("star", egress={"mode": "allowlist", "allow": [{"host": "*"}, {"host": w.net.forbidden["10/8"]}, {"host": "*", "ports": [9000, 8098, 3128]}]})
 
 
 @attack("private-address-on-the-list", "a list that names a private address, or everything", "what no sandbox may reach no list can allow")
@@ -264,10 +263,10 @@ def _(w):
 say([attempt(plain, at, request('/' + mark, at)) for at in addresses]
     + [reaches(at, 9000, mark.encode()) for at in addresses] + [connect(f'{at}:80')[1] for at in addresses])
 """
-    answers = python(box, code, mark=mark, addresses=list(FORBIDDEN.values())[:3])
+    answers = python(box, code, mark=mark, addresses=list(w.net.forbidden.values())[:3])
     assert all(answer.get("status") in (403, None) and not answer.get("got") for answer in answers), answers
     w.nothing_arrived(mark)
-    return w.was_blocked(box, "10.213.78.2", "private")
+    return w.was_blocked(box, w.net.forbidden["10/8"], "private")
 
 
 def listener():
@@ -436,7 +435,7 @@ say([attempt(get, 'api.test.example', '/' + mark, at=web), reaches(evil, 9000, m
 def _(w):
     mark = w.mark()
     seen = []
-    for at in (FORBIDDEN["10/8"], FORBIDDEN["link-local"], "127.0.0.1", "localhost"):
+    for at in (w.net.forbidden["10/8"], w.net.forbidden["link-local"], "127.0.0.1", "localhost"):
         for box in (w.fenced, w.sealed):
             result = box.run(f"curl -sSL -m 5 -o /dev/null -w '%{{http_code}}' 'https://api.test.example/redirect?to=http://{at}/{mark}' 2>&1")
             assert "200" not in result["stdout"], result
