@@ -136,10 +136,8 @@ impl Registry {
         tasks: TaskTracker,
     ) -> Result<Arc<Self>, StartError> {
         let run = config.data_dir.join("run");
-        let stage_dir = run.join("stage");
-        for name in warren_runtime_container::STAGE_FOLDERS {
-            disk::create_folder("a folder to assemble sandboxes in", &stage_dir.join(name))?;
-        }
+        let stage_dir = vm::stage_dir(&config.data_dir);
+        disk::create_folder("a folder to assemble sandboxes in", &stage_dir)?;
         let disks = Disks::start(&config).await?;
         let hierarchies = Hierarchies::detect()?;
         let cgroup_parent = format!("warren-{}", config.tag());
