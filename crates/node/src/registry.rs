@@ -162,10 +162,8 @@ impl Registry {
         tasks: TaskTracker,
     ) -> Result<Arc<Self>, StartError> {
         let run = config.data_dir.join("run");
-        let stage_dir = run.join("stage");
-        for name in warren_runtime_container::STAGE_FOLDERS {
-            disk::create_folder("a folder to assemble sandboxes in", &stage_dir.join(name))?;
-        }
+        let stage_dir = vm::stage_dir(&config.data_dir);
+        disk::create_folder("a folder to assemble sandboxes in", &stage_dir)?;
         let gateway_dir = config.data_dir.join("gateway");
         let authority = Authority::open_or_create(&gateway_dir).map_err(|source| StartError::Folder {
             what: "the gateway's certificate authority",

@@ -294,8 +294,8 @@ fn ensure_initramfs(cache: &Path, agent: &Path, kernel: &Kernel) -> io::Result<(
     Ok((archive, found))
 }
 
-/// Where QEMU's root is assembled, in a mount namespace of its own each time.
-fn stage_dir(data_dir: &Path) -> PathBuf {
+/// Where roots are assembled, QEMU's and containers', in a mount namespace of its own each time.
+pub(crate) fn stage_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("run").join("stage").join("root")
 }
 

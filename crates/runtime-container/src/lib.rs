@@ -35,5 +35,5 @@ mod setup;
 
 pub use client::{Bare, Root, capture};
 pub use disk::Disk;
-pub use plan::{Capture, Captured, Launched, Preparation, STAGE_FOLDERS};
+pub use plan::{Capture, Captured, Launched, Preparation};
 pub use setup::Container;

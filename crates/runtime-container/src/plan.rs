@@ -49,14 +49,11 @@ pub struct Preparation {
     pub id_base: u32,
     /// Where the template's read-only file system is mounted on the host.
     pub template_root: PathBuf,
-    /// Where the set-up process assembles the root; it has the folders [`STAGE_FOLDERS`], all empty.
+    /// Empty folder on which the set-up process assembles the root.
     pub stage_dir: PathBuf,
     /// Mount point of an lxcfs, when there is one.
     pub lxcfs: Option<PathBuf>,
 }
-
-/// What is mounted where below the stage, in the set-up process's own eyes.
-pub const STAGE_FOLDERS: [&str; 6] = ["template", "disk", "root", "dev", "run", "sys"];
 
 /// A root that waits for its disk. Nothing runs in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -24,6 +24,8 @@ const TTY_GROUP: u32 = 5;
 
 /// Folders of the root whose content is not on a disk.
 const VIRTUAL: [&str; 3] = ["dev", "run", "sys"];
+/// What is mounted where on the stage.
+const STAGE_FOLDERS: [&str; 6] = ["template", "disk", "root", "dev", "run", "sys"];
 
 /// Names of the files an lxcfs answers in place of the kernel's.
 const LXCFS_FILES: [&str; 6] = ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime"];
@@ -42,38 +44,41 @@ pub(crate) fn own_mounts() -> Result<()> {
         .step("cut mounts off from the host's")
 }
 
-/// Mounts the template at `stage_dir/template`.
-pub(crate) fn place_template(preparation: &Preparation, user_namespace: BorrowedFd<'_>) -> Result<()> {
+/// Makes a stage with the template on it this process's root and lets go of the host's mounts, all of which this process
+/// would otherwise keep from being taken away for as long as it waits. From here on paths are those of the stage.
+pub(crate) fn enter_stage(preparation: &Preparation, user_namespace: BorrowedFd<'_>) -> Result<()> {
+    let stage_dir = &preparation.stage_dir;
+    let settings = [("mode", "0755"), ("size", "64k")];
+    let stage = file_system("tmpfs", &settings, &[], MountAttrFlags::MOUNT_ATTR_NODEV);
+    stage.and_then(|stage| place(stage.as_fd(), stage_dir)).step("mount the stage")?;
+    for name in STAGE_FOLDERS {
+        fs::create_dir(stage_dir.join(name)).step("make the stage's folders")?;
+    }
     let template = rustix::mount::open_tree(
         CWD,
         &preparation.template_root,
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )
     .step("open the template")?;
-    attach(template.as_fd(), user_namespace, &preparation.stage_dir.join("template"))
-        .step("mount the template")
+    attach(template.as_fd(), user_namespace, &stage_dir.join("template")).step("mount the template")?;
+    enter(stage_dir)
 }
 
-/// Mounts the disk and the overlay of template and disk, and gives it what [`populate`] has made; the root is then at
-/// `stage_dir/root`.
-pub(crate) fn assemble(
-    preparation: &Preparation,
-    disk: BorrowedFd<'_>,
-    user_namespace: BorrowedFd<'_>,
-) -> Result<()> {
-    attach(disk, user_namespace, &preparation.stage_dir.join("disk")).step("place the disk")?;
+/// Mounts the disk and the overlay of template and disk, gives it what [`populate`] has made, and makes it this process's
+/// root. The stage goes.
+pub(crate) fn assemble(id_base: u32, disk: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<()> {
+    attach(disk, user_namespace, Path::new("/disk")).step("place the disk")?;
 
-    let layer = |name: &str| preparation.stage_dir.join(name).display().to_string();
     // The overlay writes to its upper layer with the ids it was mounted with. Host root has no place in that layer's
     // mapping; root of the sandbox has.
-    let root = sys::as_file_owner(preparation.id_base, || {
+    let root = sys::as_file_owner(id_base, || {
         file_system(
             "overlay",
             &[
                 ("source", "sandbox"),
-                ("lowerdir", &layer("template")),
-                ("upperdir", &layer("disk/upper")),
-                ("workdir", &layer("disk/work")),
+                ("lowerdir", "/template"),
+                ("upperdir", "/disk/upper"),
+                ("workdir", "/disk/work"),
                 // Without it a folder of the template cannot be renamed.
                 ("redirect_dir", "on"),
             ],
@@ -83,20 +88,19 @@ pub(crate) fn assemble(
     })
     .step("take on the sandbox's ids")?
     .step("mount the overlay of template and disk")?;
-    let place_of_root = preparation.stage_dir.join("root");
-    place(root.as_fd(), &place_of_root).step("place the root")?;
-    VIRTUAL.iter().try_for_each(|name| {
-        let (from, to) = (preparation.stage_dir.join(name), place_of_root.join(name));
+    let place_of_root = Path::new("/root");
+    place(root.as_fd(), place_of_root).step("place the root")?;
+    for name in VIRTUAL {
+        let (from, to) = (Path::new("/").join(name), place_of_root.join(name));
         rustix::mount::move_mount(CWD, &from, CWD, &to, MoveMountFlags::empty())
-            .step(&format!("move /{name} into the root"))
-    })
+            .step(&format!("move /{name} into the root"))?;
+    }
+    enter(place_of_root)
 }
 
-/// Makes what will be `/dev`, `/run` and `/sys` of the root, each in its place in `stage_dir`. The network namespace must be
-/// the sandbox's own.
-pub(crate) fn populate(preparation: &Preparation) -> Result<()> {
-    let root = &preparation.stage_dir;
-    let base = preparation.id_base;
+/// Makes what will be `/dev`, `/run` and `/sys` of the root, on the stage. The network namespace must be the sandbox's own.
+pub(crate) fn populate(base: u32) -> Result<()> {
+    let root = Path::new("/");
     let owner = [("uid", base.to_string()), ("gid", base.to_string())];
     let owned = |mode: &'static str, size: &'static str| {
         [("mode", mode), ("uid", owner[0].1.as_str()), ("gid", owner[1].1.as_str()), ("size", size)]
@@ -132,12 +136,12 @@ pub(crate) fn mount_cgroups() -> Result<()> {
     place(groups.as_fd(), Path::new("/sys/fs/cgroup")).step("place /sys/fs/cgroup")
 }
 
-/// Makes the assembled root this process's root and lets go of the host's.
-pub(crate) fn enter(stage_dir: &Path) -> Result<()> {
-    let step = "enter the root";
-    std::env::set_current_dir(stage_dir.join("root")).step(step)?;
+/// Makes what is mounted there this process's root and lets go of the one it had.
+fn enter(root: &Path) -> Result<()> {
+    let step = "enter a root";
+    std::env::set_current_dir(root).step(step)?;
     rustix::process::pivot_root(".", ".").step(step)?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).step("leave the host's root")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).step("leave the root before")?;
     std::env::set_current_dir("/").step(step)
 }
 

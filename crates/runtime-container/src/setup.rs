@@ -82,7 +82,7 @@ fn run(
     answer.send(&Ok(Prepared { pid, steps: bare.steps.clone() }));
     let Some([disk, reply]) = next(control, FURNISH) else { return };
     let answer = Answer::through(reply);
-    let root = match bare.furnish(preparation, disk) {
+    let root = match bare.furnish(preparation.id_base, disk) {
         Ok(root) => root,
         Err(error) => return answer.send::<Furnished>(&Err(error)),
     };
@@ -141,19 +141,17 @@ impl Bare {
         sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).step("make namespaces")?;
         rustix::system::sethostname(preparation.hostname.as_bytes()).step("set the host name")?;
         clock.lap("other namespaces");
-        rootfs::place_template(preparation, user_namespace.as_fd())?;
+        rootfs::enter_stage(preparation, user_namespace.as_fd())?;
         clock.lap("template");
-        rootfs::populate(preparation)?;
+        rootfs::populate(preparation.id_base)?;
         clock.lap("virtual file systems");
         Ok(Self { user_namespace, lxcfs, steps: clock.steps })
     }
 
-    fn furnish(self, preparation: &Preparation, disk: OwnedFd) -> Result<Root> {
+    fn furnish(self, id_base: u32, disk: OwnedFd) -> Result<Root> {
         let mut clock = Clock::start();
-        rootfs::assemble(preparation, disk.as_fd(), self.user_namespace.as_fd())?;
+        rootfs::assemble(id_base, disk.as_fd(), self.user_namespace.as_fd())?;
         clock.lap("overlay");
-        rootfs::enter(&preparation.stage_dir)?;
-        clock.lap("root");
         Ok(Root { user_namespace: self.user_namespace, disk, lxcfs: self.lxcfs, steps: clock.steps })
     }
 }
