@@ -20,7 +20,7 @@ use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, Unbou
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
-use warren_types::Secret;
+use warren_types::{Error, Secret};
 use zeroize::{Zeroize, Zeroizing};
 
 pub(crate) const FILE_NAME: &str = "secrets.key";
@@ -51,6 +51,17 @@ pub enum KeyringError {
     UnknownKey { path: PathBuf, id: String },
     #[error("an encrypted secret does not open: its row was changed by something else than this program")]
     Damaged,
+}
+
+/// The one place where a failure of the keys is logged.
+impl From<KeyringError> for Error {
+    fn from(error: KeyringError) -> Self {
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "a secret could not be encrypted or decrypted"
+        );
+        Self::internal("the server could not use the key of its secrets; its log says why")
+    }
 }
 
 /// What an encrypted value is for; it opens for nothing else.

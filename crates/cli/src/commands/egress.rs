@@ -25,20 +25,19 @@ pub(crate) struct GetArgs {
 }
 
 #[derive(Args)]
-#[command(group(clap::ArgGroup::new("policy").required(true)))]
 pub(crate) struct SetArgs {
     id: SandboxId,
     /// A host it may reach, and none but those that are allowed: example.com, *.example.com, example.com:8443; repeatable
-    #[arg(long, value_name = "HOST[:PORT]", group = "policy")]
+    #[arg(long, value_name = "HOST[:PORT]", required_unless_present_any = ["open", "none", "policy"])]
     allow_host: Vec<String>,
     /// Everything but what no sandbox may reach; lists of its secret stores still count
-    #[arg(long, group = "policy")]
+    #[arg(long, conflicts_with_all = ["allow_host", "none", "policy"])]
     open: bool,
     /// Nothing
-    #[arg(long, group = "policy")]
+    #[arg(long, conflicts_with_all = ["allow_host", "policy"])]
     none: bool,
     /// A policy as JSON, as the API has it
-    #[arg(long, value_name = "JSON", group = "policy")]
+    #[arg(long, value_name = "JSON", conflicts_with = "allow_host")]
     policy: Option<String>,
 }
 

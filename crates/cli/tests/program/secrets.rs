@@ -117,7 +117,7 @@ fn secrets_are_listed_and_deleted_and_their_uses_shown() {
     assert_eq!(home.run(&["secret", "rm", "keys", "A"]).stderr, "deleted A\n");
     assert_eq!(
         home.run(&["secret", "uses", "keys", "A"]).stdout,
-        format!("LAST    HOST             SANDBOX      REQUESTS\n0s ago  a.com\\u{{1b}}[2J  {ID}  3\n")
+        format!("LAST    HOST            SANDBOX      REQUESTS\n0s ago  a.com\\u{{1b}}[2J  {ID}  3\n")
     );
 }
 

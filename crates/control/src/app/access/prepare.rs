@@ -9,7 +9,7 @@ use super::environment::{add_gateway, new_token};
 use super::policy::{add, effective, narrowed};
 use super::request::AccessWanted;
 use crate::app::App;
-use crate::keyring::{KeyringError, Purpose};
+use crate::keyring::Purpose;
 use crate::store::access::{Access, AccessRecord, NewToken, SecretHosts};
 use crate::store::secrets::{SealedSecret, SecretStoreRow};
 
@@ -146,7 +146,7 @@ impl App {
         narrower: &[HostPattern],
     ) -> Result<Option<GrantedSecret>, Error> {
         let Some(hosts) = narrowed(&secret.allowed_hosts, narrower) else { return Ok(None) };
-        let value = self.keyring.unseal(purpose(secret), &secret.sealed).map_err(keyring_failed)?;
+        let value = self.keyring.unseal(purpose(secret), &secret.sealed)?;
         Ok(Some(GrantedSecret {
             name: secret.name.clone(),
             token: token.to_owned(),
@@ -190,10 +190,4 @@ pub(crate) fn purpose(secret: &SealedSecret) -> Purpose<'_> {
         name: &secret.name,
         version: secret.version,
     }
-}
-
-/// The one place where a failure of the keys is logged.
-pub(crate) fn keyring_failed(error: KeyringError) -> Error {
-    tracing::error!(error = &error as &dyn std::error::Error, "a secret could not be encrypted or decrypted");
-    Error::internal("the server could not use the key of its secrets; its log says why")
 }

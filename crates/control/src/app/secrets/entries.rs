@@ -10,7 +10,6 @@ use super::request::{SecretName, SetSecret, word_of};
 use super::{secret_not_found, store_not_found};
 use crate::app::App;
 use crate::app::access::Told;
-use crate::app::access::prepare::keyring_failed;
 use crate::app::auth::Caller;
 use crate::keyring::{KeyringError, Purpose};
 use crate::store::StoreError;
@@ -40,7 +39,7 @@ impl From<SealError> for Error {
     fn from(error: SealError) -> Self {
         match error {
             SealError::Store(error) => error.into(),
-            SealError::Keyring(error) => keyring_failed(error),
+            SealError::Keyring(error) => error.into(),
         }
     }
 }
