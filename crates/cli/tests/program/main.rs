@@ -9,6 +9,7 @@ mod harness;
 mod help;
 mod keys;
 mod logs;
+mod previews;
 mod sandboxes;
 mod secrets;
 mod server;

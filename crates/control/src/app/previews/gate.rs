@@ -15,7 +15,7 @@
 use http::Method;
 use subtle::ConstantTimeEq;
 use warren_guest_api::Status;
-use warren_types::{Error, ErrorKind, SandboxId};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::no_such_sandbox;
 use crate::app::App;
@@ -98,8 +98,12 @@ impl App {
         standing.preview_hash.as_deref().is_some_and(|hash| is_token(token, hash))
     }
 
-    /// Counts as use of a sandbox and does nothing else. What becomes of it does not matter.
+    /// Counts as use of a sandbox that runs and does nothing else. What becomes of it does not matter.
     pub(crate) async fn keep_awake(&self, id: &SandboxId) {
+        let found = self.store.find_standing(id).await;
+        if !found.is_ok_and(|found| found.is_some_and(|found| found.observed == SandboxState::Running)) {
+            return;
+        }
         let _ = self.node.guest_json::<Status>(id, Method::GET, "status", None::<&()>).await;
     }
 

@@ -4,8 +4,9 @@
 //! concern another connection or another host is left out: hop-by-hop fields, `Access-Control-…` (set for all previews alike),
 //! `Alt-Svc`, the domain of its cookies.
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::ConnectInfo;
@@ -45,6 +46,9 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
+/// A connection that was kept and has ended shows it this soon. What breaks off later may have been ended together with its
+/// sandbox, which another try would wake.
+const STALE: Duration = Duration::from_millis(100);
 /// A program that thinks sends nothing, and only what is sent counts as use of its sandbox: meanwhile it is said this often
 /// that somebody waits.
 const STILL_ASKED: Duration = Duration::from_secs(1);
@@ -77,8 +81,9 @@ pub(super) async fn forward(
     let body = if wish == Wish::Exchange { body } else { Body::empty() };
 
     let repeatable = matches!(method, Method::GET | Method::HEAD) && body.is_end_stream();
+    let begun = Instant::now();
     let mut answer = send(app, target, path, request(&method, &headers, body)).await;
-    if repeatable && matches!(answer, Err(NoAnswer::BrokeOff(_))) {
+    if repeatable && matches!(answer, Err(NoAnswer::BrokeOff(_))) && begun.elapsed() < STALE {
         // A connection that was kept may have been ended by the program at that moment.
         answer = send(app, target, path, request(&method, &headers, Body::empty())).await;
     }
@@ -107,13 +112,16 @@ async fn send(
     path: &str,
     request: Request<Body>,
 ) -> Result<http::Response<Incoming>, NoAnswer> {
-    let answering = app.ports.request(&target.id, target.port, path, request);
-    tokio::pin!(answering);
+    tokio::select! {
+        answer = app.ports.request(&target.id, target.port, path, request) => answer,
+        never = say_somebody_waits(app, target) => match never {},
+    }
+}
+
+async fn say_somebody_waits(app: &App, target: &Target) -> Infallible {
     loop {
-        tokio::select! {
-            answer = &mut answering => return answer,
-            () = tokio::time::sleep(STILL_ASKED) => app.keep_awake(&target.id).await,
-        }
+        tokio::time::sleep(STILL_ASKED).await;
+        app.keep_awake(&target.id).await;
     }
 }
 
