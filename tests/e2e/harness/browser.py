@@ -1,10 +1,12 @@
 """A headless Chromium, driven over its DevTools protocol."""
 
 import base64
+import contextlib
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -54,12 +56,15 @@ class Chromium:
         self.close()
 
     def close(self):
-        self.process.terminate()
+        # All of its processes: one that started the others may be gone before them.
+        os.killpg(self.process.pid, signal.SIGTERM)
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
