@@ -61,6 +61,7 @@ pub struct Egress {
 
 /// *Additive.* Body of `PUT …/egress`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct EgressChange {
     /// `open`, `allowlist` or `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
