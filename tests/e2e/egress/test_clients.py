@@ -38,7 +38,7 @@ def store(api, value):
 
 @pytest.fixture(scope="module")
 def box(api, store):
-    with prepared(api.create(egress=LIST, secretStore=store.name, memoryMB=2048)) as made:
+    with prepared(api.create(egress=LIST, secretStore=store.name, memoryMB=4096)) as made:
         made.token = made.out("echo $API_KEY").strip()
         yield made
 

@@ -290,7 +290,7 @@ def test_policy_changes_reach_open_connections(net, box):
     assert python(box, "say(get('api.test.example', '/status/200'))")["status"] == 200
     for policy, status in (({"mode": "none"}, None), ({"mode": "open"}, 200), (LIST, 200), ({"mode": "allowlist", "allow": []}, None)):
         assert box.call("PUT", "/egress", json=policy).status_code == 200
-        assert python(box, "say(attempt(get, 'other.test.example', '/status/200', at=at))", at=net.other).get("status") in ((status,) if status else (None, 403)), policy
+        assert python(box, "say(attempt(plain, at, request('/status/200', 'other.test.example')))", at=net.other).get("status") in ((status,) if status else (None, 403)), policy
 
 
 def test_allowed_hosts_tells_lists_and_what_was_blocked(net, api):
@@ -341,7 +341,7 @@ def test_variables_and_certificates(api, box, own):
 
 
 def test_a_plain_variable_wins(net, api, own):
-    with prepared(api.create(secretStore=own.name, envs={"API_KEY": "mine"})) as box:
+    with prepared(api.create(egress=LIST, secretStore=own.name, envs={"API_KEY": "mine"})) as box:
         assert box.out("echo $API_KEY").strip() == "mine"
         assert used_value(net, box) == "mine"
 
@@ -361,11 +361,11 @@ def issuer(host):
     with context.wrap_socket(tcp(host, 443), server_hostname=host) as stream:
         return b'OpenSandbox Proxy CA' in stream.getpeercert(True)
 say([issuer('evil.example'), issuer('api.test.example'), attempt(plain, 'evil.example', request('/status/200', 'evil.example'))['status'],
-     reaches('evil.example', 9000, b'raw'), over_udp(evil, 9000, b'raw'), ask('evil.example', 16)['code']])
+     reaches('evil.example', 9000, b'raw\\r\\n'), over_udp(evil, 9000, b'raw'), ask('evil.example', 16)['code']])
 """
     ours, read, http, raw, udp, text = python(world.sealed, code, evil=net.evil)
     assert not ours and read
-    assert http == 200 and raw == {"got": "raw"} and udp == {"got": "raw"} and text == 0
+    assert http == 200 and raw == {"got": "raw\r\n"} and udp == {"got": "raw"} and text == 0
 
 
 def test_the_proxy_that_is_asked_for(net, world):
@@ -481,7 +481,9 @@ def test_values_are_nowhere_but_at_the_server_they_are_for(net, server, api, box
 
 def files_below(folder):
     """Files that are not of the template; images of sandboxes, databases, memory, checkpoints among them."""
-    for here, _, names in os.walk(folder):
+    for here, folders, names in os.walk(folder):
+        # What it mounts for sandboxes' /proc is no disk.
+        folders[:] = [name for name in folders if name != "lxcfs"]
         for name in names:
             path = os.path.join(here, name)
             if os.path.isfile(path) and not os.path.islink(path):

@@ -37,6 +37,7 @@ class Internet:
     """`number` tells those of one machine apart: each has 16 of the 256 addresses."""
 
     def __init__(self, number=0):
+        number = unused(number)
         first = 16 * (number % 16)
         self.at = lambda offset: f"198.51.100.{first + offset}"
         self.host, self.dns, self.web, self.other, self.evil = (self.at(each) for each in (1, 2, 3, 4, 5))
@@ -171,6 +172,12 @@ class Internet:
             self.names.close()
         self._remove_network()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def unused(number):
+    """That number, or the next that no other run on this machine has."""
+    there = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+    return next((each for each in range(number, 16) if f"warren-e2e-web{each}" not in there), number)
 
 
 def run(*command):

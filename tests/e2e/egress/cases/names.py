@@ -108,10 +108,10 @@ def _(w):
 @attack("name-of-a-private-address", "an allowed name that stands for private addresses only", "there is no such name; asked for by name, the gateway refuses to dial")
 def _(w):
     mark = w.mark()
-    w.net.names.records["private.test.example"] = [w.net.forbidden["172.16/12"]]
+    w.net.names.records["empty.test.example"] = [w.net.forbidden["172.16/12"]]
     code = """
-say([ask('private.test.example'), connect('private.test.example:80')[1], attempt(plain, web, request('/' + mark, 'private.test.example')),
-     attempt(get, 'private.test.example', '/' + mark, at=web)])
+say([ask('empty.test.example'), connect('empty.test.example:80')[1], attempt(plain, web, request('/' + mark, 'empty.test.example')),
+     attempt(get, 'empty.test.example', '/' + mark, at=web)])
 """
     asked, proxied, http, tls = python(w.fenced, code, mark=mark, web=w.net.web)
     assert asked["code"] == NO_SUCH_NAME and proxied["status"] == 403, (asked, proxied)
