@@ -14,7 +14,7 @@ fuzz_target!(|input: (Vec<Vec<u8>>, u8, &[u8])| {
     let whole = table.replace(text, |_| {}).unwrap_or_else(|| text.to_vec());
     let (mut stream, mut out) = (Stream::default(), Vec::new());
     for piece in text.chunks(usize::from(piece).max(1)) {
-        out.extend_from_slice(&stream.push(&table, bytes::Bytes::copy_from_slice(piece), |_| {}));
+        out.extend_from_slice(&stream.push(&table, &bytes::Bytes::copy_from_slice(piece), |_| {}));
     }
     out.extend_from_slice(&stream.finish(&table, |_| {}));
     assert_eq!(out, whole);

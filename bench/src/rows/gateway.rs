@@ -100,7 +100,7 @@ fn added(lines: &[Line]) -> Option<Line> {
         find(MITMPROXY).map(|line| less(line, direct)).and_then(|theirs| theirs.percentile(50))
     {
         let ratio = ours.percentile(50).unwrap_or_default() / theirs;
-        line = line.note(format!("mitmproxy adds {theirs:.2} ms: ours is {:.3} of it, the aim 1/20", ratio));
+        line = line.note(format!("mitmproxy adds {theirs:.2} ms: ours is {ratio:.3} of it, the aim 1/20"));
     }
     Some(line)
 }

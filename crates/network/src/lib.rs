@@ -1,8 +1,9 @@
 //! What of the network stands between a sandbox and everything else.
 //!
-//! - [`slots`]: the namespaces sandboxes sit in, prepared ahead, and the firewall around them.
-//! - [`dns`]: names.
-//! - [`egress`]: the gateway: what passes, and secrets put in on the way.
+//! - [`slots`] are the namespaces sandboxes sit in, prepared ahead, and the firewall around them.
+//! - [`dns`] answers questions for names.
+//! - [`egress`], the gateway: what passes, and secrets put in on the way.
+//! - [`names`] finds addresses, and [`reach`] says which of them no sandbox may reach.
 
 mod dns;
 pub mod egress;

@@ -219,7 +219,9 @@ mod tests {
         assert!(!question(|message| drop(message.queries.pop())));
         assert!(!question(|message| message.metadata.message_type = MessageType::Response));
         assert!(!question(|message| message.metadata.op_code = OpCode::Update));
-        assert!(!question(|message| drop(message.add_query(query("b.com.", RecordType::A)))));
+        assert!(!question(|message| {
+            message.add_query(query("b.com.", RecordType::A));
+        }));
         assert!(read(&[0; 5]).is_none());
         assert!(read(&vec![0; MAX_QUESTION + 1]).is_none());
     }

@@ -60,7 +60,7 @@ where
             this.state = State::Body;
             let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx)).transpose().map_err(Into::into)?;
             let out = match frame.map(Frame::into_data) {
-                Some(Ok(data)) => this.stream.push(&this.table, data, &mut this.found),
+                Some(Ok(data)) => this.stream.push(&this.table, &data, &mut this.found),
                 Some(Err(frame)) => {
                     if let Ok(mut trailers) = frame.into_trailers() {
                         replace_in_headers(&mut trailers, &this.table);

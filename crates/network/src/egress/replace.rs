@@ -72,14 +72,14 @@ impl Table {
 
 impl Stream {
     /// The next piece; what of the stream can be passed on now.
-    pub fn push(&mut self, table: &Table, piece: Bytes, found: impl FnMut(usize)) -> Bytes {
+    pub fn push(&mut self, table: &Table, piece: &Bytes, found: impl FnMut(usize)) -> Bytes {
         // Most pieces have nothing in them: they pass without being copied.
-        if self.held.is_empty() && !table.is_in(&piece) {
-            let end = table.open_end(&piece, 0);
+        if self.held.is_empty() && !table.is_in(piece) {
+            let end = table.open_end(piece, 0);
             self.held.extend_from_slice(&piece[end..]);
             return piece.slice(..end);
         }
-        self.held.extend_from_slice(&piece);
+        self.held.extend_from_slice(piece);
         self.advance(table, false, found)
     }
 
@@ -132,7 +132,7 @@ mod tests {
         let mut stream = Stream::default();
         let mut out = Vec::new();
         for piece in pieces {
-            out.extend_from_slice(&stream.push(table, Bytes::copy_from_slice(piece), |_| {}));
+            out.extend_from_slice(&stream.push(table, &Bytes::copy_from_slice(piece), |_| {}));
             assert!(stream.held.len() < table.longest);
         }
         out.extend_from_slice(&stream.finish(table, |_| {}));
@@ -144,9 +144,9 @@ mod tests {
         let table = table(&[("secret", "SEALED")]);
         assert_eq!(streamed(&table, &[b"a sec", b"ret b"]), b"a SEALED b");
         let mut stream = Stream::default();
-        assert_eq!(stream.push(&table, Bytes::from_static(b"plain s"), |_| {}), "plain ");
+        assert_eq!(stream.push(&table, &Bytes::from_static(b"plain s"), |_| {}), "plain ");
         assert_eq!(stream.holds(), 1);
-        assert_eq!(stream.push(&table, Bytes::from_static(b"x"), |_| {}), "sx");
+        assert_eq!(stream.push(&table, &Bytes::from_static(b"x"), |_| {}), "sx");
         assert_eq!(stream.holds(), 0);
     }
 

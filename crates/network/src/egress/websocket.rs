@@ -128,7 +128,7 @@ impl Frames {
                 continue;
             }
             let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
-            self.read(bytes.slice(at..at + length))?;
+            self.read(&bytes.slice(at..at + length))?;
             at += length;
             self.left -= length as u64;
             self.frame_ended();
@@ -136,9 +136,9 @@ impl Frames {
         Ok(self.release())
     }
 
-    fn read(&mut self, payload: Bytes) -> Result<(), Unfit> {
+    fn read(&mut self, payload: &Bytes) -> Result<(), Unfit> {
         let (begin, length) = (self.held.len(), payload.len());
-        self.held.extend_from_slice(&payload);
+        self.held.extend_from_slice(payload);
         let mut found = false;
         let stream = if self.is_control { &mut self.control } else { &mut self.data };
         stream.push(&self.table, payload, |_| found = true);

@@ -355,7 +355,7 @@ impl Server {
             return count(request).await;
         }
         if request.headers().contains_key("upgrade") {
-            return super::upgrades::accept(&mut request, self.seen.clone());
+            return super::upgrades::accept(&mut request, &self.seen);
         }
         let (parts, body) = request.into_parts();
         let Ok(whole) = body.collect().await else { return text("") };

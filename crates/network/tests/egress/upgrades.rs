@@ -16,7 +16,7 @@ use crate::harness::*;
 
 /// The server's side: says everything it is told again; `leak` is answered with the value, `split` with the value in
 /// two frames.
-pub(crate) fn accept(request: &mut Request<Incoming>, seen: Arc<Mutex<Vec<Seen>>>) -> Response<Sent> {
+pub(crate) fn accept(request: &mut Request<Incoming>, seen: &Arc<Mutex<Vec<Seen>>>) -> Response<Sent> {
     seen.lock().unwrap().push(Seen {
         version: request.version(),
         method: request.method().clone(),

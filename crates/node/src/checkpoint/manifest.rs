@@ -161,7 +161,8 @@ mod tests {
                 // What could be taken for the end of the head.
                 envs: BTreeMap::from([("A".into(), ",\"body\":{}}\n".into())]),
                 timeout_seconds: 0,
-                network: true,
+                egress: warren_types::EgressPolicy::default(),
+                sealed: false,
                 start_commands: vec!["true".into()],
                 from_checkpoint: None,
             },
