@@ -59,7 +59,7 @@ async def raw(sandbox):
 
 
 async def test_options_that_cannot_be_honoured_are_refused():
-    for options in ({"preview_auth": {}}, {"secret_store": "s"}, {"memory_mb": 2048}):
+    for options in ({"preview_auth": {"scheme": "none"}}, {"secret_store": "s"}, {"memory_mb": 2048}):
         with pytest.raises(httpx.HTTPStatusError) as raised:
             await Sandbox.create(**options)
         assert 400 <= raised.value.response.status_code < 500 or raised.value.response.status_code == 501

@@ -37,11 +37,11 @@ test('every option of create is honoured', inSandbox(async (sandbox) => {
   const seen = await view(sandbox)
   assert.deepEqual([seen.cpuCount, seen.memoryMB, seen.diskMB, seen.timeout], [2, 8192, 20480, 600])
   assert.deepEqual(seen.metadata, { job: 'é' })
-  assert.equal(sandbox.domain, '')
+  assert.match(sandbox.domain, new RegExp(`^${sandbox.sandboxId}-p80\\.`))
 }, { template: 'base', timeout: 600, envs: { A: '1 & "2"' }, metadata: { job: 'é' }, cpuCount: 2, memoryMB: 8192, diskMB: 20480 }))
 
 test('options that cannot be honoured are refused', async () => {
-  for (const options of [{ memoryMB: 2048 }, { cpuCount: 3 }, { template: 'none' }, { secretStore: 's' }, { previewAuth: {} }]) {
+  for (const options of [{ memoryMB: 2048 }, { cpuCount: 3 }, { template: 'none' }, { secretStore: 's' }, { previewAuth: { scheme: 'none' } }]) {
     await assert.rejects(Sandbox.create(options), /Failed to create sandbox: (4\d\d|501) \{"error":"[^"]{8,}/)
   }
   await assert.rejects(Sandbox.create({ apiKey: `osb_${'0'.repeat(64)}` }), /401/)
