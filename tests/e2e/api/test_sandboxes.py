@@ -78,7 +78,7 @@ def test_what_cannot_be_is_refused_with_a_reason(api, fields, status, says):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"previewAuth": {"scheme": "bearer", "token": "auto"}},
+        {"previewAuth": {"scheme": "none"}},
         {"image": {"base": "base", "steps": []}},
         {"snapshot": "snap"},
         {"webhooks": [{"url": "https://example.com"}]},
