@@ -262,7 +262,9 @@ mod tests {
             }
         }
         let mut frames = frames();
-        assert!(frames.push(&Bytes::from(frame(0x01, b"the-s"))).unwrap().is_empty());
+        // The head of the frame may go; what could be the beginning of the secret does not.
+        let passed = frames.push(&Bytes::from(frame(0x01, b"the-s"))).unwrap();
+        assert!(passed.len() <= 2, "{passed:?}");
     }
 
     #[test]
