@@ -470,8 +470,11 @@ impl Registry {
                 })
                 .await;
         }
-        if self.list().iter().any(|report| report.state == SandboxState::Running) {
-            return;
+        // Asked of each: what was published last may be from before it hibernated.
+        for handle in &handles {
+            if handle.report().await.is_ok_and(|report| report.state == SandboxState::Running) {
+                return;
+            }
         }
         self.host.network.stop().await;
         if let Some(lxcfs) = &self.host.lxcfs {
