@@ -152,7 +152,7 @@ def test_the_outside_is_reached(api, isolation):
     """Of a range that is nobody's own, so that it is there on hosts without a way out too."""
     if isolation == "vm" and not shutil.which("qemu-system-x86_64"):
         pytest.skip("virtual machines need QEMU: apt-get install qemu-system-x86")
-    with neighbour_of_the_host("192.0.2.1", "192.0.2.2") as theirs, api.create(isolation=isolation) as box:
+    with neighbour_of_the_host("198.51.100.253", "198.51.100.254") as theirs, api.create(isolation=isolation) as box:
         assert "Directory listing" in box.out(f"curl -sS --max-time {int(10 * settings.PATIENCE)} http://{theirs}:8097/")
 
 
