@@ -378,3 +378,5 @@ def test_tls_with_http_2_and_a_certificate_that_is_renewed(tls):
     time.sleep(11)
     assert ssl.get_server_certificate(("127.0.0.1", tls.port)), "the old certificate stays"
     assert "cannot be used; the old one stays" in tls.log()
+    # One that the next start can use.
+    make_certificate(tls.folder, "third")
