@@ -9,6 +9,7 @@ pub mod error;
 pub mod exec;
 pub mod files;
 pub mod identity;
+pub mod images;
 pub mod logs;
 pub mod previews;
 pub mod pty;

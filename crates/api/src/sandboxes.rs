@@ -67,6 +67,15 @@ pub struct SandboxCreate {
     /// Requires a token of who asks for its previews.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview_auth: Option<PreviewAuth>,
+    /// An image to start from, built first unless it was built before: a manifest ([`crate::images::ImageManifest`]), or
+    /// *additive* the name of one in a registry, such as `node:22`. With `Accept: text/event-stream` the answer is a stream
+    /// of events, [`crate::images::BuildLog`] among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::images::ImageManifest>)]
+    pub image: Option<serde_json::Value>,
+    /// Name of a snapshot to start from: `name`, which is its newest version, or `name@3`. Streams like `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]
@@ -79,10 +88,6 @@ pub struct SandboxCreate {
 #[serde(rename_all = "camelCase")]
 pub struct NotYet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhooks: Option<serde_json::Value>,
 }
 
@@ -90,7 +95,7 @@ impl NotYet {
     /// Names of the fields that are set to something other than null or an empty collection.
     #[must_use]
     pub fn named(&self) -> Vec<&'static str> {
-        let fields = [("image", &self.image), ("snapshot", &self.snapshot), ("webhooks", &self.webhooks)];
+        let fields = [("webhooks", &self.webhooks)];
         let set = |value: &serde_json::Value| match value {
             serde_json::Value::Null => false,
             serde_json::Value::String(text) => !text.is_empty(),

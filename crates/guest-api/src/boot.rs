@@ -19,9 +19,33 @@ pub struct Boot {
     pub sandbox_id: SandboxId,
     /// Environment added to every command and terminal, under the command's own.
     pub envs: BTreeMap<String, String>,
+    /// Who commands, terminals and new files belong to.
+    #[serde(default)]
+    pub user: User,
+    /// Where commands and terminals start that do not say; the user's home when absent, or when it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
 }
 
-/// The user that commands, terminals and files belong to.
+/// An account of the sandbox, by its numbers: whoever made the image has looked them up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+    /// Absolute path.
+    pub home: String,
+}
+
+// === impl User ===
+
+impl Default for User {
+    fn default() -> Self {
+        Self { name: USER.to_owned(), uid: UID, gid: GID, home: HOME.to_owned() }
+    }
+}
+
+/// The user that commands, terminals and files belong to where the image names no other.
 pub const USER: &str = "sandbox";
 pub const UID: u32 = 1000;
 pub const GID: u32 = 1000;

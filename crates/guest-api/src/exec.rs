@@ -40,6 +40,9 @@ pub struct ExecStart {
     /// Whether standard input is a pipe that clients feed, or empty from the start.
     #[serde(default)]
     pub stdin: bool,
+    /// Run by root of the sandbox instead of its user; for what builds an image.
+    #[serde(default)]
+    pub as_root: bool,
 }
 
 /// How a `cmd` without `args` is run.

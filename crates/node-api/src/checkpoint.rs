@@ -14,6 +14,16 @@ pub struct CheckpointCreate {
     pub disk_only: bool,
 }
 
+/// A checkpoint with the disk of another and a sandbox's settings of its own. Both share their blocks; either can be
+/// removed without the other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckpointCopy {
+    /// Must be ready. Only its disk is taken.
+    pub checkpoint_id: CheckpointId,
+    /// What sandboxes made from the copy are to be. Its template and isolation are those of the original.
+    pub spec: SandboxSpec,
+}
+
 /// Where a checkpoint is in its life.
 ///
 /// ```text

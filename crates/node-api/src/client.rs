@@ -13,8 +13,9 @@ use warren_guest_api::logs::Query;
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
 use crate::{
-    CheckpointCreate, CheckpointReport, EgressReport, NodeInfo, Patch, PatchRun, Reboot, Report, Restore,
-    SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Timeout, Usage, Wake,
+    CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, NodeInfo, Patch, PatchRun, Reboot,
+    Report, Restore, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Space, TemplateImport,
+    TemplateReport, Timeout, Usage, Wake,
 };
 
 /// Talks to one node, whatever carries the requests.
@@ -132,6 +133,44 @@ impl NodeClient {
     /// Replaces the patches of a checkpoint.
     pub async fn ensure_patches(&self, id: &CheckpointId, patches: &[Patch]) -> Result<(), Error> {
         self.call(Method::PUT, &format!("/v1/checkpoints/{id}/patches"), Some(&patches)).await
+    }
+
+    /// Makes a checkpoint that has the disk of another, or returns it as it is when the node has it already.
+    pub async fn ensure_checkpoint_copy(
+        &self,
+        id: &CheckpointId,
+        copy: &CheckpointCopy,
+    ) -> Result<CheckpointReport, Error> {
+        self.call(Method::PUT, &format!("/v1/checkpoints/{id}/copy"), Some(copy)).await
+    }
+
+    pub async fn list_templates(&self) -> Result<Vec<TemplateReport>, Error> {
+        self.call(Method::GET, "/v1/templates", None::<&()>).await
+    }
+
+    /// Brings an image of a registry onto the node, unless it has it: JSON lines of [`crate::TemplateLine`]. Dropping the
+    /// body ends the import, unless somebody else waits for the same one.
+    pub async fn import_template(&self, import: &TemplateImport) -> Result<Body, Error> {
+        let json = serde_json::to_vec(import)
+            .map_err(|error| Error::internal(format!("could not encode a node request: {error}")))?;
+        let request = build(Method::POST, "/v1/templates", Body::from(json), Some("application/json"))?;
+        self.send(request).await.map(Response::into_body)
+    }
+
+    /// The same for an image in a tar archive.
+    pub async fn import_archive(&self, archive: Body) -> Result<Body, Error> {
+        let request = build(Method::POST, "/v1/templates/archive", archive, Some("application/x-tar"))?;
+        self.send(request).await.map(Response::into_body)
+    }
+
+    /// Returns once nothing of the template is left on the node. Refused while anything is made from it.
+    pub async fn ensure_template_absent(&self, name: &str) -> Result<(), Error> {
+        let request = build(Method::DELETE, &format!("/v1/templates/{name}"), Body::empty(), None)?;
+        self.send(request).await.map(drop)
+    }
+
+    pub async fn get_space(&self) -> Result<Space, Error> {
+        self.call(Method::GET, "/v1/space", None::<&()>).await
     }
 
     /// Opens the stream of changes: JSON lines of [`crate::Change`].

@@ -82,11 +82,11 @@ pub struct SecretUse {
     pub at_ms: u64,
 }
 
-/// This one call is what carries the values.
-fn expose<S: Serializer>(secret: &Secret<String>, serializer: S) -> Result<S::Ok, S::Error> {
+/// The few calls that carry values are what this is for.
+pub(crate) fn expose<S: Serializer>(secret: &Secret<String>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose())
 }
 
-fn enclose<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret<String>, D::Error> {
+pub(crate) fn enclose<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret<String>, D::Error> {
     String::deserialize(deserializer).map(Secret::new)
 }

@@ -30,11 +30,18 @@
 //! | `PUT /v1/checkpoints/{id}` | [`CheckpointCreate`] | [`CheckpointReport`], once it is captured or after [`CAPTURE_WAIT_SECONDS`] |
 //! | `DELETE /v1/checkpoints/{id}` | | 204, once nothing of it is left; unknown ids too |
 //! | `PUT /v1/checkpoints/{id}/patches` | array of [`Patch`] | 204; replaces all |
+//! | `PUT /v1/checkpoints/{id}/copy` | [`CheckpointCopy`] | [`CheckpointReport`], ready |
+//! | `GET /v1/templates` | | array of [`TemplateReport`] |
+//! | `POST /v1/templates` | [`TemplateImport`] | JSON lines of [`TemplateLine`]; the last one says how it ended |
+//! | `POST /v1/templates/archive` | a tar stream: an OCI layout, or what `docker save` writes | the same |
+//! | `DELETE /v1/templates/{name}` | | 204, once nothing of it is left; unknown names too; 409 while anything is made from it |
+//! | `GET /v1/space` | | [`Space`] |
 //! | `GET /v1/changes` | | JSON lines: a [`Change`] for every sandbox and checkpoint, then one for each change, for as long as the connection lives; blank lines keep it alive |
 
 mod checkpoint;
 mod client;
 mod egress;
+mod template;
 
 use std::collections::BTreeMap;
 
@@ -42,12 +49,15 @@ use serde::{Deserialize, Serialize};
 use warren_types::{CheckpointId, EgressPolicy, Isolation, SandboxId, SandboxState, Size};
 
 pub use checkpoint::{
-    CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Consistency, Holds, Patch,
-    PatchRun, Restore,
+    CheckpointCopy, CheckpointCreate, CheckpointOrigin, CheckpointReport, CheckpointState, Consistency,
+    Holds, Patch, PatchRun, Restore,
 };
 pub use client::{NodeClient, error_of};
 pub use egress::{
     Blocked, EgressReport, GrantedSecret, Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
+};
+pub use template::{
+    Held, ImageSettings, Import, RegistryAuth, Space, TemplateImport, TemplateLine, TemplateReport,
 };
 
 /// How long a node lets the maker of a checkpoint wait for its capture.
@@ -65,7 +75,7 @@ pub const CODE_CANNOT_GROW: &str = "cannot_grow";
 /// What a sandbox is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
-    /// Name of a template the node has.
+    /// Name of a template the node has, [`TemplateReport::name`].
     pub template: String,
     /// One of those the node offers.
     #[serde(default)]
@@ -87,6 +97,9 @@ pub struct SandboxSpec {
     /// Its disk starts as that of this checkpoint; empty when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_checkpoint: Option<CheckpointId>,
+    /// What the image it is made from says of its commands. The variables of an image are in `envs`.
+    #[serde(default, skip_serializing_if = "ImageSettings::is_empty")]
+    pub image: ImageSettings,
 }
 
 /// What a sandbox is, as its node last saw it.

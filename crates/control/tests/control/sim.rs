@@ -160,6 +160,7 @@ impl SimNode {
             sealed: false,
             start_commands: Vec::new(),
             from_checkpoint: None,
+            image: warren_node_api::ImageSettings::default(),
         };
         self.state().sandboxes.insert(id.clone(), Sandbox::new(id, spec));
     }

@@ -130,7 +130,12 @@ mod tests {
     #[test]
     fn short_entropy_and_absurd_names_are_refused_before_anything_changes() {
         let whole = Renew {
-            boot: Boot { sandbox_id: warren_types::SandboxId::generate(), envs: BTreeMap::new() },
+            boot: Boot {
+                sandbox_id: warren_types::SandboxId::generate(),
+                envs: BTreeMap::new(),
+                user: warren_guest_api::boot::User::default(),
+                workdir: None,
+            },
             identity: Identity::Same,
             hostname: "sandbox".into(),
             unix_time_us: 1,

@@ -165,6 +165,7 @@ mod tests {
                 sealed: false,
                 start_commands: vec!["true".into()],
                 from_checkpoint: None,
+                image: warren_node_api::ImageSettings::default(),
             },
             lineage: Some(Lineage { checkpoint: CheckpointId::generate(), patches_applied: 3 }),
         }

@@ -166,7 +166,13 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn boot(&self) -> Boot {
-        Boot { sandbox_id: self.record.id.clone(), envs: self.record.spec.envs.clone() }
+        let spec = &self.record.spec;
+        Boot {
+            sandbox_id: self.record.id.clone(),
+            envs: spec.envs.clone(),
+            user: spec.image.user.clone().unwrap_or_default(),
+            workdir: spec.image.workdir.clone(),
+        }
     }
 }
 

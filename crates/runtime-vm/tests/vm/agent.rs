@@ -66,6 +66,8 @@ impl Agent {
             boot: Boot {
                 sandbox_id: warren_types::SandboxId::generate(),
                 envs: BTreeMap::from([("WHO".to_owned(), "me".to_owned())]),
+                user: warren_guest_api::boot::User::default(),
+                workdir: None,
             },
             identity,
             hostname: "sandbox".into(),

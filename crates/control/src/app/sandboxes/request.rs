@@ -1,7 +1,7 @@
 //! What a create asks for, checked and filled in.
 
 use warren_api::sandboxes::SandboxCreate;
-use warren_node_api::SandboxSpec;
+use warren_node_api::{ImageSettings, SandboxSpec};
 use warren_types::tags::{self, Tags};
 use warren_types::{EgressPolicy, Error, Isolation, Secret, Size};
 
@@ -41,6 +41,12 @@ impl TryFrom<SandboxCreate> for Wanted {
 
     fn try_from(body: SandboxCreate) -> Result<Self, Error> {
         if let Some(field) = body.not_yet.named().first() {
+            return Err(Error::invalid(format!("{field} is not supported by this server yet; leave it out")));
+        }
+        let is_set = |set: bool, field: &'static str| set.then_some(field);
+        if let Some(field) = is_set(body.image.is_some_and(|image| !image.is_null()), "image")
+            .or(is_set(body.snapshot.is_some_and(|name| !name.is_empty()), "snapshot"))
+        {
             return Err(Error::invalid(format!("{field} is not supported by this server yet; leave it out")));
         }
         let policy = PolicyFields {
@@ -100,6 +106,7 @@ impl TryFrom<SandboxCreate> for Wanted {
                 sealed: false,
                 start_commands,
                 from_checkpoint: None,
+                image: ImageSettings::default(),
             },
             alias,
             metadata,
