@@ -22,6 +22,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::mm::MlockAllFlags;
 use rustix::process::{Resource, Rlimit};
 use rustix::system::RebootCommand;
 use warren_guest_api::machine::{MODULES_DIR, PORT};
@@ -32,6 +33,9 @@ use crate::{init, sys};
 /// Settings of the guest's kernel, below `/proc/sys`. Links in `/tmp` are followed for whoever asks: the agent reads and writes
 /// files for the sandbox's user, and there is nobody else here to be protected from.
 const SETTINGS: [(&str, &str); 1] = [("fs/protected_symlinks", "0")];
+
+/// More than the agent's main thread ever has on its stack.
+const STACK_BYTES: usize = 512 * 1024;
 
 /// Longest wait for a device to appear once its driver is there.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
@@ -87,7 +91,7 @@ fn run(port: OwnedFd) -> io::Error {
         Ok(None) => {
             // A terminal that a command opens must not become the agent's.
             let _ = rustix::process::setsid();
-            let failed = match sys::null_stdio() {
+            let failed = match sys::null_stdio().and_then(|()| settle_memory()) {
                 Ok(()) => init::serve_port(port, &Places::default()),
                 Err(error) => Err(error),
             };
@@ -98,6 +102,24 @@ fn run(port: OwnedFd) -> io::Error {
             Err(error) => error,
         },
     }
+}
+
+/// Has all memory of this process in place before it is used, what it asks for later too.
+///
+/// Software emulation computes the flags of a `setcc` before it stores the byte, and loses them when that store is the first
+/// to its page: QEMU 7.2 then goes on with other flags, so a branch is taken that should not be. After a fork every page of
+/// the stack is such a page. What runs in the sandbox is its own affair; the agent must not be wrong about what it is.
+fn settle_memory() -> io::Result<()> {
+    touch_stack();
+    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE;
+    doing("keep the agent's memory in place", rustix::mm::mlockall(all))
+}
+
+/// Makes the stack as large as it will ever be, so that there is memory to be kept in place.
+#[inline(never)]
+fn touch_stack() {
+    let deep = [0_u8; STACK_BYTES];
+    std::hint::black_box(&deep);
 }
 
 fn limit_resources() {

@@ -195,10 +195,10 @@ pub(crate) async fn renew(guest: &Guest, boot: Boot, identity: Identity) -> Resu
         mtu: warren_network::mtu(),
     };
     let renewed = guest.json::<Renewed>(Method::POST, "/v1/renew", Some(&renew));
-    tokio::time::timeout(RENEW_DEADLINE, renewed).await.unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::SandboxFailed,
-            "the virtual machine did not become the sandbox's own in time",
-        ))
-    })
+    let failed = |why: String| Error::new(ErrorKind::SandboxFailed, why);
+    match tokio::time::timeout(RENEW_DEADLINE, renewed).await {
+        // Whatever the guest's words for it, it is the sandbox that failed, not what was asked for.
+        Ok(renewed) => renewed.map_err(|error| failed(error.message)),
+        Err(_) => Err(failed("the virtual machine did not become the sandbox's own in time".to_owned())),
+    }
 }
