@@ -144,7 +144,7 @@ pub struct PatchProgress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Change {
-    Checkpoint(CheckpointReport),
+    Checkpoint(Box<CheckpointReport>),
     Sandbox(Report),
 }
 

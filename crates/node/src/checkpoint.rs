@@ -263,7 +263,7 @@ impl Checkpoints {
         let report = summary(&entry.report);
         let changed = entry.changed.clone();
         drop(entries);
-        (self.publish)(Change::Checkpoint(report));
+        (self.publish)(Change::Checkpoint(Box::new(report)));
         changed.send_modify(|count| *count += 1);
     }
 

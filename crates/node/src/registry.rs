@@ -439,7 +439,9 @@ impl Registry {
     /// Everything there is, as changes.
     pub(crate) fn list_all(&self) -> Vec<Change> {
         let sandboxes = self.list().into_iter().map(Change::Sandbox);
-        sandboxes.chain(self.host.checkpoints.list().into_iter().map(Change::Checkpoint)).collect()
+        sandboxes
+            .chain(self.host.checkpoints.list().into_iter().map(Box::new).map(Change::Checkpoint))
+            .collect()
     }
 
     pub(crate) fn info(&self) -> NodeInfo {

@@ -319,7 +319,8 @@ async fn changes(State(node): State<SimNode>) -> Body {
     let first: Vec<Change> = {
         let node = node.state();
         let sandboxes = node.sandboxes.values().map(|sandbox| Change::Sandbox(sandbox.report.clone()));
-        let checkpoints = node.checkpoints.values().map(|one| Change::Checkpoint(one.report.clone()));
+        let checkpoints =
+            node.checkpoints.values().map(|one| Change::Checkpoint(Box::new(one.report.clone())));
         sandboxes.chain(checkpoints).collect()
     };
     let line = |report: &Change| Bytes::from(serde_json::to_string(report).unwrap() + "\n");

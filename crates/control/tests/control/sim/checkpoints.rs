@@ -33,7 +33,7 @@ impl SimNode {
             report.error = error.map(str::to_owned);
             report.clone()
         };
-        self.send_change(Change::Checkpoint(report));
+        self.send_change(Change::Checkpoint(Box::new(report)));
     }
 
     pub(crate) fn has_checkpoint(&self, id: &str) -> bool {
