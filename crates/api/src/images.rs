@@ -64,6 +64,9 @@ pub struct SnapshotCreate {
     /// *Additive.* A name that is taken gets another version instead of 409.
     #[serde(default)]
     pub new_version: bool,
+    /// *Additive.* What keeps its sandboxes apart, `container` or `vm`; the server's usual when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
     /// *Additive.* For a base in a registry that asks who is there. Not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<RegistryLogin>,

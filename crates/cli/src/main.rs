@@ -5,6 +5,8 @@
 
 mod archive;
 mod args;
+mod build_source;
+mod build_view;
 mod client;
 mod commands;
 mod config;
