@@ -147,7 +147,7 @@ pub(crate) async fn open_archive(path: &Path) -> anyhow::Result<(tokio::fs::File
     let read = || format!("could not read {}", path.display());
     let file = tokio::fs::File::open(path).await.with_context(read)?;
     let metadata = file.metadata().await.with_context(read)?;
-    Ok((file, metadata.is_file().then(|| metadata.len())))
+    Ok((file, metadata.is_file().then_some(metadata.len())))
 }
 
 pub(crate) fn archive_body(file: tokio::fs::File, length: Option<u64>, sent: Arc<AtomicU64>) -> Body {

@@ -120,7 +120,7 @@ impl BuildView {
         if is_known && is_end(&log.message, log.step) {
             self.end_step();
         } else if is_known {
-            self.line_of_output(message);
+            self.line_of_output(&message);
         } else {
             self.begin_step(log, message);
         }
@@ -143,7 +143,7 @@ impl BuildView {
         }
     }
 
-    fn line_of_output(&mut self, line: String) {
+    fn line_of_output(&mut self, line: &str) {
         if matches!(self.shown, Shown::Lines) {
             say(&format!("  {line}"));
         }
