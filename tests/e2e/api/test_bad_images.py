@@ -6,13 +6,11 @@ import uuid
 
 import pytest
 
-from harness import settings
 from harness.builds import a_name, add_file, build_fails, create, env, manifest, post, run, step
 from harness.client import SMALL
 from harness.raw import raw_request
 
 TEXT = base64.b64encode(b"x").decode()
-AN_IMAGE = manifest(run("true"))
 
 #: Refused with 400 before a build begins, with a word that says what is wrong.
 WRONG = {
@@ -146,4 +144,3 @@ def test_a_package_that_does_not_exist(api):
 def test_the_key_is_asked_for_first(anonymous):
     for method, path in (("POST", "/api/snapshots"), ("GET", "/api/snapshots"), ("GET", "/api/images"), ("GET", "/api/images/usage"), ("POST", "/api/images/archive"), ("GET", "/api/templates")):
         assert anonymous.call(method, path).status_code == 401, path
-    assert settings.URL

@@ -54,7 +54,7 @@ def test_what_is_accepted_decides_the_answer(api):
     for fields in ({}, {"image": None}, {"snapshot": ""}):
         outcome = post(api, "/api/sandboxes", SMALL | fields)
         assert (outcome.status, outcome.kind.split(";")[0]) == (201, "application/json"), "without an image the header means nothing"
-        api.delete(f"/api/sandboxes/{__import__('json').loads(outcome.body)['sandboxID']}")
+        api.delete(f"/api/sandboxes/{json.loads(outcome.body)['sandboxID']}")
     # What is wrong before anything begins is an ordinary error.
     outcome = post(api, "/api/sandboxes", SMALL | {"image": manifest(), "snapshot": "x"})
     assert outcome.status == 400 and outcome.kind.startswith("application/json"), outcome.body

@@ -1,6 +1,5 @@
 """opencomputer-sdk 1.1.0: images, snapshots, templates."""
 
-import os
 import uuid
 
 import httpx
@@ -192,4 +191,3 @@ async def test_a_data_science_image(snapshots, name):
     logs.clear()
     async with await Sandbox.create(image=image.run_commands(f"tree --version # {uuid.uuid4()}"), memory_mb=1024, on_build_log=logs.append):
         assert "Step 7/7 completed" in logs and "Step 1/7 completed" not in logs, logs
-    assert os.environ["OPENCOMPUTER_API_KEY"]
