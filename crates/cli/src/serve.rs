@@ -31,6 +31,8 @@ use warren_types::Isolation;
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/warren";
 /// How long open connections get to end once the server is asked to.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How often at least it is looked whether images take too much.
+const SWEEP: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeArgs {
@@ -79,6 +81,13 @@ pub(crate) struct ServeArgs {
     /// File with certificate authorities (PEM) that the gateway trusts beside the host's
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca: Option<PathBuf>,
+    /// What images and their layers may take of the drive before those that are not used are removed, the longest unused
+    /// first; 0 = never [default: half of the volume]
+    #[arg(long, value_name = "GB")]
+    pub(crate) image_budget: Option<u64>,
+    /// How long an image must not have been used to be removed for that
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) image_unused_for: u64,
     /// Connections a sandbox may have open
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     pub(crate) max_connections: u32,
@@ -204,6 +213,9 @@ async fn start(
         sandbox_domain: args.sandbox_domain.clone(),
         preview_auth_required: args.preview_auth == PreviewAuth::Required,
         max_running_per_org: args.max_running,
+        image_budget_bytes: args.image_budget.map(|gigabytes| gigabytes << 30),
+        image_unused_for: Duration::from_secs(args.image_unused_for),
+        image_sweep_every: SWEEP.min(Duration::from_secs(args.image_unused_for.max(1))),
         ..ControlConfig::new(data_dir)
     };
     let control = Control::start(config, NodeClient::new(node.router()), stop.clone(), tasks.clone())

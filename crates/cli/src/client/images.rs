@@ -2,23 +2,15 @@
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Body, Method};
-use serde::Deserialize;
 use serde_json::Value;
 use warren_api::IDEMPOTENCY_KEY_HEADER;
-use warren_api::images::{ImageUsage, Snapshot, SnapshotCreate, Template};
+use warren_api::images::{ImageUsage, Published, Snapshot, SnapshotCreate, Template};
 use warren_api::sandboxes::SandboxCreate;
 
 use super::{Answer, Client, EventStream};
 
 const SNAPSHOTS: &str = "snapshots";
 const IMAGES: &str = "images";
-
-/// Answer of publishing a snapshot, and of taking that back.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Published {
-    pub(crate) name: String,
-    pub(crate) public: bool,
-}
 
 /// What the image in an archive is to be.
 pub(crate) struct ArchiveImport {
@@ -63,8 +55,10 @@ impl Client {
         self.open_events(request).await
     }
 
-    pub(crate) async fn list_snapshots(&self) -> anyhow::Result<Answer<Vec<Snapshot>>> {
-        self.call(self.request(Method::GET, &[SNAPSHOTS])?).await
+    /// The newest version of each, or every one.
+    pub(crate) async fn list_snapshots(&self, all_versions: bool) -> anyhow::Result<Answer<Vec<Snapshot>>> {
+        let request = self.request(Method::GET, &[SNAPSHOTS])?;
+        self.call(if all_versions { request.query(&[("versions", "all")]) } else { request }).await
     }
 
     /// By `name` or `name@version`.

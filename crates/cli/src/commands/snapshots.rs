@@ -13,7 +13,7 @@ use crate::output::{Table, human_age, human_bytes, pairs, printable};
 #[derive(Subcommand)]
 pub(crate) enum SnapshotsCommand {
     /// List snapshots: images that have a name
-    Ls,
+    Ls(LsArgs),
     /// Show a snapshot
     Get(OneArgs),
     /// Delete snapshots, or cancel those that are being built; sandboxes made from them stay
@@ -22,6 +22,13 @@ pub(crate) enum SnapshotsCommand {
     Publish(OneArgs),
     /// Take that back
     Unpublish(OneArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct LsArgs {
+    /// Every version, not only the newest
+    #[arg(long)]
+    versions: bool,
 }
 
 #[derive(Args)]
@@ -39,7 +46,7 @@ pub(crate) struct RmArgs {
 
 pub(crate) async fn run(context: &Context, command: SnapshotsCommand) -> anyhow::Result<ExitCode> {
     match command {
-        SnapshotsCommand::Ls => list(context).await?,
+        SnapshotsCommand::Ls(args) => list(context, args.versions).await?,
         SnapshotsCommand::Get(args) => get(context, &args.name).await?,
         SnapshotsCommand::Rm(args) => return remove(context, &args.names).await,
         SnapshotsCommand::Publish(args) => publish(context, &args.name, true).await?,
@@ -48,8 +55,8 @@ pub(crate) async fn run(context: &Context, command: SnapshotsCommand) -> anyhow:
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(context: &Context) -> anyhow::Result<()> {
-    let answer = context.client()?.list_snapshots().await?;
+async fn list(context: &Context, all_versions: bool) -> anyhow::Result<()> {
+    let answer = context.client()?.list_snapshots(all_versions).await?;
     let output = context.output;
     if output.json {
         return output.json(&answer.json);

@@ -407,7 +407,7 @@ async fn after_a_crash_rows_and_node_agree() {
         let files = Default::default();
         state
             .checkpoints
-            .insert(id.clone(), crate::sim::Checkpoint { report, origin, files, patches, damaged: false });
+            .insert(id.clone(), crate::sim::Checkpoint { report, origin, files, patches, damaged: false, disk_only: false });
         id.to_string()
     };
     node.finish(&late, None);
