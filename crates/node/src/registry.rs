@@ -14,8 +14,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
-    Change, CheckpointCopy, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
-    SecretUsesQuery, Usage,
+    Change, CheckpointCopy, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant,
+    SecretUses, SecretUsesQuery, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
