@@ -16,6 +16,7 @@ mod exec_stream;
 mod failure;
 mod output;
 mod progress;
+mod registry_login;
 mod retry;
 mod serve;
 mod shell_stream;

@@ -1,6 +1,5 @@
 //! `warren build SOURCE`: an image, and a name for it.
 
-use std::io::Read as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -14,9 +13,7 @@ use crate::context::Context;
 use crate::endings::Endings;
 use crate::failure::usage;
 use crate::output::{Output, human_bytes, printable};
-
-/// More than any password.
-const MAX_PASSWORD_BYTES: u64 = 64 * 1024;
+use crate::registry_login::RegistryArgs;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -37,23 +34,16 @@ pub(crate) struct BuildArgs {
     /// What keeps its sandboxes apart from the host: container or vm [default: the server's]
     #[arg(long, value_name = "KIND")]
     isolation: Option<String>,
-    /// Who asks the registry; with --registry-password-stdin
-    #[arg(long, value_name = "USER", requires = "registry_password_stdin")]
-    registry_user: Option<String>,
-    /// Read the password for the registry from stdin
-    #[arg(long, requires = "registry_user")]
-    registry_password_stdin: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 pub(crate) async fn run(context: &Context, args: BuildArgs) -> anyhow::Result<ExitCode> {
-    if args.registry_password_stdin && args.source == "-" {
-        return Err(usage("stdin cannot be both the manifest and the password"));
-    }
+    let login = args.registry.read(&args.source)?;
     let source = Source::read(&args.source)?;
-    let Some(name) = args.name.clone().or_else(|| source.name()) else {
+    let Some(name) = args.name.or_else(|| source.name()) else {
         return Err(usage("the image needs a name: give one with --name"));
     };
-    let login = registry_login(&args)?;
     let client = context.client()?;
     let mut view = BuildView::new(context.output);
     let mut endings = Endings::catch()?;
@@ -149,21 +139,4 @@ fn print(output: Output, view: &BuildView, answer: &Answer<Snapshot>, name: &str
         },
     )));
     Ok(())
-}
-
-/// The password is what stdin holds, without the line end that `echo` adds.
-fn registry_login(args: &BuildArgs) -> anyhow::Result<Option<RegistryLogin>> {
-    let Some(username) = args.registry_user.clone() else { return Ok(None) };
-    let mut password = String::new();
-    std::io::stdin()
-        .lock()
-        .take(MAX_PASSWORD_BYTES)
-        .read_to_string(&mut password)
-        .context("could not read the password from stdin")?;
-    let end = password.trim_end_matches(['\r', '\n']).len();
-    password.truncate(end);
-    if password.is_empty() {
-        return Err(usage("stdin holds no password"));
-    }
-    Ok(Some(RegistryLogin { username, password }))
 }

@@ -13,6 +13,7 @@ use crate::build_view::BuildView;
 use crate::context::Context;
 use crate::failure::hinted;
 use crate::output::{human_bytes, printable};
+use crate::registry_login::RegistryArgs;
 use crate::words::{Pair, map_of};
 
 #[derive(Args)]
@@ -26,6 +27,8 @@ pub(crate) struct CreateArgs {
     /// Snapshot to start from: NAME, which is its newest version, or NAME@VERSION
     #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "image"])]
     snapshot: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// vCPUs: 1, 2 or 4; follows from the memory when left out
     #[arg(long, value_name = "N")]
     cpu: Option<u32>,
@@ -77,7 +80,9 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
     let client = context.client()?;
     let preview_auth = (args.preview_auth || args.preview_auth_token.is_some())
         .then_some(PreviewAuth { scheme: Some("bearer".to_owned()), token: args.preview_auth_token });
+    let registry_auth = args.registry.read(args.image.as_deref().unwrap_or_default())?;
     let body = SandboxCreate {
+        registry_auth,
         image: args.image.as_deref().map(image_of).transpose()?,
         snapshot: args.snapshot,
         template_id: args.template,

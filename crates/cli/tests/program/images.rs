@@ -332,6 +332,10 @@ fn create_shows_the_build_and_prints_the_id() {
     assert_eq!(sent, json!({"image": {"steps": []}}));
     let ran = home.run(&["create", "--image", "node:22", "-q"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let login = ["create", "--image", "node:22", "-q", "--registry-user", "me", "--registry-password-stdin"];
+    assert_eq!(home.run_with_input(&login, b"pw\n").code, 0);
+    let sent: Value = serde_json::from_slice(&server.asked().last().unwrap().body).unwrap();
+    assert_eq!(sent["registryAuth"], json!({"username": "me", "password": "pw"}));
     // A server may answer without events.
     server.answer("POST /api/sandboxes", 201, &made);
     home.run(&["create", "--image", "node:22", "-q"]);
