@@ -19,6 +19,7 @@
 //!
 //! The control plane knows which checkpoints there are meant to be and removes the others; nothing here removes a whole one.
 
+mod copy;
 pub(crate) mod make;
 pub(crate) mod manifest;
 pub(crate) mod patches;

@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
 use warren_node_api::{
-    CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant, Timeout, Wake,
+    CheckpointCopy, CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant, Timeout, Wake,
 };
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
@@ -56,6 +56,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/checkpoints", get(list_checkpoints))
         .route("/v1/checkpoints/{id}", get(show_checkpoint).put(ensure_checkpoint).delete(remove_checkpoint))
         .route("/v1/checkpoints/{id}/patches", put(set_patches))
+        .route("/v1/checkpoints/{id}/copy", put(copy_checkpoint))
         .with_state(registry)
 }
 
@@ -198,6 +199,11 @@ async fn show_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Res
 async fn ensure_checkpoint(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
     let create: CheckpointCreate = decode(body).await?;
     Ok(json(StatusCode::OK, &registry.ensure_checkpoint(parse_checkpoint(&id)?, create).await?))
+}
+
+async fn copy_checkpoint(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let copy: CheckpointCopy = decode(body).await?;
+    Ok(json(StatusCode::OK, &registry.ensure_checkpoint_copy(parse_checkpoint(&id)?, copy).await?))
 }
 
 async fn remove_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {

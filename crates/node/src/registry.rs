@@ -14,8 +14,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
-    Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
-    SecretUsesQuery, Usage,
+    Change, CheckpointCopy, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant,
+    SecretUses, SecretUsesQuery, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
@@ -379,6 +379,18 @@ impl Registry {
         }
         let sandbox = self.get(&create.sandbox_id)?;
         self.host.checkpoints.ensure(id, create, sandbox).await
+    }
+
+    /// Makes a checkpoint with the disk of another, unless it is there.
+    pub(crate) async fn ensure_checkpoint_copy(
+        &self,
+        id: CheckpointId,
+        copy: CheckpointCopy,
+    ) -> Result<CheckpointReport, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::unavailable("the node is stopping"));
+        }
+        self.host.checkpoints.ensure_copy(id, copy).await
     }
 
     /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
