@@ -48,7 +48,11 @@ async fn make_room(app: &App) -> Result<(), Error> {
     if budget == 0 || space.used_bytes <= budget {
         return Ok(());
     }
-    tracing::info!(used = space.used_bytes, budget, "images take more than they may; removing what is not used");
+    tracing::info!(
+        used = space.used_bytes,
+        budget,
+        "images take more than they may; removing what is not used"
+    );
     let unused_for = i64::try_from(app.image_space.unused_for.as_micros()).unwrap_or(i64::MAX);
     let before = now_micros().saturating_sub(unused_for);
     for unused in app.store.list_unused(before).await? {
@@ -81,7 +85,9 @@ async fn remove(app: &App, unused: Unused, before: i64) -> Result<bool, Error> {
             if checkpoint_id.is_some_and(|id| app.builds.is_needed(&Needed::Checkpoint(id))) {
                 return Ok(false);
             }
-            let Some(checkpoint) = app.store.remove_unused_image(&id, before).await? else { return Ok(false) };
+            let Some(checkpoint) = app.store.remove_unused_image(&id, before).await? else {
+                return Ok(false);
+            };
             if let Some(checkpoint) = checkpoint {
                 app.delete_checkpoint_row(&checkpoint).await?;
             }

@@ -23,7 +23,10 @@ pub(super) enum BaseWanted {
     Registry(String),
     Checkpoint(CheckpointId),
     /// What a snapshot stands for, in whichever isolation it is there.
-    Image { org: OrgId, id: String },
+    Image {
+        org: OrgId,
+        id: String,
+    },
 }
 
 /// An image that can be built.
@@ -211,7 +214,9 @@ impl App {
             isolation,
             memory_mb: row.memory_mb,
         };
-        if let Some(row) = self.store.find_image_like(&key).await?.filter(|row| row.status == ImageStatus::Ready) {
+        if let Some(row) =
+            self.store.find_image_like(&key).await?.filter(|row| row.status == ImageStatus::Ready)
+        {
             self.store.touch_image(&row.id).await?;
             return Ok(Ensured::Ready(row));
         }
@@ -226,8 +231,7 @@ impl App {
     pub(super) async fn built(&self, org: &OrgId, build: &Arc<Build>) -> Result<ImageRow, Error> {
         Reader::new(Arc::clone(build)).ended().await?;
         let row = self.store.find_image(org, &build.image_id).await?;
-        row.filter(|row| row.status == ImageStatus::Ready).ok_or_else(|| {
-            Error::new(ErrorKind::Gone, "the image was deleted as soon as it was built")
-        })
+        row.filter(|row| row.status == ImageStatus::Ready)
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "the image was deleted as soon as it was built"))
     }
 }
