@@ -15,6 +15,8 @@ use crate::store::now_micros;
 
 /// How long after a build was cut off its checkpoints are taken for left over, in microseconds.
 const STRAY_AFTER: i64 = 60 * 60 * 1_000_000;
+/// How long it is shown why an image without a name could not be built, in microseconds: a day.
+const FAILED_KEPT: i64 = 24 * 60 * 60 * 1_000_000;
 const BASE: &str = "base";
 
 pub(super) async fn sweep(app: Arc<App>) {
@@ -31,6 +33,7 @@ pub(super) async fn sweep(app: Arc<App>) {
 }
 
 async fn remove_strays(app: &App) -> Result<(), Error> {
+    app.store.forget_failed_builds(now_micros() - FAILED_KEPT).await?;
     for id in app.store.list_stray_builds(now_micros() - STRAY_AFTER).await? {
         if !app.builds.is_needed(&Needed::Checkpoint(id.clone())) {
             app.delete_checkpoint_row(&id).await?;

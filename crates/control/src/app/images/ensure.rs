@@ -220,7 +220,7 @@ impl App {
             self.store.touch_image(&row.id).await?;
             return Ok(Ensured::Ready(row));
         }
-        let manifest = self.store.find_manifest(id).await?.ok_or_else(image_not_found)?;
+        let manifest = self.store.find_manifest(id, u32::MAX).await?.ok_or_else(image_not_found)?;
         let manifest = Manifest::stored(&manifest)?;
         let wanted = self.image_wanted(org, manifest, Some(isolation), None).await?;
         // Under the name it had: what its base is called may stand for something else by now.

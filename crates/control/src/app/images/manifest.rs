@@ -1,16 +1,16 @@
 //! What an image is made of, decoded strictly: whatever a build could stumble over is refused before one begins, with the
 //! step named.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use warren_api::images::ImageManifest;
 use warren_types::size::{MIN_DISK_MB, TIERS};
 use warren_types::{CheckpointId, Error, ErrorKind, Size};
 
-use super::canonical;
+use super::canonical::{self, Hasher};
 use super::names::SnapshotRef;
 use super::steps::Step;
-use crate::app::auth::hex;
 
 const MAX_STEPS: usize = 128;
 /// Longest reference to an image of a registry.
@@ -131,10 +131,21 @@ impl Manifest {
 
     /// Of base and steps; the same whichever SDK sent them. `base` is what the base turned out to be.
     pub(crate) fn content_hash(&self, base: &str) -> String {
-        let steps: Vec<Value> = self.steps.iter().map(Step::canonical).collect();
-        let mut text = String::new();
-        canonical::write(&serde_json::json!({"base": base, "steps": steps}), &mut text);
-        hex(&Sha256::digest(text.as_bytes()))
+        let mut hasher = Hasher::default();
+        let mut write = || {
+            hasher.write_str("{\"base\":")?;
+            canonical::write(&Value::from(base), &mut hasher)?;
+            hasher.write_str(",\"steps\":[")?;
+            for (at, step) in self.steps.iter().enumerate() {
+                if at > 0 {
+                    hasher.write_char(',')?;
+                }
+                canonical::write(&step.canonical(), &mut hasher)?;
+            }
+            hasher.write_str("]}")
+        };
+        write().expect("a hash takes everything");
+        hasher.finish()
     }
 
     /// The manifest without long contents of files.

@@ -16,6 +16,9 @@ use crate::app::guest::from_node;
 use crate::store::images::ImageStatus;
 use crate::store::images::names::{NamedImage, Naming};
 
+/// A manifest that is longer is shown without the contents of its files.
+const MAX_SHOWN_BYTES: u32 = 1024 * 1024;
+
 /// A snapshot that is ready or being built.
 #[derive(Debug)]
 pub(crate) struct PendingSnapshot {
@@ -134,7 +137,8 @@ impl App {
     }
 
     async fn show_whole(&self, found: NamedImage) -> Result<Snapshot, Error> {
-        let manifest = self.store.find_manifest(&found.image.id).await?;
+        // One with large files in it would be sent whole to everybody who waits for it to be built.
+        let manifest = self.store.find_manifest(&found.image.id, MAX_SHOWN_BYTES).await?;
         Ok(view(found, manifest.and_then(|text| serde_json::from_str(&text).ok())))
     }
 
