@@ -23,7 +23,7 @@ use warren_control::listen::{Listener, Peer, TlsFiles};
 use warren_control::{Config as ControlConfig, Control, SandboxDomain};
 use warren_network::{GatewaySettings, Limits, Reach};
 use warren_node::template::{self, BuildOptions};
-use warren_node::{Config as NodeConfig, NetworkConfig, Node, Shutdown};
+use warren_node::{Config as NodeConfig, ImagesConfig, NetworkConfig, Node, Shutdown};
 use warren_node_api::NodeClient;
 use warren_types::Isolation;
 
@@ -79,6 +79,12 @@ pub(crate) struct ServeArgs {
     /// File with certificate authorities (PEM) that the gateway trusts beside the host's
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca: Option<PathBuf>,
+    /// Registry of images, HOST or HOST:PORT, to speak to without TLS and at whatever address; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) insecure_registry: Vec<String>,
+    /// File with logins of registries, as container engines write it (config.json)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_config: Option<PathBuf>,
     /// Connections a sandbox may have open
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     pub(crate) max_connections: u32,
@@ -198,6 +204,11 @@ async fn start(
                 reach: Reach::new(args.open_range.clone()),
                 extra_roots: args.upstream_ca.clone(),
             },
+        },
+        images: ImagesConfig {
+            insecure_registries: args.insecure_registry.clone(),
+            registry_config: args.registry_config.clone(),
+            trust_host_cas: !args.no_host_cas,
         },
     };
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post, put};
+use axum::routing::{any, delete, get, post, put};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -24,6 +24,8 @@ use crate::registry::Registry;
 use crate::sandbox::log::{self, Log};
 use crate::sandbox::restore::Order;
 use crate::sandbox::{Handle, activity, patch};
+
+mod templates;
 
 type Shared = State<Arc<Registry>>;
 type Result<T> = std::result::Result<T, Failure>;
@@ -57,6 +59,10 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/checkpoints/{id}", get(show_checkpoint).put(ensure_checkpoint).delete(remove_checkpoint))
         .route("/v1/checkpoints/{id}/patches", put(set_patches))
         .route("/v1/checkpoints/{id}/copy", put(copy_checkpoint))
+        .route("/v1/templates", get(templates::list).post(templates::import))
+        .route("/v1/templates/archive", post(templates::import_archive))
+        .route("/v1/templates/{name}", delete(templates::remove))
+        .route("/v1/space", get(templates::space))
         .with_state(registry)
 }
 

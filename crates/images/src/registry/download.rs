@@ -46,10 +46,11 @@ pub(super) async fn layers(
     };
     done.report();
     let timed = Timed { stall: limits.stall, deadline: None };
-    let downloads = layers.into_values().map(|layer| {
-        let done = &done;
-        async move { one(session, layer, file(folder, layer.digest), timed, done).await }
-    });
+    // No closure: with one, the compiler cannot tell that this may be sent to another thread.
+    let mut downloads = Vec::with_capacity(layers.len());
+    for layer in layers.into_values() {
+        downloads.push(one(session, layer, file(folder, layer.digest), timed, &done));
+    }
     stream::iter(downloads).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     done.report();
     Ok(())

@@ -18,7 +18,7 @@ use warren_types::{CheckpointId, Error};
 
 use super::make::{new_image, now_ms};
 use super::manifest::Manifest;
-use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED, Whole, processing};
+use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED, Whole, not_found};
 
 impl Checkpoints {
     /// Makes a checkpoint with the disk of another, unless it is there, and returns once it is ready.
@@ -40,7 +40,7 @@ impl Checkpoints {
             let _ = changed.changed().await;
         }
         let whole = self.open_whole(&copy.checkpoint_id).await?;
-        if !self.begin(&id) {
+        if !self.begin(&id, &copy.checkpoint_id)? {
             return Box::pin(self.ensure_copy(id, copy)).await;
         }
         let checkpoints = self.clone();
@@ -48,14 +48,17 @@ impl Checkpoints {
         copied.await.unwrap_or_else(|error| Err(Error::internal(format!("a copy was cut off: {error}"))))
     }
 
-    /// Makes an entry of that id; whether there was none.
-    fn begin(&self, id: &CheckpointId) -> bool {
+    /// Makes an entry of that id; whether there was none. While the original is there its template is, and from here on
+    /// the copy keeps it.
+    fn begin(&self, id: &CheckpointId, original: &CheckpointId) -> Result<bool, Error> {
         let mut entries = self.lock();
         if entries.contains_key(id) {
-            return false;
+            return Ok(false);
         }
-        entries.insert(id.clone(), Entry::new(processing(id.clone()), None, Vec::new()));
-        true
+        let template = entries.get(original).and_then(|entry| entry.template_digest.clone());
+        let begun = Entry::begun(id.clone(), template.ok_or_else(|| not_found(original))?);
+        entries.insert(id.clone(), begun);
+        Ok(true)
     }
 
     async fn copy(
