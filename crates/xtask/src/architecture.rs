@@ -26,7 +26,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("guest", &["types", "guest-api", "netlink"]),
     (
         "node",
-        &["types", "guest-api", "images", "network", "node-api", "runtime", "runtime-container", "runtime-vm"],
+        &[
+            "types",
+            "guest-api",
+            "images",
+            "network",
+            "node-api",
+            "runtime",
+            "runtime-container",
+            "runtime-vm",
+        ],
     ),
     ("control", &["types", "api", "guest-api", "node-api"]),
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.

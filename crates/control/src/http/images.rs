@@ -86,9 +86,8 @@ async fn image_archive(
         isolation,
     };
     let PendingArchive { reader, image } = app.begin_archive(&caller, wanted, body).await?;
-    let finish = async move {
-        image.await.map_err(|_| Error::internal("what was made of an archive was not told"))
-    };
+    let finish =
+        async move { image.await.map_err(|_| Error::internal("what was made of an archive was not told")) };
     if events::are_wanted(&headers) {
         return Ok(events::stream(&app, Vec::new(), Some(reader), None, finish));
     }

@@ -174,10 +174,11 @@ impl Store {
         row.map(RawImage::parse).transpose()
     }
 
-    /// What an image is made of, as it was sent.
-    pub(crate) async fn find_manifest(&self, id: &str) -> Result<Option<String>, StoreError> {
-        sqlx::query_scalar("SELECT manifest FROM images WHERE id = $1")
+    /// What an image is made of, as it was sent; `None` too where that is longer than `max` bytes.
+    pub(crate) async fn find_manifest(&self, id: &str, max: u32) -> Result<Option<String>, StoreError> {
+        sqlx::query_scalar("SELECT manifest FROM images WHERE id = $1 AND octet_length(manifest) <= $2")
             .bind(id)
+            .bind(i64::from(max))
             .fetch_optional(&self.reader)
             .await
             .map_err(StoreError::query("read what an image is made of"))

@@ -15,6 +15,8 @@ use crate::store::now_micros;
 
 /// How long after a build was cut off its checkpoints are taken for left over, in microseconds.
 const STRAY_AFTER: i64 = 60 * 60 * 1_000_000;
+/// How long it is shown why an image without a name could not be built, in microseconds: a day.
+const FAILED_KEPT: i64 = 24 * 60 * 60 * 1_000_000;
 const BASE: &str = "base";
 
 pub(super) async fn sweep(app: Arc<App>) {
@@ -31,6 +33,7 @@ pub(super) async fn sweep(app: Arc<App>) {
 }
 
 async fn remove_strays(app: &App) -> Result<(), Error> {
+    app.store.forget_failed_builds(now_micros() - FAILED_KEPT).await?;
     for id in app.store.list_stray_builds(now_micros() - STRAY_AFTER).await? {
         if !app.builds.is_needed(&Needed::Checkpoint(id.clone())) {
             app.delete_checkpoint_row(&id).await?;
@@ -48,7 +51,11 @@ async fn make_room(app: &App) -> Result<(), Error> {
     if budget == 0 || space.used_bytes <= budget {
         return Ok(());
     }
-    tracing::info!(used = space.used_bytes, budget, "images take more than they may; removing what is not used");
+    tracing::info!(
+        used = space.used_bytes,
+        budget,
+        "images take more than they may; removing what is not used"
+    );
     let unused_for = i64::try_from(app.image_space.unused_for.as_micros()).unwrap_or(i64::MAX);
     let before = now_micros().saturating_sub(unused_for);
     for unused in app.store.list_unused(before).await? {
@@ -81,7 +88,9 @@ async fn remove(app: &App, unused: Unused, before: i64) -> Result<bool, Error> {
             if checkpoint_id.is_some_and(|id| app.builds.is_needed(&Needed::Checkpoint(id))) {
                 return Ok(false);
             }
-            let Some(checkpoint) = app.store.remove_unused_image(&id, before).await? else { return Ok(false) };
+            let Some(checkpoint) = app.store.remove_unused_image(&id, before).await? else {
+                return Ok(false);
+            };
             if let Some(checkpoint) = checkpoint {
                 app.delete_checkpoint_row(&checkpoint).await?;
             }

@@ -74,7 +74,7 @@ fn whole() -> Value {
         json!({"type": "pip_install", "packages": ["pandas>=2, <3"]}),
         json!({"type": "env", "args": {"vars": {"B": "2", "A": "é"}}}),
         json!({"type": "workdir", "args": {"path": "/work"}}),
-        json!({"type": "run", "args": {"commands": ["out a", "out b"]}}),
+        json!({"type": "run", "args": {"commands": ["raw 610a", "raw 620a"]}}),
         json!({"type": "add_file", "args": {"path": "/work/a b.txt", "content": "aGk=", "encoding": "base64"}}),
         json!({"type": "add_dir", "args": {"path": "/d/", "files": [
             {"relativePath": "x/y", "content": "eQ=="}, {"relativePath": "z", "content": ""}
@@ -135,9 +135,12 @@ async fn steps_are_run_as_they_stand_and_all_of_it_is_told() {
     assert_eq!(pip.args, ["-m", "pip", "install", "--", "pandas>=2, <3"]);
     assert!(pip.as_root);
     let chown = ran.iter().find(|start| start.cmd == "chown").unwrap();
-    assert_eq!((&chown.args[..], chown.as_root), (&["--", "1000:1000", "/work"].map(str::to_owned)[..], true));
+    assert_eq!(
+        (&chown.args[..], chown.as_root),
+        (&["--", "1000:1000", "/work"].map(str::to_owned)[..], true)
+    );
     let script = ran.iter().find(|start| start.cmd == "/bin/sh").unwrap();
-    assert_eq!(script.args, ["-c", "out a && out b"]);
+    assert_eq!(script.args, ["-c", "raw 610a && raw 620a"]);
     assert_eq!((script.as_root, script.cwd.as_deref()), (false, Some("/work")));
     assert_eq!((script.envs["A"].as_str(), script.envs["B"].as_str()), ("é", "2"));
     assert_eq!(script.timeout_ms.map(|ms| ms / 1000), Some(299));
@@ -145,7 +148,10 @@ async fn steps_are_run_as_they_stand_and_all_of_it_is_told() {
     let made = state.sandboxes.values().next().unwrap();
     let files: Vec<_> = made.files.iter().map(|(path, content)| (path.as_str(), &content[..])).collect();
     assert_eq!(files, [("/d/x/y", &b"y"[..]), ("/d/z", b""), ("/work/a b.txt", b"hi")]);
-    assert_eq!((made.spec.envs["A"].as_str(), made.spec.envs["B"].as_str(), made.spec.envs["C"].as_str()), ("mine", "2", "3"));
+    assert_eq!(
+        (made.spec.envs["A"].as_str(), made.spec.envs["B"].as_str(), made.spec.envs["C"].as_str()),
+        ("mine", "2", "3")
+    );
     assert_eq!(made.spec.image.workdir.as_deref(), Some("/work"));
     assert_eq!(made.spec.start_commands, ["out started"]);
 }
@@ -188,8 +194,10 @@ async fn only_what_comes_after_a_change_is_run() {
     let env = json!({"type": "env", "args": {"vars": {"A": "1"}}});
     let creates = server.node.state().creates;
     let (_, made) = built(&server.acme, &json!({"image": image(&[run("out 1"), env])})).await;
-    assert_eq!((server.node.state().creates, scripts(&server.node).len()), (creates + 1, 4));
-    let spec = server.node.state().sandboxes[&made["sandboxID"].as_str().unwrap().parse().unwrap()].spec.clone();
+    assert_eq!(scripts(&server.node).len(), 4);
+    assert_eq!(server.node.state().creates, creates + 1);
+    let spec =
+        server.node.state().sandboxes[&made["sandboxID"].as_str().unwrap().parse().unwrap()].spec.clone();
     assert_eq!(spec.envs["A"], "1");
     // A layer that is gone does not count.
     let layers: Vec<CheckpointId> = server.node.state().checkpoints.keys().cloned().collect();
@@ -230,8 +238,15 @@ async fn a_failed_build_says_why_and_is_in_nobodys_way() {
     let server = Server::start().await;
     let long = "é".repeat(600);
     for (steps, says) in [
-        (vec![run("out fine"), run(&format!("err {long};exit 3"))], format!("step 1 (run) failed (exit 3): {}", "é".repeat(500))),
-        (vec![run("timeout")], "step 0 (run) failed (exit -1): it did not end within 300 s, which is what a step may take".into()),
+        (
+            vec![run("out fine"), run(&format!("err {long};exit 3"))],
+            format!("step 1 (run) failed (exit 3): {}", "é".repeat(500)),
+        ),
+        (
+            vec![run("timeout")],
+            "step 0 (run) failed (exit -1): it did not end within 300 s, which is what a step may take"
+                .into(),
+        ),
         (
             vec![json!({"type": "apt_install", "args": {"packages": ["nonsense"]}})],
             "step 0 (apt_install) failed (exit 100): E: Unable to locate package nonsense".into(),
@@ -327,7 +342,9 @@ async fn events_are_exactly_as_the_readers_want_them() {
 async fn a_key_makes_one_sandbox_of_an_image() {
     let server = Server::start().await;
     let body = json!({"image": image(&[run("out x")])});
-    let keyed = |body: &Value| server.acme.request(Method::POST, "/api/sandboxes").header("idempotency-key", "k").json(body);
+    let keyed = |body: &Value| {
+        server.acme.request(Method::POST, "/api/sandboxes").header("idempotency-key", "k").json(body)
+    };
     let first = send(keyed(&body)).await.is(201).json();
     let again = send(keyed(&body)).await.is(201).json();
     assert_eq!(first["sandboxID"], again["sandboxID"]);
@@ -341,7 +358,8 @@ async fn a_key_makes_one_sandbox_of_an_image() {
 async fn who_hangs_up_does_not_end_the_build() {
     let server = Server::start().await;
     let body = json!({"image": image(&[run("sleep 400;out done")])});
-    let request = server.acme.request(Method::POST, "/api/sandboxes").header(header::ACCEPT, "text/event-stream");
+    let request =
+        server.acme.request(Method::POST, "/api/sandboxes").header(header::ACCEPT, "text/event-stream");
     let answer = request.json(&body).timeout(Duration::from_millis(150)).send().await.unwrap();
     assert!(answer.text().await.is_err());
     eventually("it is built all the same", async || {
@@ -362,7 +380,10 @@ async fn images_of_registries_bring_their_user_folder_and_variables() {
     let (log, made) = built(&server.acme, &body).await;
     assert!(log.contains(&(0, "pull".into(), "fetching (1.5 of 3.0 MB)".into())), "{log:?}");
     assert_eq!(made["templateID"], "ghcr.io/a/b:1");
-    assert_eq!(server.node.state().templates.imports, [("ghcr.io/a/b:1".to_owned(), Some("secret".to_owned()))]);
+    assert_eq!(
+        server.node.state().templates.imports,
+        [("ghcr.io/a/b:1".to_owned(), Some("secret".to_owned()))]
+    );
     {
         let state = server.node.state();
         let spec = &state.sandboxes[&made["sandboxID"].as_str().unwrap().parse().unwrap()].spec;
@@ -376,7 +397,8 @@ async fn images_of_registries_bring_their_user_folder_and_variables() {
     let template = server.node.state().templates.imported.keys().next().unwrap().clone();
     server.rival.post("/api/sandboxes", json!({"templateID": template})).await.is(404);
     server.acme.post("/api/sandboxes", json!({"image": "node:22"})).await.is(201);
-    server.node.state().templates.import_error = Some(Error::new(ErrorKind::Forbidden, "the registry wants a login"));
+    server.node.state().templates.import_error =
+        Some(Error::new(ErrorKind::Forbidden, "the registry wants a login"));
     let refused = server.acme.post("/api/sandboxes", json!({"image": "private/x"})).await.is(403).error();
     assert!(refused.contains("wants a login"), "{refused}");
 }
@@ -385,8 +407,13 @@ async fn images_of_registries_bring_their_user_folder_and_variables() {
 async fn a_checkpoint_and_a_snapshot_can_be_the_base() {
     let server = Server::start().await;
     let acme = &server.acme;
-    let sandbox = acme.create(json!({"envs": {"FROM": "parent"}})).await["sandboxID"].as_str().unwrap().to_owned();
-    let taken = acme.post(&format!("/api/sandboxes/{sandbox}/checkpoints"), json!({"name": "c"})).await.is(201).json();
+    let sandbox =
+        acme.create(json!({"envs": {"FROM": "parent"}})).await["sandboxID"].as_str().unwrap().to_owned();
+    let taken = acme
+        .post(&format!("/api/sandboxes/{sandbox}/checkpoints"), json!({"name": "c"}))
+        .await
+        .is(201)
+        .json();
     let id = taken["id"].as_str().unwrap();
     let base = json!({"image": {"base": format!("checkpoint:{id}"), "steps": [run("out on top")]}});
     let made = eventually("the checkpoint is ready", async || {
@@ -394,7 +421,8 @@ async fn a_checkpoint_and_a_snapshot_can_be_the_base() {
         (answer.status == 201).then(|| answer.json())
     })
     .await;
-    let spec = server.node.state().sandboxes[&made["sandboxID"].as_str().unwrap().parse().unwrap()].spec.clone();
+    let spec =
+        server.node.state().sandboxes[&made["sandboxID"].as_str().unwrap().parse().unwrap()].spec.clone();
     assert_eq!(spec.envs["FROM"], "parent");
     let error = server.rival.post("/api/sandboxes", base).await.is(400).error();
     assert!(error.contains("checkpoint not found"), "{error}");
@@ -426,15 +454,23 @@ async fn machines_are_started_once_and_kept_with_their_memory() {
         assert_eq!(origin.spec.isolation, warren_types::Isolation::Vm);
         assert!(origin.spec.from_checkpoint.is_some(), "it was started from the last layer");
         assert!(!state.checkpoints[&checkpoint].disk_only);
-        assert!(state.checkpoints.iter().any(|(id, one)| *id != checkpoint && one.disk_only), "layers are disks");
+        assert!(
+            state.checkpoints.iter().any(|(id, one)| *id != checkpoint && one.disk_only),
+            "layers are disks"
+        );
     }
     nothing_is_left(&server, 1).await;
     // The other isolation has a build of its own, and a snapshot serves both.
-    server.acme.post("/api/snapshots", json!({"name": "s", "image": manifest, "isolation": "vm"})).await.is(201);
+    server
+        .acme
+        .post("/api/snapshots", json!({"name": "s", "image": manifest, "isolation": "vm"}))
+        .await
+        .is(201);
     assert_eq!(scripts(&server.node).len(), 1);
     let own = server.acme.post("/api/sandboxes", json!({"snapshot": "s"})).await.is(201).json();
     assert_eq!(own["isolation"], "vm");
-    let other = server.acme.post("/api/sandboxes", json!({"snapshot": "s", "isolation": "container"})).await.is(201);
+    let other =
+        server.acme.post("/api/sandboxes", json!({"snapshot": "s", "isolation": "container"})).await.is(201);
     assert_eq!(other.json()["isolation"], "container");
     assert_eq!(scripts(&server.node).len(), 2);
     server.acme.post("/api/sandboxes", json!({"snapshot": "s", "isolation": "container"})).await.is(201);
@@ -444,21 +480,23 @@ async fn machines_are_started_once_and_kept_with_their_memory() {
 #[tokio::test]
 async fn what_is_not_used_goes_when_the_budget_is_spent() {
     let server = Server::start_with(SimNode::new(), tempfile::tempdir().unwrap(), |config| {
-        config.image_budget_bytes = Some(3 * crate::sim::templates::EACH);
+        config.image_budget_bytes = Some(4 * crate::sim::templates::EACH);
         config.image_unused_for = Duration::ZERO;
         config.image_sweep_every = Duration::from_millis(30);
     })
     .await;
     let acme = &server.acme;
-    acme.post("/api/snapshots", json!({"name": "kept", "image": image(&[run("out 1"), run("out 2")])})).await.is(201);
+    acme.post("/api/snapshots", json!({"name": "kept", "image": image(&[run("out 1"), run("out 2")])}))
+        .await
+        .is(201);
     let sandbox = acme.post("/api/sandboxes", json!({"snapshot": "kept"})).await.is(201).json();
     for name in ["a/b", "c/d"] {
         acme.post("/api/sandboxes", json!({"image": {"base": name, "steps": [run("out x")]}})).await.is(201);
     }
     eventually("the budget is kept", async || {
         let usage = acme.get("/api/images/usage").await.is(200).json();
-        assert_eq!(usage["budgetBytes"], 3000);
-        (usage["usedBytes"].as_u64().unwrap() <= 3000).then_some(())
+        assert_eq!(usage["budgetBytes"], 4000);
+        (usage["usedBytes"].as_u64().unwrap() <= 4000).then_some(())
     })
     .await;
     let left = acme.get("/api/images").await.json();

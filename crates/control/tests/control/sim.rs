@@ -79,7 +79,6 @@ pub(crate) struct Node {
 /// A command that was run in some sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Ran {
-    pub(crate) sandbox: SandboxId,
     pub(crate) start: warren_guest_api::exec::ExecStart,
 }
 

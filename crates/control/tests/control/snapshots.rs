@@ -15,7 +15,8 @@ async fn a_snapshot_is_made_listed_used_and_deleted() {
     let acme = &server.acme;
     assert_eq!(acme.get("/api/snapshots").await.is(200).json(), json!([]));
     let manifest = image(&[run("out x"), json!({"type": "env", "args": {"vars": {"A": "1"}}})]);
-    let answer = stream(acme, "/api/snapshots", &json!({"name": "data science", "image": manifest})).await.is(200);
+    let answer =
+        stream(acme, "/api/snapshots", &json!({"name": "data science", "image": manifest})).await.is(200);
     let mut events = events(&answer);
     let (name, made) = events.pop().unwrap();
     assert_eq!(name, "result");
@@ -33,12 +34,19 @@ async fn a_snapshot_is_made_listed_used_and_deleted() {
         assert_eq!(made[field], value, "{field}");
     }
     assert_eq!(made["contentHash"].as_str().unwrap().len(), 64);
-    for path in ["/api/snapshots/data%20science", "/api/snapshots/data science@1", "/api/images/data%20science"] {
+    for path in
+        ["/api/snapshots/data%20science", "/api/snapshots/data science@1", "/api/images/data%20science"]
+    {
         assert_eq!(acme.get(path).await.is(200).json()["id"], made["id"], "{path}");
     }
-    assert_eq!(acme.get(&format!("/api/images/{}", made["id"].as_str().unwrap())).await.is(200).json()["id"], made["id"]);
+    assert_eq!(
+        acme.get(&format!("/api/images/{}", made["id"].as_str().unwrap())).await.is(200).json()["id"],
+        made["id"]
+    );
     assert_eq!(acme.get("/api/snapshots").await.json()[0]["name"], "data science");
-    for path in ["/api/snapshots/nope", "/api/snapshots/data%20science@2", "/api/snapshots/%ff", "/api/images/nope"] {
+    for path in
+        ["/api/snapshots/nope", "/api/snapshots/data%20science@2", "/api/snapshots/%ff", "/api/images/nope"]
+    {
         acme.get(path).await.is(404).error();
         acme.delete(path).await.is(404).error();
     }
@@ -48,13 +56,21 @@ async fn a_snapshot_is_made_listed_used_and_deleted() {
 
     let body = json!({"snapshot": "data science", "envs": {"B": "2"}, "metadata": {"m": "1"}, "timeout": 5, "memoryMB": 3000});
     let sandbox = acme.post("/api/sandboxes", body).await.is(201).json();
-    assert_eq!((&sandbox["templateID"], &sandbox["memoryMB"], &sandbox["timeout"]), (&json!("data science"), &json!(4096), &json!(5)));
+    assert_eq!(
+        (&sandbox["templateID"], &sandbox["memoryMB"], &sandbox["timeout"]),
+        (&json!("data science"), &json!(4096), &json!(5))
+    );
     let id = sandbox["sandboxID"].as_str().unwrap();
     {
         let spec = &server.node.state().sandboxes[&id.parse().unwrap()].spec;
         assert_eq!((spec.envs["A"].as_str(), spec.envs["B"].as_str()), ("1", "2"));
     }
-    let fork = acme.post(&format!("/api/sandboxes/from-checkpoint/{}", made["checkpointId"].as_str().unwrap()), json!({})).await;
+    let fork = acme
+        .post(
+            &format!("/api/sandboxes/from-checkpoint/{}", made["checkpointId"].as_str().unwrap()),
+            json!({}),
+        )
+        .await;
     assert_eq!(fork.is(201).json()["memoryMB"], 4096);
     // `templateID` names it as well.
     let by_template = acme.post("/api/sandboxes", json!({"templateID": "data science"})).await.is(201).json();
@@ -78,9 +94,15 @@ async fn names_are_checked_and_taken_ones_refused() {
         acme.post("/api/snapshots", json!({"name": bad, "image": image(&[])})).await.is(400).error();
     }
     acme.post("/api/snapshots", json!({"name": "n"})).await.is(400).error();
-    acme.post("/api/snapshots", json!({"name": "n", "image": image(&[json!({"type": "x"})])})).await.is(400).error();
+    acme.post("/api/snapshots", json!({"name": "n", "image": image(&[json!({"type": "x"})])}))
+        .await
+        .is(400)
+        .error();
     acme.post("/api/snapshots", json!({"name": "n", "image": image(&[run("out 1")])})).await.is(201);
-    for body in [json!({"name": "n", "image": image(&[run("out 1")])}), json!({"name": "n", "image": image(&[run("out 2")])})] {
+    for body in [
+        json!({"name": "n", "image": image(&[run("out 1")])}),
+        json!({"name": "n", "image": image(&[run("out 2")])}),
+    ] {
         let error = stream(acme, "/api/snapshots", &body).await.is(409).error();
         assert!(error.starts_with("snapshot name already exists"), "{error}");
     }
@@ -143,7 +165,8 @@ async fn a_build_can_go_on_by_itself_and_be_cancelled() {
     assert_eq!(failed["error"], "step 0 (run) failed (exit 1): no");
     let refused = acme.post("/api/sandboxes", json!({"snapshot": "bad"})).await.is(400).error();
     assert!(refused.contains("is not ready (status: failed)"), "{refused}");
-    let good = acme.post("/api/snapshots", json!({"name": "bad", "image": image(&[run("out yes")])})).await.is(201);
+    let good =
+        acme.post("/api/snapshots", json!({"name": "bad", "image": image(&[run("out yes")])})).await.is(201);
     assert_eq!(good.json()["version"], 1);
 }
 
@@ -151,7 +174,9 @@ async fn a_build_can_go_on_by_itself_and_be_cancelled() {
 async fn after_a_restart_named_builds_go_on_and_others_are_forgotten() {
     let server = Server::start().await;
     let acme = &server.acme;
-    acme.post("/api/snapshots?async=1", json!({"name": "n", "image": image(&[run("out 1"), run("hold")])})).await.is(202);
+    acme.post("/api/snapshots?async=1", json!({"name": "n", "image": image(&[run("out 1"), run("hold")])}))
+        .await
+        .is(202);
     let unnamed = tokio::spawn({
         let acme = acme.clone();
         async move { acme.post("/api/sandboxes", json!({"image": image(&[run("hold"), run("out 2")])})).await }
@@ -171,7 +196,11 @@ async fn after_a_restart_named_builds_go_on_and_others_are_forgotten() {
         (scripts(&server.node).iter().filter(|script| *script == "hold").count() == 3).then_some(())
     })
     .await;
-    assert_eq!(scripts(&server.node).iter().filter(|script| *script == "out 1").count(), 1, "from the last good layer");
+    assert_eq!(
+        scripts(&server.node).iter().filter(|script| *script == "out 1").count(),
+        1,
+        "from the last good layer"
+    );
     let images = acme.get("/api/images").await.json();
     assert_eq!(images.as_array().unwrap().len(), 1, "{images}");
     assert_eq!(images[0]["name"], "n");
@@ -215,16 +244,23 @@ async fn published_snapshots_are_found_by_those_without_their_own() {
 async fn patches_of_a_snapshot_run_in_its_sandboxes() {
     let server = Server::start().await;
     let acme = &server.acme;
-    let made = acme.post("/api/snapshots", json!({"name": "s", "image": image(&[run("out x")])})).await.is(201).json();
+    let made = acme
+        .post("/api/snapshots", json!({"name": "s", "image": image(&[run("out x")])}))
+        .await
+        .is(201)
+        .json();
     let patch = acme.post("/api/snapshots/s/patches", json!({"script": "echo 1"})).await.is(201).json();
     assert_eq!(patch["patch"]["checkpointId"], made["checkpointId"]);
     let by_id = format!("/api/images/{}/patches", made["id"].as_str().unwrap());
     assert_eq!(acme.get(&by_id).await.is(200).json().as_array().unwrap().len(), 1);
     let sandbox = acme.post("/api/sandboxes", json!({"snapshot": "s"})).await.is(201).json();
-    let runs = acme.get(&format!("/api/sandboxes/{}/patches", sandbox["sandboxID"].as_str().unwrap())).await.json();
+    let runs =
+        acme.get(&format!("/api/sandboxes/{}/patches", sandbox["sandboxID"].as_str().unwrap())).await.json();
     assert_eq!(runs.as_array().unwrap().len(), 1);
     server.rival.get("/api/snapshots/s/patches").await.is(404);
-    acme.delete(&format!("/api/snapshots/s/patches/{}", patch["patch"]["id"].as_str().unwrap())).await.is(204);
+    acme.delete(&format!("/api/snapshots/s/patches/{}", patch["patch"]["id"].as_str().unwrap()))
+        .await
+        .is(204);
     assert_eq!(acme.get("/api/snapshots/s/patches").await.json(), json!([]));
 }
 
@@ -234,13 +270,21 @@ async fn templates_are_base_and_the_snapshots() {
     let acme = &server.acme;
     let base = json!({"templateID": "base", "name": "base", "tag": "latest", "status": "ready"});
     assert_eq!(acme.get("/api/templates").await.is(200).json(), json!([base]));
-    let made = acme.post("/api/templates", json!({"name": "node", "dockerfile": "# mine\nFROM node:22\n"})).await.is(201).json();
+    let made = acme
+        .post("/api/templates", json!({"name": "node", "dockerfile": "# mine\nFROM node:22\n"}))
+        .await
+        .is(201)
+        .json();
     assert_eq!(made, json!({"templateID": "node", "name": "node", "tag": "1", "status": "ready"}));
     assert_eq!(acme.get("/api/templates/node").await.is(200).json(), made);
     assert_eq!(acme.get("/api/templates/base").await.is(200).json(), base);
     let sandbox = acme.create(json!({"templateID": "node"})).await;
     assert_eq!(sandbox["templateID"], "node");
-    let refused = acme.post("/api/templates", json!({"name": "x", "dockerfile": "FROM a\nRUN y"})).await.is(400).error();
+    let refused = acme
+        .post("/api/templates", json!({"name": "x", "dockerfile": "FROM a\nRUN y"}))
+        .await
+        .is(400)
+        .error();
     assert!(refused.contains("RUN is not run here") && refused.contains("warren build"), "{refused}");
     acme.post("/api/templates", json!({"name": "base", "dockerfile": "FROM a"})).await.is(409);
     acme.delete("/api/templates/base").await.is(400);

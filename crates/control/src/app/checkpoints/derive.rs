@@ -10,7 +10,9 @@ use warren_types::{EgressMode, EgressPolicy, Error, Isolation, OrgId, Secret, Si
 use crate::app::access::remove_given;
 use crate::app::access::request::{AccessWanted, PolicyFields, checked, secret_hosts, with_hosts};
 use crate::app::previews::wanted_token;
-use crate::app::sandboxes::request::{Wanted, checked_envs, checked_metadata, timeout_or_never, zero_as_absent};
+use crate::app::sandboxes::request::{
+    Wanted, checked_envs, checked_metadata, timeout_or_never, zero_as_absent,
+};
 use crate::store::access::{AccessRecord, SecretHosts};
 use crate::store::checkpoints::CheckpointRow;
 

@@ -23,7 +23,10 @@ pub(super) enum BaseWanted {
     Registry(String),
     Checkpoint(CheckpointId),
     /// What a snapshot stands for, in whichever isolation it is there.
-    Image { org: OrgId, id: String },
+    Image {
+        org: OrgId,
+        id: String,
+    },
 }
 
 /// An image that can be built.
@@ -211,11 +214,13 @@ impl App {
             isolation,
             memory_mb: row.memory_mb,
         };
-        if let Some(row) = self.store.find_image_like(&key).await?.filter(|row| row.status == ImageStatus::Ready) {
+        if let Some(row) =
+            self.store.find_image_like(&key).await?.filter(|row| row.status == ImageStatus::Ready)
+        {
             self.store.touch_image(&row.id).await?;
             return Ok(Ensured::Ready(row));
         }
-        let manifest = self.store.find_manifest(id).await?.ok_or_else(image_not_found)?;
+        let manifest = self.store.find_manifest(id, u32::MAX).await?.ok_or_else(image_not_found)?;
         let manifest = Manifest::stored(&manifest)?;
         let wanted = self.image_wanted(org, manifest, Some(isolation), None).await?;
         // Under the name it had: what its base is called may stand for something else by now.
@@ -226,8 +231,7 @@ impl App {
     pub(super) async fn built(&self, org: &OrgId, build: &Arc<Build>) -> Result<ImageRow, Error> {
         Reader::new(Arc::clone(build)).ended().await?;
         let row = self.store.find_image(org, &build.image_id).await?;
-        row.filter(|row| row.status == ImageStatus::Ready).ok_or_else(|| {
-            Error::new(ErrorKind::Gone, "the image was deleted as soon as it was built")
-        })
+        row.filter(|row| row.status == ImageStatus::Ready)
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "the image was deleted as soon as it was built"))
     }
 }

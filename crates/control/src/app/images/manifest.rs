@@ -1,16 +1,16 @@
 //! What an image is made of, decoded strictly: whatever a build could stumble over is refused before one begins, with the
 //! step named.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use warren_api::images::ImageManifest;
 use warren_types::size::{MIN_DISK_MB, TIERS};
 use warren_types::{CheckpointId, Error, ErrorKind, Size};
 
-use super::canonical;
+use super::canonical::{self, Hasher};
 use super::names::SnapshotRef;
 use super::steps::Step;
-use crate::app::auth::hex;
 
 const MAX_STEPS: usize = 128;
 /// Longest reference to an image of a registry.
@@ -86,7 +86,11 @@ impl Manifest {
         let sent = match sent {
             Value::String(base) => serde_json::json!({"base": base, "steps": []}),
             Value::Object(_) => sent,
-            _ => return Err(Error::invalid("image must be an object with base and steps, or a reference such as node:22")),
+            _ => {
+                return Err(Error::invalid(
+                    "image must be an object with base and steps, or a reference such as node:22",
+                ));
+            }
         };
         let read: ImageManifest = serde_path_to_error::deserialize(&sent).map_err(|error| {
             let path = error.path().to_string();
@@ -115,7 +119,10 @@ impl Manifest {
         Ok(Self {
             base,
             steps,
-            builder_memory_mb: tier("builderMemoryMB", read.builder_memory_mb.filter(|mb| *mb != 0).unwrap_or(4096))?,
+            builder_memory_mb: tier(
+                "builderMemoryMB",
+                read.builder_memory_mb.filter(|mb| *mb != 0).unwrap_or(4096),
+            )?,
             runtime_memory_mb: runtime.map(|mb| tier("runtimeMemoryMB", mb)).transpose()?,
             name,
             sent,
@@ -124,10 +131,21 @@ impl Manifest {
 
     /// Of base and steps; the same whichever SDK sent them. `base` is what the base turned out to be.
     pub(crate) fn content_hash(&self, base: &str) -> String {
-        let steps: Vec<Value> = self.steps.iter().map(Step::canonical).collect();
-        let mut text = String::new();
-        canonical::write(&serde_json::json!({"base": base, "steps": steps}), &mut text);
-        hex(&Sha256::digest(text.as_bytes()))
+        let mut hasher = Hasher::default();
+        let mut write = || {
+            hasher.write_str("{\"base\":")?;
+            canonical::write(&Value::from(base), &mut hasher)?;
+            hasher.write_str(",\"steps\":[")?;
+            for (at, step) in self.steps.iter().enumerate() {
+                if at > 0 {
+                    hasher.write_char(',')?;
+                }
+                canonical::write(&step.canonical(), &mut hasher)?;
+            }
+            hasher.write_str("]}")
+        };
+        write().expect("a hash takes everything");
+        hasher.finish()
     }
 
     /// The manifest without long contents of files.
@@ -175,7 +193,10 @@ fn parse_base(text: &str, author: Author) -> Result<Base, Error> {
         return SnapshotRef::parse(name).map(Base::Snapshot).map_err(|error| named(&error));
     }
     if let Some(id) = text.strip_prefix(CHECKPOINT_PREFIX) {
-        return id.parse().map(Base::Checkpoint).map_err(|_| Error::invalid("image.base: checkpoint: is followed by a UUID"));
+        return id
+            .parse()
+            .map(Base::Checkpoint)
+            .map_err(|_| Error::invalid("image.base: checkpoint: is followed by a UUID"));
     }
     if let Some(template) = text.strip_prefix(TEMPLATE_PREFIX) {
         return match author {
@@ -195,9 +216,15 @@ fn named(error: &Error) -> Error {
 
 /// The node reads it to the end; this is what can never be one.
 fn check_reference(text: &str) -> Result<(), Error> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/' | b':' | b'@' | b'[' | b']');
+    let legal = |byte: u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/' | b':' | b'@' | b'[' | b']')
+    };
     let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'[');
-    if text.len() > MAX_REFERENCE_BYTES || !first || !text.bytes().all(legal) || text.split('/').any(|part| part.is_empty() || part == "..") {
+    if text.len() > MAX_REFERENCE_BYTES
+        || !first
+        || !text.bytes().all(legal)
+        || text.split('/').any(|part| part.is_empty() || part == "..")
+    {
         let shown: String = text.chars().take(100).collect();
         return Err(Error::invalid(format!(
             "image.base: {shown:?} is neither base nor the name of an image in a registry, such as node:22; a snapshot is \
@@ -262,9 +289,26 @@ mod tests {
             base("127.0.0.1:5000/a/b@sha256:00").unwrap(),
             Base::Registry("127.0.0.1:5000/a/b@sha256:00".into())
         );
-        assert!(matches!(base("snapshot:a b@3").unwrap(), Base::Snapshot(SnapshotRef { version: Some(3), .. })));
-        assert!(matches!(base("checkpoint:01234567-89ab-4def-8123-456789abcdef").unwrap(), Base::Checkpoint(_)));
-        for bad in ["template:oci-1", "a b", "../x", "a//b", "-x", "snapshot:", "snapshot:a/b", "checkpoint:x", "é", "a\0"] {
+        assert!(matches!(
+            base("snapshot:a b@3").unwrap(),
+            Base::Snapshot(SnapshotRef { version: Some(3), .. })
+        ));
+        assert!(matches!(
+            base("checkpoint:01234567-89ab-4def-8123-456789abcdef").unwrap(),
+            Base::Checkpoint(_)
+        ));
+        for bad in [
+            "template:oci-1",
+            "a b",
+            "../x",
+            "a//b",
+            "-x",
+            "snapshot:",
+            "snapshot:a/b",
+            "checkpoint:x",
+            "é",
+            "a\0",
+        ] {
             assert!(base(bad).is_err(), "{bad}");
         }
     }

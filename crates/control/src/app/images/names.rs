@@ -19,7 +19,8 @@ impl SnapshotRef {
             Some((name, version)) => {
                 let digits = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit());
                 let number = version.parse().ok().filter(|number| digits && *number > 0);
-                let bad = || Error::invalid(format!("{text:?}: after the @ comes the number of a version, from 1"));
+                let bad =
+                    || Error::invalid(format!("{text:?}: after the @ comes the number of a version, from 1"));
                 (name, Some(number.ok_or_else(bad)?))
             }
             None => (text, None),
@@ -44,7 +45,10 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     }
     // Paths are tidied by clients and proxies: these two would name something else.
     let is_dots = name == "." || name == "..";
-    if name.len() > MAX_NAME_BYTES || is_dots || name.contains(|c: char| c.is_control() || matches!(c, '/' | '@')) {
+    if name.len() > MAX_NAME_BYTES
+        || is_dots
+        || name.contains(|c: char| c.is_control() || matches!(c, '/' | '@'))
+    {
         return Err(Error::invalid(format!(
             "name must be at most {MAX_NAME_BYTES} bytes without `/`, `@` and control characters"
         )));
@@ -62,7 +66,9 @@ mod tests {
         assert_eq!((parsed.name.as_str(), parsed.version), ("data science", Some(12)));
         assert_eq!(parsed.to_string(), "data science@12");
         assert_eq!(SnapshotRef::parse("é").unwrap().version, None);
-        for bad in ["", " ", "a/b", "a@", "a@0", "a@x", "a@-1", "a@+1", "a@b@1", "a\nb", "..", &"x".repeat(129)] {
+        for bad in
+            ["", " ", "a/b", "a@", "a@0", "a@x", "a@-1", "a@+1", "a@b@1", "a\nb", "..", &"x".repeat(129)]
+        {
             assert!(SnapshotRef::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -7,8 +7,8 @@ use warren_types::{CheckpointId, Error};
 
 use crate::app::App;
 use crate::app::auth::Caller;
-use crate::store::images::names::NamedImage;
 use crate::store::images::ImageStatus;
+use crate::store::images::names::NamedImage;
 
 /// By what an image is named.
 #[derive(Debug, Clone)]
@@ -29,7 +29,11 @@ impl App {
         self.create_patch(caller, &checkpoint, body).await
     }
 
-    pub(crate) async fn list_image_patches(&self, caller: &Caller, named: &Named) -> Result<Vec<Patch>, Error> {
+    pub(crate) async fn list_image_patches(
+        &self,
+        caller: &Caller,
+        named: &Named,
+    ) -> Result<Vec<Patch>, Error> {
         let checkpoint = self.checkpoint_of(caller, named).await?;
         self.list_patches(caller, &checkpoint).await
     }
@@ -51,7 +55,9 @@ impl App {
         };
         match (image.status, image.checkpoint_id) {
             (ImageStatus::Ready, Some(id)) => Ok(id),
-            (status, _) => Err(Error::invalid(format!("the image is not ready (status: {})", status.as_str()))),
+            (status, _) => {
+                Err(Error::invalid(format!("the image is not ready (status: {})", status.as_str())))
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ impl App {
 
     async fn resume(self: &Arc<Self>, org: &OrgId, id: &str) -> Result<(), Error> {
         let row = self.store.find_image(org, id).await?.ok_or_else(super::image_not_found)?;
-        let manifest = self.store.find_manifest(id).await?.ok_or_else(super::image_not_found)?;
+        let manifest = self.store.find_manifest(id, u32::MAX).await?.ok_or_else(super::image_not_found)?;
         let wanted = self.image_wanted(org, Manifest::stored(&manifest)?, Some(row.isolation), None).await?;
         tracing::info!(image = %id, "going on with a build that was cut off");
         self.ensure_image(wanted.under(row)).await.map(drop)

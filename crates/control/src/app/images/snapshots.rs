@@ -16,6 +16,9 @@ use crate::app::guest::from_node;
 use crate::store::images::ImageStatus;
 use crate::store::images::names::{NamedImage, Naming};
 
+/// A manifest that is longer is shown without the contents of its files.
+const MAX_SHOWN_BYTES: u32 = 1024 * 1024;
+
 /// A snapshot that is ready or being built.
 #[derive(Debug)]
 pub(crate) struct PendingSnapshot {
@@ -47,7 +50,8 @@ impl App {
     ) -> Result<PendingSnapshot, Error> {
         check_name(&body.name)?;
         let image = body.image.filter(|image| !image.is_null());
-        let image = image.ok_or_else(|| Error::invalid("image is required: a manifest, or a reference such as node:22"))?;
+        let image = image
+            .ok_or_else(|| Error::invalid("image is required: a manifest, or a reference such as node:22"))?;
         let isolation = match body.isolation.as_deref() {
             None | Some("") => None,
             Some(word) => Some(word.parse().map_err(Error::invalid)?),
@@ -73,7 +77,8 @@ impl App {
     /// As it is now.
     pub(crate) async fn show_pending(&self, pending: &PendingSnapshot) -> Result<Snapshot, Error> {
         let found = self.store.find_snapshot(&pending.org, &pending.name, Some(pending.version)).await?;
-        let found = found.ok_or_else(|| Error::conflict("the snapshot was deleted as soon as it was made"))?;
+        let found =
+            found.ok_or_else(|| Error::conflict("the snapshot was deleted as soon as it was made"))?;
         Ok(view(found, None))
     }
 
@@ -105,7 +110,11 @@ impl App {
     }
 
     /// Newest first.
-    pub(crate) async fn list_snapshots(&self, caller: &Caller, all_versions: bool) -> Result<Vec<Snapshot>, Error> {
+    pub(crate) async fn list_snapshots(
+        &self,
+        caller: &Caller,
+        all_versions: bool,
+    ) -> Result<Vec<Snapshot>, Error> {
         let rows = self.store.list_snapshots(caller.org(), all_versions).await?;
         Ok(rows.into_iter().map(|row| view(row, None)).collect())
     }
@@ -128,7 +137,8 @@ impl App {
     }
 
     async fn show_whole(&self, found: NamedImage) -> Result<Snapshot, Error> {
-        let manifest = self.store.find_manifest(&found.image.id).await?;
+        // One with large files in it would be sent whole to everybody who waits for it to be built.
+        let manifest = self.store.find_manifest(&found.image.id, MAX_SHOWN_BYTES).await?;
         Ok(view(found, manifest.and_then(|text| serde_json::from_str(&text).ok())))
     }
 
@@ -165,7 +175,11 @@ impl App {
     }
 
     /// A checkpoint that was made anew for an image is as public as the names of that are.
-    pub(super) async fn publish_with_names(&self, image: &str, checkpoint: &CheckpointId) -> Result<(), Error> {
+    pub(super) async fn publish_with_names(
+        &self,
+        image: &str,
+        checkpoint: &CheckpointId,
+    ) -> Result<(), Error> {
         if self.store.is_image_public(image).await? {
             self.store.set_checkpoint_public(checkpoint, true).await?;
         }

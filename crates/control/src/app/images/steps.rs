@@ -50,7 +50,8 @@ struct Arguments {
 impl Step {
     pub(crate) fn parse(index: usize, step: ImageStep) -> Result<Self, Error> {
         let kind: String = step.kind.chars().take(64).collect();
-        Self::read(step).map_err(|error| Error { message: format!("step {index} ({kind}): {error}"), ..error })
+        Self::read(step)
+            .map_err(|error| Error { message: format!("step {index} ({kind}): {error}"), ..error })
     }
 
     fn read(step: ImageStep) -> Result<Self, Error> {
@@ -202,7 +203,10 @@ impl Arguments {
         }
         for package in &packages {
             let shown: String = package.chars().take(64).collect();
-            if package.trim().is_empty() || package.len() > MAX_PACKAGE_BYTES || package.contains(char::is_control) {
+            if package.trim().is_empty()
+                || package.len() > MAX_PACKAGE_BYTES
+                || package.contains(char::is_control)
+            {
                 return Err(Error::invalid(format!(
                     "packages: {shown:?} must be a name of at most {MAX_PACKAGE_BYTES} bytes without control characters"
                 )));
@@ -244,7 +248,9 @@ impl Arguments {
         for (name, value) in fields {
             let shown: String = name.chars().take(64).collect();
             if name.contains(|character: char| character.is_control() || character.is_whitespace()) {
-                return Err(Error::invalid(format!("vars: {shown:?} must not contain blanks or control characters")));
+                return Err(Error::invalid(format!(
+                    "vars: {shown:?} must not contain blanks or control characters"
+                )));
             }
             let value = as_text(&format!("vars.{shown}"), value)?;
             if name.len() + value.len() > MAX_ARGUMENT_BYTES {
@@ -288,7 +294,9 @@ impl Arguments {
         for (at, item) in items.into_iter().enumerate() {
             let field = format!("files[{at}]");
             let Value::Object(fields) = item else {
-                return Err(Error::invalid(format!("{field} must be an object with relativePath and content")));
+                return Err(Error::invalid(format!(
+                    "{field} must be an object with relativePath and content"
+                )));
             };
             let file = dir_file(&field, fields)?;
             let parts: Vec<&str> =
@@ -345,7 +353,9 @@ fn as_text(name: &str, value: Value) -> Result<String, Error> {
 
 fn check_path(field: &str, path: &str) -> Result<(), Error> {
     if path.len() > MAX_PATH_BYTES || path.contains('\0') {
-        return Err(Error::invalid(format!("{field} must be at most {MAX_PATH_BYTES} bytes without NUL characters")));
+        return Err(Error::invalid(format!(
+            "{field} must be at most {MAX_PATH_BYTES} bytes without NUL characters"
+        )));
     }
     if path.split('/').any(|part| part == "..") {
         return Err(Error::invalid(format!("{field} must not contain `..`")));
@@ -398,7 +408,10 @@ mod tests {
             (json!({"type": "apt_install", "args": {"packages": ["a\nb"]}}), "control characters"),
             (json!({"type": "pip_install", "args": {"packages": ["--index-url=x"]}}), "would be an option"),
             (json!({"type": "pip_install", "args": {"packages": [" -r"]}}), "would be an option"),
-            (json!({"type": "pip_install", "args": {"packages": ["a"], "extra": 1}}), "unknown argument: extra"),
+            (
+                json!({"type": "pip_install", "args": {"packages": ["a"], "extra": 1}}),
+                "unknown argument: extra",
+            ),
             (json!({"type": "run", "args": {"commands": [" "]}}), "commands must not be empty"),
             (json!({"type": "run", "args": {"commands": ["x".repeat(200_000)]}}), "add_file"),
             (json!({"type": "env", "args": {"vars": {"A=B": "1"}}}), "must not be empty or contain ="),
@@ -408,11 +421,17 @@ mod tests {
             (json!({"type": "env", "args": {"vars": {"A": "\u{0}"}}}), "NUL"),
             (json!({"type": "workdir", "args": {"path": "x"}}), "path must be absolute"),
             (json!({"type": "workdir", "args": {"path": "/a/../b"}}), "must not contain `..`"),
-            (json!({"type": "workdir", "args": {"path": format!("/{}", "x".repeat(4096))}}), "at most 4096 bytes"),
+            (
+                json!({"type": "workdir", "args": {"path": format!("/{}", "x".repeat(4096))}}),
+                "at most 4096 bytes",
+            ),
             (json!({"type": "add_file", "args": {"path": "/a/", "content": ""}}), "must name a file"),
             (json!({"type": "add_file", "args": {"path": "/a"}}), "content is required"),
             (json!({"type": "add_file", "args": {"path": "/a", "content": "a"}}), "is not base64"),
-            (json!({"type": "add_file", "args": {"path": "/a", "content": "", "encoding": "utf8"}}), "must be base64"),
+            (
+                json!({"type": "add_file", "args": {"path": "/a", "content": "", "encoding": "utf8"}}),
+                "must be base64",
+            ),
             (file("/abs"), "must name a file below path"),
             (file("../x"), "must not contain `..`"),
             (file("a\u{0}"), "NUL"),

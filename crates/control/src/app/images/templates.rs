@@ -62,7 +62,9 @@ impl App {
 
     /// Whether what a create calls its template is a snapshot that the caller may use, and no template of the node.
     pub(crate) async fn names_snapshot(&self, caller: &Caller, body: &SandboxCreate) -> Result<bool, Error> {
-        let Some(name) = body.template_id.as_deref().filter(|name| !name.is_empty()) else { return Ok(false) };
+        let Some(name) = body.template_id.as_deref().filter(|name| !name.is_empty()) else {
+            return Ok(false);
+        };
         if self.is_node_template(name).await? {
             return Ok(false);
         }
@@ -115,10 +117,14 @@ fn from_of(dockerfile: &str) -> Result<String, Error> {
         }
         let rest: Vec<&str> = words.collect();
         let [reference] = rest[..] else {
-            return Err(Error::invalid(format!("dockerfile: FROM takes one name of an image here; {ELSEWHERE}")));
+            return Err(Error::invalid(format!(
+                "dockerfile: FROM takes one name of an image here; {ELSEWHERE}"
+            )));
         };
         if reference.contains('$') {
-            return Err(Error::invalid(format!("dockerfile: FROM with a variable is not read here; {ELSEWHERE}")));
+            return Err(Error::invalid(format!(
+                "dockerfile: FROM with a variable is not read here; {ELSEWHERE}"
+            )));
         }
         if from.replace(reference.to_owned()).is_some() {
             return Err(Error::invalid(format!("dockerfile: there is more than one FROM; {ELSEWHERE}")));

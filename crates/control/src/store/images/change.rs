@@ -137,9 +137,7 @@ impl Store {
                 .fetch_optional(&self.writer)
                 .await
                 .map_err(StoreError::query("forget an image"))?;
-        removed
-            .map(|id| column("images.checkpoint_id", id.map(|id| id.parse()).transpose()))
-            .transpose()
+        removed.map(|id| column("images.checkpoint_id", id.map(|id| id.parse()).transpose())).transpose()
     }
 
     /// Forgets an image that has no name and that nobody has used since that time.
@@ -157,8 +155,6 @@ impl Store {
         .fetch_optional(&self.writer)
         .await
         .map_err(StoreError::query("forget an image that is not used"))?;
-        removed
-            .map(|id| column("images.checkpoint_id", id.map(|id| id.parse()).transpose()))
-            .transpose()
+        removed.map(|id| column("images.checkpoint_id", id.map(|id| id.parse()).transpose())).transpose()
     }
 }

@@ -126,6 +126,29 @@ impl Store {
         Ok(all.into_iter().map(|(_, unused)| unused).collect())
     }
 
+    /// Forgets layers whose checkpoint is lost, and images without a name that could not be built and that nobody has asked for
+    /// since that time.
+    pub(crate) async fn forget_failed_builds(&self, before: i64) -> Result<(), StoreError> {
+        let failed = StoreError::query("forget failed builds");
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "DELETE FROM image_layers WHERE NOT EXISTS (SELECT 1 FROM checkpoints c \
+             WHERE c.id = image_layers.checkpoint_id AND c.status IN ('processing', 'ready'))",
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+        sqlx::query(
+            "DELETE FROM images WHERE status = 'failed' AND last_used_at < $1 \
+             AND NOT EXISTS (SELECT 1 FROM image_names n WHERE n.image_id = images.id)",
+        )
+        .bind(before)
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)
+    }
+
     /// Checkpoints that builds made before that time and that no layer and no image has: of builds that were cut off.
     pub(crate) async fn list_stray_builds(&self, before: i64) -> Result<Vec<CheckpointId>, StoreError> {
         let ids: Vec<String> = sqlx::query_scalar(

@@ -44,10 +44,7 @@ struct RawNamed {
 
 macro_rules! named_columns {
     ($after:literal) => {
-        image_columns!(
-            "SELECT n.name, n.version, n.is_public, n.created_at AS named_at,",
-            $after
-        )
+        image_columns!("SELECT n.name, n.version, n.is_public, n.created_at AS named_at,", $after)
     };
 }
 

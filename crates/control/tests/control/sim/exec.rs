@@ -157,7 +157,7 @@ fn begin(node: &SimNode, id: &SandboxId, start: ExecStart) -> Answer<Arc<Exec>> 
         start,
     });
     let mut state = node.state();
-    state.ran.push(Ran { sandbox: id.clone(), start: exec.start.clone() });
+    state.ran.push(Ran { start: exec.start.clone() });
     let execs: &mut BTreeMap<_, _> = &mut state.sandboxes.get_mut(id).unwrap().execs;
     execs.insert(exec.id.to_string(), Arc::clone(&exec));
     tokio::spawn(play(Arc::clone(&exec), receiver));

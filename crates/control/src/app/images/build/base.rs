@@ -104,7 +104,8 @@ impl App {
     async fn start_at_checkpoint(&self, wanted: &ImageWanted, id: CheckpointId) -> Result<Start, Error> {
         let row = self.store.find_checkpoint(&id).await?.filter(|row| row.status == Status::Ready);
         let row = row.ok_or_else(|| Error::conflict("the checkpoint the image starts from is gone"))?;
-        let spec = row.spec.ok_or_else(|| Error::internal("a ready checkpoint says nothing of its sandbox"))?;
+        let spec =
+            row.spec.ok_or_else(|| Error::internal("a ready checkpoint says nothing of its sandbox"))?;
         let mut envs = spec.envs;
         remove_given(&mut envs);
         let ours = row.org == wanted.org;

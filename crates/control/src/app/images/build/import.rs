@@ -17,7 +17,10 @@ const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
 const SILENCE: Duration = Duration::from_secs(180);
 
 /// Follows an import to its end.
-pub(in crate::app::images) async fn follow(mut lines: Body, log: &BuildStream) -> Result<TemplateReport, Error> {
+pub(in crate::app::images) async fn follow(
+    mut lines: Body,
+    log: &BuildStream,
+) -> Result<TemplateReport, Error> {
     let mut buffer = BytesMut::new();
     loop {
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -72,5 +75,8 @@ fn told(import: &Import) -> String {
 }
 
 fn broken(why: &str) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the node did not finish bringing the image: {why}; try again"))
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the node did not finish bringing the image: {why}; try again"),
+    )
 }

@@ -1,10 +1,10 @@
 //! How layers are found: by a hash of all that led to them.
 
-use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+
 use warren_types::Isolation;
 
-use crate::app::auth::hex;
-use crate::app::images::canonical;
+use crate::app::images::canonical::{self, Hasher};
 use crate::app::images::steps::Step;
 
 /// Grows when the same steps come to give another disk.
@@ -12,18 +12,21 @@ const VERSION: &str = "warren-layer-1";
 
 /// Of what the steps start from: a template and its digest, or a checkpoint.
 pub(super) fn of_base(base: &str, isolation: Isolation) -> String {
-    hex(&Sha256::digest(format!("{VERSION}\n{base}\n{isolation}").as_bytes()))
+    let mut hasher = Hasher::default();
+    write!(hasher, "{VERSION}\n{base}\n{isolation}").expect("a hash takes everything");
+    hasher.finish()
 }
 
 /// Of the state after each step; the first is that of the base.
 pub(super) fn chain(base: String, steps: &[Step]) -> Vec<String> {
     let mut keys = vec![base];
-    let mut text = String::new();
     for step in steps {
-        text.clear();
-        text.push_str(&keys[keys.len() - 1]);
-        canonical::write(&step.canonical(), &mut text);
-        keys.push(hex(&Sha256::digest(text.as_bytes())));
+        let mut hasher = Hasher::default();
+        let written = hasher
+            .write_str(&keys[keys.len() - 1])
+            .and_then(|()| canonical::write(&step.canonical(), &mut hasher));
+        written.expect("a hash takes everything");
+        keys.push(hasher.finish());
     }
     keys
 }

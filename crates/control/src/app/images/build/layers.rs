@@ -108,11 +108,15 @@ impl App {
             // Listens from here on, so that nothing is missed between the look and the wait.
             changed.as_mut().enable();
             let row = self.store.find_checkpoint(id).await?;
-            let row = row.ok_or_else(|| Error::conflict("a layer was deleted while the image was built; build it again"))?;
+            let row = row.ok_or_else(|| {
+                Error::conflict("a layer was deleted while the image was built; build it again")
+            })?;
             match row.status {
                 Status::Ready => return Ok(row),
                 Status::Processing if tokio::time::Instant::now() < deadline => {}
-                Status::Processing => return Err(Error::unavailable("a layer did not reach the drive in time")),
+                Status::Processing => {
+                    return Err(Error::unavailable("a layer did not reach the drive in time"));
+                }
                 Status::Failed | Status::Deleting => {
                     let why = row.error.as_deref().unwrap_or("no reason is known");
                     return Err(Error::unavailable(format!("a layer could not be kept: {why}")));

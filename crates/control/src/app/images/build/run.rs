@@ -62,8 +62,13 @@ impl App {
                     async move { app.run_build(&wanted, &build).await }.in_current_span()
                 });
                 let end = running.await.unwrap_or_else(|error| {
-                    tracing::error!(error = &error as &dyn std::error::Error, "a build did not run to its end");
-                    Err(Stop::Failed(Error::internal("the server failed while it built this; its log says why")))
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a build did not run to its end"
+                    );
+                    Err(Stop::Failed(Error::internal(
+                        "the server failed while it built this; its log says why",
+                    )))
                 });
                 let end = app.settle_build(&build.image_id, end).await;
                 app.builds.end(&build);
@@ -77,9 +82,13 @@ impl App {
         let error = match end {
             Ok(()) => return Ok(()),
             Err(Stop::Shutdown) => {
-                return Err(Error::unavailable("the server is stopping; ask again, and what is built already is kept"));
+                return Err(Error::unavailable(
+                    "the server is stopping; ask again, and what is built already is kept",
+                ));
             }
-            Err(Stop::Cancelled) => Error::conflict("the build was cancelled: its snapshot or image was deleted"),
+            Err(Stop::Cancelled) => {
+                Error::conflict("the build was cancelled: its snapshot or image was deleted")
+            }
             Err(Stop::Failed(error)) => error,
         };
         tracing::info!(%error, "an image could not be built");
@@ -99,7 +108,12 @@ impl App {
         end
     }
 
-    async fn work(self: &Arc<Self>, wanted: &ImageWanted, build: &Build, workshop: &Workshop) -> Result<(), Error> {
+    async fn work(
+        self: &Arc<Self>,
+        wanted: &ImageWanted,
+        build: &Build,
+        workshop: &Workshop,
+    ) -> Result<(), Error> {
         let base = self.base_checkpoint(wanted, build).await?;
         let _place = match self.builds.places.try_acquire() {
             Ok(place) => place,
@@ -160,7 +174,8 @@ impl App {
             if let Some(layer) = &point.layer {
                 need.add(Needed::Checkpoint(layer.clone()));
             }
-            let nothing_to_run = point.done >= work.last && (point.layer.is_some() || work.start.checkpoint.is_some());
+            let nothing_to_run =
+                point.done >= work.last && (point.layer.is_some() || work.start.checkpoint.is_some());
             if nothing_to_run {
                 return Ok((point, None));
             }
@@ -171,7 +186,9 @@ impl App {
                     return Ok((point, Some(Site::new(id, user))));
                 }
                 // It is damaged, or was removed meanwhile: the one before it has to do.
-                (Err(error), Some(layer)) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) => {
+                (Err(error), Some(layer))
+                    if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) =>
+                {
                     tracing::warn!(checkpoint = %layer, %error, "a layer cannot be used; building it anew");
                     let key = &work.keys[point.done];
                     if self.store.remove_layer(&work.wanted.org, key, &layer).await? {
@@ -217,7 +234,12 @@ impl App {
     }
 
     /// What sandboxes are made from, and the row that says so.
-    async fn finish(self: &Arc<Self>, work: &Work<'_>, layer: CheckpointId, config: Config) -> Result<(), Error> {
+    async fn finish(
+        self: &Arc<Self>,
+        work: &Work<'_>,
+        layer: CheckpointId,
+        config: Config,
+    ) -> Result<(), Error> {
         self.wait_until_ready(&layer).await?;
         let spec = work.final_spec(&config);
         let from = match work.wanted.key.isolation {

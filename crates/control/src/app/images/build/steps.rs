@@ -165,8 +165,7 @@ impl Running<'_> {
     }
 
     fn timed_out(&self) -> Error {
-        let message =
-            format!("it did not end within {} s, which is what a step may take", STEP.as_secs());
+        let message = format!("it did not end within {} s, which is what a step may take", STEP.as_secs());
         self.log.say(self.index + 1, self.kind, message.clone());
         Error::invalid(format!("step {} ({}) failed (exit -1): {message}", self.index, self.kind))
     }
@@ -185,7 +184,10 @@ impl Running<'_> {
             Exit { code: 0, .. } => Ok(()),
             Exit { code, .. } => {
                 let told: String = String::from_utf8_lossy(&stderr).chars().take(TOLD).collect();
-                Err(Error::invalid(format!("step {} ({}) failed (exit {code}): {told}", self.index, self.kind)))
+                Err(Error::invalid(format!(
+                    "step {} ({}) failed (exit {code}): {told}",
+                    self.index, self.kind
+                )))
             }
         }
     }
@@ -195,7 +197,8 @@ impl Running<'_> {
             .map_err(|error| Error::internal(format!("could not encode a command: {error}")))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let answer = self.app.node.guest(self.site, Method::POST, "exec/run", headers, Body::from(json)).await?;
+        let answer =
+            self.app.node.guest(self.site, Method::POST, "exec/run", headers, Body::from(json)).await?;
         let mut output = OutputStream::new(answer.into_body());
         output.started().await?;
         let (mut stdout, mut stderr, mut kept) = (Lines::default(), Lines::default(), Vec::new());
@@ -242,7 +245,8 @@ impl Running<'_> {
 
     async fn mkdir(&self, path: &str) -> Result<(), Error> {
         let path = format!("files/mkdir?path={}", query_value(path));
-        self.within(self.app.node.guest(self.site, Method::POST, &path, HeaderMap::new(), Body::empty())).await
+        self.within(self.app.node.guest(self.site, Method::POST, &path, HeaderMap::new(), Body::empty()))
+            .await
     }
 
     /// A folder that belongs to the user, unless it was there before.

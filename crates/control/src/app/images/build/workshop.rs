@@ -39,7 +39,9 @@ impl Workshop {
         self.keep(flight);
         let made = tokio::time::timeout(NODE_DEADLINE, app.node.ensure_sandbox(&id, spec)).await;
         let report = made
-            .unwrap_or_else(|_| Err(Error::unavailable("the node took too long to make the sandbox of the build")))
+            .unwrap_or_else(|_| {
+                Err(Error::unavailable("the node took too long to make the sandbox of the build"))
+            })
             .map_err(from_node)?;
         if report.state != SandboxState::Running {
             let reason = report.reason.unwrap_or_else(|| format!("it is {}", report.state));
@@ -53,7 +55,8 @@ impl Workshop {
 
     /// Removes all of them.
     pub(super) async fn close(&self, app: &App) {
-        let flights = std::mem::take(&mut *self.flights.lock().expect("nothing panics while it holds this lock"));
+        let flights =
+            std::mem::take(&mut *self.flights.lock().expect("nothing panics while it holds this lock"));
         for flight in flights {
             let removing = app.ensure_absent(flight.id());
             let removed = if app.shutdown.is_cancelled() {
