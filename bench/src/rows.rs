@@ -11,6 +11,7 @@ mod forks;
 mod gateway;
 mod hibernate;
 mod idle;
+mod images;
 mod machine;
 mod stream;
 mod terminal;
@@ -58,6 +59,8 @@ pub(crate) enum Row {
     Machine,
     /// Requests and transfers through the egress gateway, with a server of its own
     Gateway,
+    /// Images: creates from snapshots, builds that find their steps done, imports, what many share
+    Images,
 }
 
 /// Another system, or why it cannot be measured.
@@ -203,6 +206,7 @@ impl Row {
             Self::Hibernate => hibernate::measure(bench).await,
             Self::Machine => machine::measure(bench).await,
             Self::Gateway => gateway::measure(bench).await,
+            Self::Images => images::measure(bench).await,
         };
         measured.unwrap_or_else(|error| {
             let (figure, unit) = self.title();
@@ -225,6 +229,7 @@ impl Row {
             Self::Hibernate => (hibernate::FIGURE, Unit::Milliseconds),
             Self::Machine => (machine::FIGURE, Unit::Milliseconds),
             Self::Gateway => (gateway::FIGURE, Unit::Milliseconds),
+            Self::Images => (images::FIGURE, Unit::Milliseconds),
         }
     }
 }

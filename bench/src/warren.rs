@@ -78,6 +78,32 @@ impl Warren {
         text(&answer.body, "sandboxID")
     }
 
+    /// Builds an image and names it, or makes the next version of that name; returns when it is ready.
+    pub(crate) async fn build(&mut self, name: &str, image: &Value, isolation: &str) -> anyhow::Result<()> {
+        let body = json!({ "name": name, "image": image, "newVersion": true, "isolation": isolation });
+        let answer = self.client.call(Method::POST, "/api/snapshots", Some(&body)).await?;
+        ensure!(text(&answer.body, "status")? == "ready", "snapshot {name} is not ready");
+        Ok(())
+    }
+
+    pub(crate) async fn delete_snapshot(&mut self, name: &str) -> anyhow::Result<()> {
+        self.client.call(Method::DELETE, &format!("/api/snapshots/{name}"), None).await.map(|_| ())
+    }
+
+    /// A sandbox from a snapshot; its id.
+    pub(crate) async fn create_from(
+        &mut self,
+        snapshot: &str,
+        memory_mb: Option<u32>,
+    ) -> anyhow::Result<String> {
+        let mut body = json!({ "timeout": 0, "snapshot": snapshot });
+        if let Some(memory_mb) = memory_mb {
+            body["memoryMB"] = memory_mb.into();
+        }
+        let answer = self.client.call(Method::POST, "/api/sandboxes", Some(&body)).await?;
+        text(&answer.body, "sandboxID")
+    }
+
     /// Starts it again without asking anything in it to end.
     pub(crate) async fn power_cycle(&mut self, id: &str) -> anyhow::Result<()> {
         self.client.call(Method::POST, &format!("/api/sandboxes/{id}/power-cycle"), None).await.map(|_| ())

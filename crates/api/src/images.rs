@@ -64,6 +64,10 @@ pub struct SnapshotCreate {
     /// *Additive.* A name that is taken gets another version instead of 409.
     #[serde(default)]
     pub new_version: bool,
+    /// *Additive.* What keeps its sandboxes apart, `container` or `vm`; the server's own when absent. It is built for the other
+    /// one too when a create asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
     /// *Additive.* For a base in a registry that asks who is there. Not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<RegistryLogin>,
@@ -159,6 +163,13 @@ pub struct Template {
     pub tag: String,
     /// `building`, `ready` or `failed`.
     pub status: String,
+}
+
+/// Answer of `POST …/publish` and `…/unpublish`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Published {
+    pub name: String,
+    pub public: bool,
 }
 
 /// Answer of `GET /api/images/usage`: what images take of the volume, each block counted once.

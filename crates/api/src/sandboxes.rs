@@ -76,6 +76,9 @@ pub struct SandboxCreate {
     /// Name of a snapshot to start from: `name`, which is its newest version, or `name@3`. Streams like `image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
+    /// *Additive.* For an `image` whose base is in a registry that asks who is there. Not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_auth: Option<crate::images::RegistryLogin>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]

@@ -3,9 +3,9 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get, hibernate,
-    keys, kill, logs, ls, preview, reboot, scale, secret, secret_store, secrets, shell, tags, timeout,
-    version, wake,
+    build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get,
+    hibernate, images, keys, kill, logs, ls, preview, reboot, scale, secret, secret_store, secrets, shell,
+    snapshots, tags, templates, timeout, version, wake,
 };
 use crate::{failure, serve};
 
@@ -97,6 +97,17 @@ pub(crate) enum Command {
     Checkpoint(checkpoint::CheckpointCommand),
     /// Make a sandbox that starts as a checkpoint was, and print its id
     Fork(fork::ForkArgs),
+    /// Build an image that sandboxes start from, and print its name
+    Build(build::BuildArgs),
+    /// Images: list, delete, see what they take
+    #[command(subcommand)]
+    Images(images::ImagesCommand),
+    /// Snapshots, which are images with a name: list, show, delete, publish
+    #[command(subcommand)]
+    Snapshots(snapshots::SnapshotsCommand),
+    /// What sandboxes can be made from by name
+    #[command(subcommand)]
+    Templates(templates::TemplatesCommand),
     /// Show or change what a sandbox may reach
     #[command(subcommand)]
     Egress(egress::EgressCommand),
@@ -155,6 +166,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Scale(args) => scale::run(&context, args).await,
         Command::Checkpoint(command) => checkpoint::run(&context, command).await,
         Command::Fork(args) => fork::run(&context, args).await,
+        Command::Build(args) => build::run(&context, args).await,
+        Command::Images(command) => images::run(&context, command).await,
+        Command::Snapshots(command) => snapshots::run(&context, command).await,
+        Command::Templates(command) => templates::run(&context, command).await,
         Command::Egress(command) => egress::run(&context, command).await,
         Command::SecretStore(command) => secret_store::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,

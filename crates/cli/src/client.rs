@@ -6,8 +6,10 @@
 
 mod checkpoints;
 mod egress;
+mod events;
 mod exec;
 mod files;
+mod images;
 mod logs;
 mod previews;
 mod pty;
@@ -25,9 +27,11 @@ use warren_api::{API_KEY_HEADER, ErrorBody};
 use warren_types::Secret;
 
 use crate::config::Config;
-use crate::failure::{Refused, Unreachable, chain_of, hinted};
+use crate::failure::{About, Refused, Unreachable, chain_of, hinted};
 use crate::ws;
 
+pub(crate) use events::{Ended, EventStream};
+pub(crate) use images::ArchiveImport;
 pub(crate) use logs::{LogFilter, LogStream};
 pub(crate) use sandboxes::ListFilter;
 
@@ -99,13 +103,13 @@ impl Client {
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let request = request.build()?;
         let repeatable = request.method() == Method::GET || request.method() == Method::HEAD;
-        let inside = self.is_inside(request.url());
+        let about = self.about(request.url());
         let response =
             self.http.execute(request).await.map_err(|error| self.unreachable(error, repeatable))?;
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(refused(response, inside).await.into())
+        Err(refused(response, about).await.into())
     }
 
     /// A call with a JSON answer; an empty one reads as `null`.
@@ -161,15 +165,20 @@ impl Client {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let inside = self.is_inside(&url);
+        let about = self.about(&url);
         let key = self.key.as_ref().map(header_of).transpose()?;
-        ws::open(url, key, inside).await
+        ws::open(url, key, about).await
     }
 
-    /// Whether a URL names something in a sandbox: more than `sandboxes/{id}` follows the base.
-    fn is_inside(&self, url: &Url) -> bool {
-        let depth = |url: &Url| url.path().split('/').count();
-        depth(url) > depth(&self.base) + 2
+    fn about(&self, url: &Url) -> About {
+        let rest = url.path().strip_prefix(self.base.path()).unwrap_or_default();
+        let mut segments = rest.split('/').filter(|segment| !segment.is_empty());
+        match (segments.next(), segments.count()) {
+            (Some("sandboxes"), 0 | 1) => About::Sandbox,
+            (Some("snapshots"), _) => About::Snapshot,
+            (Some("images"), _) => About::Image,
+            _ => About::Other,
+        }
     }
 
     fn shown_base(&self) -> String {
@@ -210,7 +219,7 @@ fn reason_of(error: &reqwest::Error) -> String {
 }
 
 /// Reads the error a server answered with. Tolerates anything in the body.
-async fn refused(mut response: Response, inside: bool) -> Refused {
+async fn refused(mut response: Response, about: About) -> Refused {
     let status = response.status();
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut body = Vec::new();
@@ -224,27 +233,27 @@ async fn refused(mut response: Response, inside: bool) -> Refused {
         }
     };
     let _ = tokio::time::timeout(CONNECT_LIMIT, read).await;
-    refusal(status.as_u16(), location.as_deref(), &body, inside)
+    refusal(status.as_u16(), location.as_deref(), &body, about)
 }
 
 /// Makes the error out of what came with it.
-pub(crate) fn refusal(status: u16, location: Option<&str>, body: &[u8], inside: bool) -> Refused {
+pub(crate) fn refusal(status: u16, location: Option<&str>, body: &[u8], about: About) -> Refused {
     if let Some(location) = location.filter(|_| (300..400).contains(&status)) {
         let message = format!("the server redirects to {location} ({status}); redirects are not followed");
-        return Refused { status, message, retryable: false, inside };
+        return Refused { status, message, retryable: false, about };
     }
     match serde_json::from_slice::<ErrorBody>(body) {
         Ok(body) => Refused {
             status,
             message: format!("{} ({status})", body.error),
             retryable: body.retryable,
-            inside,
+            about,
         },
         Err(_) => {
             let reason =
                 reqwest::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
             let message = format!("the server answered {status} {}", reason.unwrap_or_default());
-            Refused { status, message: message.trim_end().to_owned(), retryable: false, inside }
+            Refused { status, message: message.trim_end().to_owned(), retryable: false, about }
         }
     }
 }

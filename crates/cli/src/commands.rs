@@ -1,5 +1,6 @@
 //! One file for each command: what it takes, and what it does.
 
+pub(crate) mod build;
 pub(crate) mod checkpoint;
 pub(crate) mod completions;
 pub(crate) mod config;
@@ -13,6 +14,7 @@ pub(crate) mod files;
 pub(crate) mod fork;
 pub(crate) mod get;
 pub(crate) mod hibernate;
+pub(crate) mod images;
 pub(crate) mod keys;
 pub(crate) mod kill;
 pub(crate) mod logs;
@@ -24,7 +26,9 @@ pub(crate) mod secret;
 pub(crate) mod secret_store;
 pub(crate) mod secrets;
 pub(crate) mod shell;
+pub(crate) mod snapshots;
 pub(crate) mod tags;
+pub(crate) mod templates;
 pub(crate) mod timeout;
 pub(crate) mod version;
 pub(crate) mod wake;

@@ -41,8 +41,17 @@ pub(crate) struct Refused {
     pub(crate) status: u16,
     pub(crate) message: String,
     pub(crate) retryable: bool,
-    /// Whether it was about something in a sandbox rather than about a sandbox.
-    pub(crate) inside: bool,
+    pub(crate) about: About,
+}
+
+/// What a request was about: says where to look for one that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum About {
+    Sandbox,
+    Snapshot,
+    Image,
+    /// Something in a sandbox, or what has a hint of its own.
+    Other,
 }
 
 /// No answer: nothing listens, the name does not resolve, the connection broke.
@@ -167,7 +176,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
                 .to_owned(),
         ),
         403 => Some("this key may not do that; `warren config show` says which key is used".to_owned()),
-        404 if !refused.inside => Some("`warren ls` lists the sandboxes of this key".to_owned()),
+        404 => match refused.about {
+            About::Sandbox => Some("`warren ls` lists the sandboxes of this key".to_owned()),
+            About::Snapshot => Some("`warren snapshots ls` lists the snapshots of this key".to_owned()),
+            About::Image => Some("`warren images ls` lists the images of this key".to_owned()),
+            About::Other => None,
+        },
         410 => Some("a stopped sandbox cannot be used again; `warren create` makes a new one".to_owned()),
         429 => Some("`warren ls --status running` shows what is running; `warren kill ID` ends one".to_owned()),
         300..=399 => Some("point --api-url at the address the server redirects to".to_owned()),
@@ -195,7 +209,8 @@ mod tests {
 
     #[test]
     fn context_does_not_hide_the_exit_code() {
-        let refused = || Refused { status: 409, message: "busy".to_owned(), retryable: false, inside: false };
+        let refused =
+            || Refused { status: 409, message: "busy".to_owned(), retryable: false, about: About::Other };
         let error = anyhow::Error::from(refused()).context("could not kill sb-00000000");
         assert_eq!(exit_code(&error), CONFLICT);
         assert_eq!(chain_of(error.as_ref()), "could not kill sb-00000000: busy");
@@ -210,7 +225,7 @@ mod tests {
                 status,
                 message: String::new(),
                 retryable: false,
-                inside: false,
+                about: About::Other,
             });
             assert_eq!(exit_code(&error), code, "{status}");
         }

@@ -5,6 +5,8 @@
 
 mod archive;
 mod args;
+mod build_source;
+mod build_view;
 mod client;
 mod commands;
 mod config;
@@ -14,6 +16,7 @@ mod exec_stream;
 mod failure;
 mod output;
 mod progress;
+mod registry_login;
 mod retry;
 mod serve;
 mod shell_stream;

@@ -23,7 +23,7 @@ use warren_control::listen::{Listener, Peer, TlsFiles};
 use warren_control::{Config as ControlConfig, Control, SandboxDomain};
 use warren_network::{GatewaySettings, Limits, Reach};
 use warren_node::template::{self, BuildOptions};
-use warren_node::{Config as NodeConfig, NetworkConfig, Node, Shutdown};
+use warren_node::{Config as NodeConfig, ImagesConfig, NetworkConfig, Node, Shutdown};
 use warren_node_api::NodeClient;
 use warren_types::Isolation;
 
@@ -31,6 +31,8 @@ use warren_types::Isolation;
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/warren";
 /// How long open connections get to end once the server is asked to.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How often at least it is looked whether images take too much.
+const SWEEP: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServeArgs {
@@ -79,6 +81,12 @@ pub(crate) struct ServeArgs {
     /// File with certificate authorities (PEM) that the gateway trusts beside the host's
     #[arg(long, value_name = "FILE")]
     pub(crate) upstream_ca: Option<PathBuf>,
+    /// Registry of images, HOST or HOST:PORT, to speak to without TLS and at whatever address; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) insecure_registry: Vec<String>,
+    /// File with logins of registries, as container engines write it (config.json)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_config: Option<PathBuf>,
     /// Connections a sandbox may have open
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections)]
     pub(crate) max_connections: u32,
@@ -89,6 +97,13 @@ pub(crate) struct ServeArgs {
     /// data directory, made at the first start]
     #[arg(long, value_name = "FILE")]
     pub(crate) secrets_key_file: Option<PathBuf>,
+    /// What images may take before those without a name that nobody uses are removed, such as 50G; 0 is never
+    /// [default: half of the volume]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) image_budget: Option<u64>,
+    /// How long an image must not have been used to be removed for that
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) image_unused_for: u64,
     /// Running sandboxes an organisation may have
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) max_running: u32,
@@ -195,6 +210,11 @@ async fn start(
                 extra_roots: args.upstream_ca.clone(),
             },
         },
+        images: ImagesConfig {
+            insecure_registries: args.insecure_registry.clone(),
+            registry_config: args.registry_config.clone(),
+            trust_host_cas: !args.no_host_cas,
+        },
     };
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;
     let config = ControlConfig {
@@ -204,6 +224,9 @@ async fn start(
         sandbox_domain: args.sandbox_domain.clone(),
         preview_auth_required: args.preview_auth == PreviewAuth::Required,
         max_running_per_org: args.max_running,
+        image_budget_bytes: args.image_budget,
+        image_unused_for: Duration::from_secs(args.image_unused_for),
+        image_sweep_every: SWEEP.min(Duration::from_secs(args.image_unused_for.max(1))),
         ..ControlConfig::new(data_dir)
     };
     let control = Control::start(config, NodeClient::new(node.router()), stop.clone(), tasks.clone())
@@ -247,4 +270,37 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
         format!("another server is running on {}; stop it or choose another --data-dir", data_dir.display())
     })?;
     Ok(file)
+}
+
+/// Bytes, as `500M`, `50G` or `1T` in powers of 1024, or as a plain number.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let refused = || format!("{text:?} is not a size; write it as 500M, 50G or 1T");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(refused()),
+    };
+    let number: u64 = digits.parse().map_err(|_| refused())?;
+    number.checked_mul(1 << shift).ok_or_else(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("500M", 500 << 20), ("2gb", 2 << 30), ("1TiB", 1 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "G", "-1G", "1.5G", "1 G", "1X", "99999999T", "é"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use warren_api::API_KEY_HEADER;
 
 use crate::client::{CONNECT_LIMIT, refusal, unreachable};
-use crate::failure::{Unreachable, hinted};
+use crate::failure::{About, Unreachable, hinted};
 
 const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// The server may have to wake the sandbox before it answers.
@@ -26,8 +26,8 @@ pub(crate) struct Opened {
     pub(crate) headers: HeaderMap,
 }
 
-/// `url` is that of the HTTP API; `inside` as in [`crate::failure::Refused`].
-pub(crate) async fn open(mut url: Url, key: Option<HeaderValue>, inside: bool) -> anyhow::Result<Opened> {
+/// `url` is that of the HTTP API; `about` as in [`crate::failure::Refused`].
+pub(crate) async fn open(mut url: Url, key: Option<HeaderValue>, about: About) -> anyhow::Result<Opened> {
     let secure = url.scheme() == "https";
     url.set_scheme(if secure { "wss" } else { "ws" })
         .map_err(|()| hinted(format!("{url} cannot be used for WebSockets"), "use an http or https URL"))?;
@@ -50,7 +50,7 @@ pub(crate) async fn open(mut url: Url, key: Option<HeaderValue>, inside: bool) -
         Ok(Err(Error::Http(response))) => {
             let body = response.body().as_deref().unwrap_or_default();
             let location = response.headers().get("location").and_then(|value| value.to_str().ok());
-            Err(refusal(response.status().as_u16(), location, body, inside).into())
+            Err(refusal(response.status().as_u16(), location, body, about).into())
         }
         Ok(Err(error)) => Err(unreachable(&url, &error).into()),
         Err(_) => Err(late(&url, HANDSHAKE_LIMIT).into()),

@@ -12,6 +12,7 @@ pub(crate) mod files;
 pub(crate) mod guest;
 pub(crate) mod idempotency;
 pub(crate) mod identity;
+pub(crate) mod images;
 pub(crate) mod in_flight;
 mod key_file;
 pub(crate) mod logs;
@@ -41,6 +42,7 @@ use crate::store::Store;
 use access::Changes as AccessChanges;
 use auth::UsedKeys;
 use idempotency::KeyLocks;
+use images::build::Builds;
 use in_flight::{CheckpointsInFlight, InFlight};
 use previews::port::PortClient;
 use signed::UrlSigner;
@@ -58,6 +60,8 @@ pub(crate) struct App {
     pub(crate) checkpoint_changed: Notify,
     /// What nodes are to be told of secrets and policies.
     pub(crate) access_changes: AccessChanges,
+    pub(crate) builds: Builds,
+    pub(crate) image_space: ImageSpace,
     pub(crate) keyring: Keyring,
     pub(crate) used_keys: UsedKeys,
     pub(crate) shutdown: CancellationToken,
@@ -83,6 +87,16 @@ pub(crate) struct Pace {
     pub minute: Duration,
 }
 
+/// When what images take is given back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageSpace {
+    /// Bytes above which what is not used is removed; 0 = never. Half of the volume when absent.
+    pub budget_bytes: Option<u64>,
+    /// What was used since then is kept.
+    pub unused_for: Duration,
+    pub every: Duration,
+}
+
 /// What an [`App`] is made of.
 pub(crate) struct Parts {
     pub store: Store,
@@ -97,6 +111,7 @@ pub(crate) struct Parts {
     pub preview_auth_required: bool,
     pub max_running_per_org: u32,
     pub autoscale: Pace,
+    pub image_space: ImageSpace,
     pub shutdown: CancellationToken,
     pub tasks: TaskTracker,
 }
@@ -113,6 +128,8 @@ impl App {
             checkpoints_in_flight: CheckpointsInFlight::default(),
             checkpoint_changed: Notify::new(),
             access_changes: AccessChanges::default(),
+            builds: Builds::default(),
+            image_space: parts.image_space,
             keyring: parts.keyring,
             used_keys: UsedKeys::default(),
             shutdown: parts.shutdown,

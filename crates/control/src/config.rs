@@ -26,6 +26,13 @@ pub struct Config {
     pub autoscale_every: Duration,
     /// What counts as a minute there.
     pub autoscale_minute: Duration,
+    /// Bytes that images, layers and templates may take before what is not used of them is removed, the longest unused first;
+    /// 0 = never. Half of the volume when absent.
+    pub image_budget_bytes: Option<u64>,
+    /// How long something must not have been used to be removed.
+    pub image_unused_for: Duration,
+    /// How often that is looked at.
+    pub image_sweep_every: Duration,
 }
 
 impl Config {
@@ -33,6 +40,7 @@ impl Config {
     /// On one's own hardware the hardware is the limit; this one catches programs that have gone wild.
     pub const DEFAULT_MAX_RUNNING_PER_ORG: u32 = 1000;
 
+    const DEFAULT_IMAGE_UNUSED_FOR: Duration = Duration::from_secs(10 * 60);
     const DEFAULT_AUTOSCALE_EVERY: Duration = Duration::from_secs(30);
 
     /// The defaults, with everything kept in `data_dir`.
@@ -48,6 +56,9 @@ impl Config {
             max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,
             autoscale_every: Self::DEFAULT_AUTOSCALE_EVERY,
             autoscale_minute: Duration::from_secs(60),
+            image_budget_bytes: None,
+            image_unused_for: Self::DEFAULT_IMAGE_UNUSED_FOR,
+            image_sweep_every: Duration::from_secs(60),
         }
     }
 }

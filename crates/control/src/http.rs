@@ -11,6 +11,7 @@ mod channel;
 mod checkpoints;
 mod egress;
 mod errors;
+mod events;
 mod exec;
 mod exec_answer;
 mod exec_ws;
@@ -19,6 +20,7 @@ mod files;
 mod headers;
 mod health;
 mod identity;
+mod images;
 mod json_text;
 mod logs;
 mod openapi;
@@ -35,7 +37,9 @@ mod scaling;
 mod secret_stores;
 mod secrets;
 mod signed_files;
+mod snapshots;
 mod tags;
+mod templates;
 mod unread;
 
 use std::sync::Arc;
@@ -67,6 +71,9 @@ fn documented() -> OpenApiRouter<Arc<App>> {
     let api = sandboxes::routes()
         .merge(checkpoints::routes())
         .merge(patches::routes())
+        .merge(snapshots::routes())
+        .merge(images::routes())
+        .merge(templates::routes())
         .merge(scaling::routes())
         .merge(egress::routes())
         .merge(secret_stores::routes())

@@ -34,7 +34,7 @@ use warren_types::Error;
 
 use app::signed::{self, UrlSigner};
 use app::token::{self, TokenSigner};
-use app::{App, Pace, Parts};
+use app::{App, ImageSpace, Pace, Parts};
 pub use config::Config;
 pub use domain::{ParseDomainError, SandboxDomain};
 use keyring::Keyring;
@@ -116,6 +116,11 @@ impl Control {
             preview_auth_required: config.preview_auth_required,
             max_running_per_org: config.max_running_per_org,
             autoscale: Pace { every: config.autoscale_every, minute: config.autoscale_minute },
+            image_space: ImageSpace {
+                budget_bytes: config.image_budget_bytes,
+                unused_for: config.image_unused_for,
+                every: config.image_sweep_every,
+            },
             shutdown,
             tasks,
         }));

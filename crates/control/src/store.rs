@@ -12,6 +12,7 @@ pub(crate) mod access;
 pub(crate) mod checkpoints;
 mod error;
 pub(crate) mod idempotency;
+pub(crate) mod images;
 pub(crate) mod keys;
 mod memory;
 pub(crate) mod patches;

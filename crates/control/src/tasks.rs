@@ -1,8 +1,9 @@
-//! What runs beside requests: the reconciler, the watch on the node's changes, the autoscaler, what tells nodes of secrets and
+//! What runs beside requests: the reconciler, the watch on the node's changes, the autoscaler, what keeps images within their budget, what tells nodes of secrets and
 //! takes from them what these were used for, and the sync of the store. The first two are idempotent and take no input but what is stored and what the node says, so missing a turn costs nothing but time.
 
 mod access;
 mod autoscale;
+mod images;
 pub(crate) mod reconcile;
 mod watch;
 
@@ -19,6 +20,7 @@ pub(crate) fn spawn(app: &Arc<App>) {
     start(app, info_span!("autoscale"), autoscale::autoscale(Arc::clone(app)));
     start(app, info_span!("access"), access::tell_again(Arc::clone(app)));
     start(app, info_span!("secret_uses"), access::take_uses(Arc::clone(app)));
+    start(app, info_span!("images"), images::sweep(Arc::clone(app)));
     let store = app.store.clone();
     start(app, info_span!("sync"), async move { store.keep_synced().await });
 }

@@ -24,7 +24,7 @@ pub struct ExecStart {
     pub args: Vec<String>,
     #[serde(default)]
     pub envs: BTreeMap<String, String>,
-    /// Must exist; `/home/sandbox` when absent.
+    /// Must exist; where the sandbox's commands start when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
     /// How `cmd` is to be read when `args` is empty.

@@ -1,13 +1,22 @@
 //! The sandbox's own account files, read directly: a statically linked program must not ask the C library about users.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 /// Longest account file that is looked at.
 const MAX_BYTES: u64 = 1024 * 1024;
+/// Groups of one user that count; the kernel takes more, but nobody has them.
+const MAX_GROUPS: usize = 64;
+
+/// Ids of the groups that list a user as a member, by the user's name.
+pub(crate) type Members = Rc<BTreeMap<String, Vec<u32>>>;
+/// Login shells by user id.
+pub(crate) type Shells = Rc<BTreeMap<u32, String>>;
 
 /// A text file whose parsed form is kept until the file changes.
 pub(crate) struct Parsed<T> {
@@ -46,25 +55,35 @@ impl<T: Clone + Default> Parsed<T> {
     }
 }
 
-/// Ids of the groups that list `user` as a member, from the text of `/etc/group`.
-pub(crate) fn groups_of(user: &str, text: &str) -> Vec<u32> {
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':').skip(2);
-            let id = fields.next()?.parse().ok()?;
-            fields.next()?.split(',').any(|member| member.trim() == user).then_some(id)
-        })
-        .take(64)
-        .collect()
+/// From the text of `/etc/group`.
+pub(crate) fn members(text: &str) -> Members {
+    let mut members = BTreeMap::<String, Vec<u32>>::new();
+    for line in text.lines() {
+        let mut fields = line.split(':').skip(2);
+        let Some(Ok(id)) = fields.next().map(str::parse) else { continue };
+        for member in fields.next().unwrap_or_default().split(',').map(str::trim) {
+            let groups = members.entry(member.to_owned()).or_default();
+            if groups.len() < MAX_GROUPS && !groups.contains(&id) {
+                groups.push(id);
+            }
+        }
+    }
+    Rc::new(members)
 }
 
-/// Login shell of the account with this number, from the text of `/etc/passwd`.
-pub(crate) fn shell_of(uid: u32, text: &str) -> Option<String> {
-    text.lines().find_map(|line| {
+/// From the text of `/etc/passwd`; the first line with a number is the one that counts.
+pub(crate) fn shells(text: &str) -> Shells {
+    let mut shells = BTreeMap::new();
+    for line in text.lines() {
         let fields: Vec<&str> = line.split(':').collect();
-        let &[_, _, number, _, _, _, shell] = &fields[..] else { return None };
-        (number.parse() == Ok(uid) && shell.starts_with('/')).then(|| shell.to_owned())
-    })
+        let &[_, _, number, _, _, _, shell] = &fields[..] else { continue };
+        if let Ok(uid) = number.parse()
+            && shell.starts_with('/')
+        {
+            shells.entry(uid).or_insert_with(|| shell.to_owned());
+        }
+    }
+    Rc::new(shells)
 }
 
 /// Settings of `/etc/environment`: `NAME=value` lines, with optional `export` and quotes.
@@ -90,10 +109,10 @@ mod tests {
     #[test]
     fn account_files_are_read_leniently() {
         let group = "root:x:0:\nsudo:x:27:other,sandbox\nbroken\ndocker:x:999:sandbox\nbad:x:nine:sandbox\n";
-        assert_eq!(groups_of("sandbox", group), [27, 999]);
+        assert_eq!(members(group)["sandbox"], [27, 999]);
         let passwd = "root:x:0:0:root:/root:/bin/sh\nsandbox:x:1000:1000::/home/sandbox:/bin/zsh\n";
-        assert_eq!(shell_of(1000, passwd).as_deref(), Some("/bin/zsh"));
-        assert_eq!(shell_of(7, passwd), None);
+        assert_eq!(shells(passwd)[&1000], "/bin/zsh");
+        assert_eq!(shells(passwd).get(&7), None);
         let lines = "# x=y\nA=1\nexport B=\"two words\"\n =no\nC='3'\nD=a=b\nbroken\n";
         let pairs = [("A", "1"), ("B", "two words"), ("C", "3"), ("D", "a=b")];
         assert_eq!(environment(lines), pairs.map(|(name, value)| (name.to_owned(), value.to_owned())));

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use warren_guest_api::Status;
@@ -11,6 +12,7 @@ use warren_guest_api::boot::{Boot, CGROUP_DIR};
 use warren_guest_api::machine::{Renew, Renewed};
 use warren_types::{Error, ErrorKind};
 
+use crate::account::Account;
 use crate::archive::Transfers;
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
@@ -79,7 +81,7 @@ impl Agent {
     /// The agent of a container, or with no `boot` that of a virtual machine.
     pub(crate) fn new(boot: Option<Boot>, places: &Places) -> io::Result<Rc<Self>> {
         let owner = if boot.is_some() { Owner::Container } else { Owner::Nobody };
-        let environment = Rc::new(Environment::new(boot.map(|boot| boot.envs).unwrap_or_default()));
+        let environment = Rc::new(Environment::new(boot));
         let cgroups = Cgroups::new(&places.cgroup);
         let rest = Rc::<Rest>::default();
         // Its own thread, so that no file can keep the output of commands waiting.
@@ -108,6 +110,11 @@ impl Agent {
             owner: Cell::new(owner),
             started: Instant::now(),
         }))
+    }
+
+    /// Whose commands and files are.
+    pub(crate) fn account(&self) -> Arc<Account> {
+        self.environment.account()
     }
 
     /// Whether commands and files can be asked for: a machine that has not been renewed has no right to its randomness.

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use warren_types::Error;
 use warren_types::error::Result;
 
+use crate::account::Account;
 use crate::buffer::{self, Buffer};
 use crate::paths::GuestPath;
 use crate::reply::Pieces;
@@ -78,12 +79,17 @@ impl Transfers {
     }
 
     /// Unpacks a stream into a folder. An archive that is refused or breaks off half-way leaves what came before.
-    pub(crate) async fn unpack(&self, path: GuestPath, mut body: Incoming) -> Result<()> {
+    pub(crate) async fn unpack(
+        &self,
+        path: GuestPath,
+        mut body: Incoming,
+        account: Arc<Account>,
+    ) -> Result<()> {
         let (pieces, queue) = mpsc::channel(QUEUE);
         let (done, answer) = oneshot::channel();
         self.run(move || {
             let mut input = PieceReader { queue, rest: Bytes::new(), ended: false };
-            let result = unpack::unpack(&path, &mut input);
+            let result = unpack::unpack(&path, &mut input, &account);
             if result.is_ok() {
                 input.drain();
             }

@@ -21,6 +21,7 @@ use warren_types::{Error, ErrorKind};
 use self::errors::explain;
 pub(crate) use self::owner::Owner;
 pub(crate) use self::remove::remove;
+use crate::account::Account;
 use crate::paths::GuestPath;
 
 pub(crate) fn stat(path: &GuestPath) -> Result<Stat> {
@@ -79,12 +80,16 @@ fn check_is_file(meta: &Metadata, path: &GuestPath) -> Result<()> {
 }
 
 /// Makes a folder and those above it. One that is there is fine.
-pub(crate) fn make_folder(path: &GuestPath) -> Result<()> {
-    make_folders(path, path.as_path()).map(drop)
+pub(crate) fn make_folder(path: &GuestPath, account: &Account) -> Result<()> {
+    make_folders(path, path.as_path(), account).map(drop)
 }
 
 /// Makes `folder` with all above it; returns those that were not there, outermost first. `path` is for messages.
-fn make_folders(path: &GuestPath, folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+fn make_folders(
+    path: &GuestPath,
+    folder: &std::path::Path,
+    account: &Account,
+) -> Result<Vec<std::path::PathBuf>> {
     let mut missing = Vec::new();
     let mut above = Some(folder);
     while let Some(folder) = above {
@@ -105,7 +110,7 @@ fn make_folders(path: &GuestPath, folder: &std::path::Path) -> Result<Vec<std::p
     for folder in missing {
         match DirBuilder::new().mode(0o755).create(&folder) {
             Ok(()) => {
-                Owner::of_new(&folder).give(&folder);
+                Owner::of_new(&folder, account).give(&folder);
                 made.push(folder);
             }
             // Somebody else was quicker; a symlink to nowhere is not a folder.
@@ -160,10 +165,11 @@ pub(crate) fn check_mode(mode: u32) -> Result<()> {
 }
 
 /// The two requests that name their paths in JSON.
-pub(crate) fn apply_move(request: &Move) -> Result<()> {
-    rename(&GuestPath::parse(request.from.as_bytes())?, &GuestPath::parse(request.to.as_bytes())?)
+pub(crate) fn apply_move(request: &Move, account: &Account) -> Result<()> {
+    let path = |text: &str| GuestPath::below(&account.user.home, text.as_bytes());
+    rename(&path(&request.from)?, &path(&request.to)?)
 }
 
-pub(crate) fn apply_chmod(request: &Chmod) -> Result<()> {
-    change_mode(&GuestPath::parse(request.path.as_bytes())?, request.mode)
+pub(crate) fn apply_chmod(request: &Chmod, account: &Account) -> Result<()> {
+    change_mode(&GuestPath::below(&account.user.home, request.path.as_bytes())?, request.mode)
 }

@@ -6,6 +6,7 @@
 //!
 //! What is public is the program's start, and the parsers that the fuzz targets run.
 
+mod account;
 mod accounts;
 mod agent;
 mod archive;

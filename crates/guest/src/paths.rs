@@ -16,15 +16,20 @@ use warren_types::error::Result;
 pub struct GuestPath(PathBuf);
 
 impl GuestPath {
-    /// Takes a path from a request; relative ones are below the user's home.
+    /// Takes a path from a request; relative ones are below the home of the usual user.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
+        Self::below(HOME, bytes)
+    }
+
+    /// Takes a path from a request; relative ones are below `home`.
+    pub fn below(home: &str, bytes: &[u8]) -> Result<Self> {
         if bytes.is_empty() {
             return Err(Error::invalid("path must not be empty"));
         }
         if bytes.contains(&0) {
             return Err(Error::invalid("path contains a NUL byte"));
         }
-        let joined = Path::new(HOME).join(OsStr::from_bytes(bytes));
+        let joined = Path::new(home).join(OsStr::from_bytes(bytes));
         if joined.as_os_str().len() > MAX_PATH_BYTES {
             return Err(Error::invalid(format!("path is longer than {MAX_PATH_BYTES} bytes")));
         }
@@ -88,6 +93,8 @@ mod tests {
         let parsed =
             |text: &str| GuestPath::parse(text.as_bytes()).map(|path| path.as_path().display().to_string());
         assert_eq!(parsed("a/b").unwrap(), format!("{HOME}/a/b"));
+        let of_root = GuestPath::below("/root", b"a/b").unwrap();
+        assert_eq!(of_root.as_path(), Path::new("/root/a/b"));
         assert_eq!(parsed("//etc///./passwd/").unwrap(), "/etc/passwd");
         assert_eq!(parsed("/a/../b").unwrap(), "/a/../b");
         assert_eq!(parsed("/").unwrap(), "/");

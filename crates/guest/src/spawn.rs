@@ -20,9 +20,11 @@ use warren_types::error::Result;
 use warren_types::{Error, ErrorKind};
 
 use crate::cgroup::{Cgroup, Cgroups};
-use crate::environment::{self, Environment, Variables, c_string};
+use crate::environment::{self, Login, Variables, c_string};
 use crate::sys::{self, Child, Stage};
 
+/// What reads command lines.
+pub(crate) const SHELL: &str = "/bin/sh";
 /// Places looked through for a program.
 const MAX_CANDIDATES: usize = 1000;
 
@@ -115,24 +117,23 @@ pub(crate) fn names_a_program(name: &str, variables: &Variables, folder: &str) -
         })
 }
 
-/// Starts a program; returns once it runs. `group` names its cgroup.
+/// Starts a program; returns once it runs. `group` names its cgroup. Without a `login` it is run as who this program is.
 pub(crate) async fn spawn(
     program: &Program,
     stdio: [BorrowedFd<'_>; 3],
     terminal: bool,
     group: &str,
     cgroups: &Rc<Cgroups>,
-    environment: &Environment,
+    login: Option<&Login>,
 ) -> Result<Process> {
     let cgroup = cgroups.create(group).map_err(|error| no_room(&error, cgroups))?;
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|error| no_room(&error.into(), cgroups))?;
     let failure = pipe::Receiver::from_owned_fd(reader).map_err(|error| no_room(&error, cgroups))?;
-    let groups = environment.groups();
     let (pid, pidfd) = sys::spawn(&Child {
         stdio,
         terminal,
-        identity: environment.identity(&groups),
+        identity: login.map(Login::identity),
         folder: &program.folder,
         programs: &program.candidates,
         arguments: &program.arguments,
@@ -182,6 +183,12 @@ fn explain(program: &Program, stage: Stage, error: &io::Error, cgroups: &Cgroups
         }
         (Stage::Folder, _) => {
             Error::invalid(format!("working directory {} cannot be used: {text}", quoted(&program.folder)))
+        }
+        (Stage::Program, Some(libc::ENOENT)) if program.name == SHELL && program.found().is_none() => {
+            Error::invalid(format!(
+                "this sandbox has no shell ({SHELL}), so a command line cannot be read; give a program and its arguments \
+                 instead"
+            ))
         }
         (Stage::Program, Some(libc::ENOENT)) if let Some(found) = program.found() => Error::invalid(format!(
             "cannot start {:?}: {found} is there, but not what it needs to run (its interpreter or loader)",

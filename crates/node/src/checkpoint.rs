@@ -19,6 +19,7 @@
 //!
 //! The control plane knows which checkpoints there are meant to be and removes the others; nothing here removes a whole one.
 
+mod copy;
 pub(crate) mod make;
 pub(crate) mod manifest;
 pub(crate) mod patches;
@@ -64,6 +65,8 @@ struct Entry {
     report: CheckpointReport,
     /// Present once it is ready.
     manifest: Option<Arc<Manifest>>,
+    /// The template that its disk is laid over, from the beginning on; absent of one that is damaged.
+    template_digest: Option<String>,
     patches: Arc<Vec<Patch>>,
     /// Its maker, if there is one, is to give up.
     called_off: Arc<AtomicBool>,
@@ -150,6 +153,28 @@ impl Checkpoints {
 
     pub(crate) fn get(&self, id: &CheckpointId) -> Result<CheckpointReport, Error> {
         self.lock().get(id).map(|entry| entry.report.clone()).ok_or_else(|| not_found(id))
+    }
+
+    /// The template that the disk of a checkpoint is laid over.
+    pub(crate) fn template_of(&self, id: &CheckpointId) -> Option<String> {
+        self.lock().get(id)?.template_digest.clone()
+    }
+
+    /// How many checkpoints are laid over each template.
+    pub(crate) fn count_by_template(&self) -> BTreeMap<String, u32> {
+        let mut counts = BTreeMap::new();
+        for digest in self.lock().values().filter_map(|entry| entry.template_digest.clone()) {
+            *counts.entry(digest).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The files of each.
+    pub(crate) fn files(&self) -> BTreeMap<CheckpointId, Vec<PathBuf>> {
+        let files = |id: &CheckpointId| {
+            [IMAGE, MEMORY, STATE].map(|name| self.folder.join(id.as_str()).join(name)).into()
+        };
+        self.lock().keys().map(|id| (id.clone(), files(id))).collect()
     }
 
     /// Opens a checkpoint for use, after comparing it with its digest.
@@ -277,6 +302,7 @@ impl Checkpoints {
 impl Entry {
     fn new(report: CheckpointReport, manifest: Option<Manifest>, patches: Vec<Patch>) -> Self {
         Self {
+            template_digest: manifest.as_ref().map(|manifest| manifest.template_digest.clone()),
             report: CheckpointReport {
                 patches: patches.iter().map(|patch| patch.sequence).collect(),
                 ..report
@@ -287,6 +313,11 @@ impl Entry {
             changed: watch::Sender::new(0),
             checking: Arc::default(),
         }
+    }
+
+    /// One that is being made.
+    fn begun(id: CheckpointId, template_digest: String) -> Self {
+        Self { template_digest: Some(template_digest), ..Self::new(processing(id), None, Vec::new()) }
     }
 
     fn sandbox_id(&self) -> Option<SandboxId> {

@@ -23,6 +23,18 @@ pub struct Config {
     /// absent.
     pub volume_size_bytes: Option<u64>,
     pub network: NetworkConfig,
+    pub images: ImagesConfig,
+}
+
+/// Where images come from, and what they are made to trust.
+#[derive(Debug, Clone, Default)]
+pub struct ImagesConfig {
+    /// Registries, as `host` or `host:port`, that are spoken to without TLS and may have private addresses.
+    pub insecure_registries: Vec<String>,
+    /// A `config.json` of a container engine, with logins.
+    pub registry_config: Option<PathBuf>,
+    /// Let programs in sandboxes trust the certificate authorities that were added to this host by its owner.
+    pub trust_host_cas: bool,
 }
 
 /// What of the network is the operator's to say.
@@ -53,6 +65,8 @@ pub enum StartError {
     Folder { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("could not {what}")]
     Command { what: String, source: CommandError },
+    #[error("images cannot be had from registries: {0}")]
+    Registries(String),
     #[error("could not start the launcher")]
     Launcher(#[source] std::io::Error),
     #[error("cgroups cannot be used")]

@@ -14,7 +14,7 @@
 
 mod blank;
 pub(crate) mod digest;
-mod trust;
+pub(crate) mod trust;
 pub(crate) mod verified;
 mod volume;
 
@@ -90,6 +90,20 @@ impl Disks {
         })
         .await
         .cloned()
+    }
+
+    /// Lets go of a template that nobody uses any more.
+    pub(crate) async fn unmount_template(&self, digest: &str) {
+        self.mounts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(digest);
+        let root = self.template_roots.join(digest);
+        if volume::is_mount_point(&root) {
+            unmount(&root).await;
+        }
+        let _ = std::fs::remove_dir(&root);
+    }
+
+    pub(crate) fn templates_dir(&self) -> PathBuf {
+        self.volume.join("templates")
     }
 
     /// Folder of everything kept of one sandbox.

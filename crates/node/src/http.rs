@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post, put};
+use axum::routing::{any, delete, get, post, put};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -16,7 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
 use warren_node_api::{
-    CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant, Timeout, Wake,
+    CheckpointCopy, CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant, Timeout, Wake,
 };
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
@@ -24,6 +24,8 @@ use crate::registry::Registry;
 use crate::sandbox::log::{self, Log};
 use crate::sandbox::restore::Order;
 use crate::sandbox::{Handle, activity, patch};
+
+mod templates;
 
 type Shared = State<Arc<Registry>>;
 type Result<T> = std::result::Result<T, Failure>;
@@ -56,6 +58,11 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/checkpoints", get(list_checkpoints))
         .route("/v1/checkpoints/{id}", get(show_checkpoint).put(ensure_checkpoint).delete(remove_checkpoint))
         .route("/v1/checkpoints/{id}/patches", put(set_patches))
+        .route("/v1/checkpoints/{id}/copy", put(copy_checkpoint))
+        .route("/v1/templates", get(templates::list).post(templates::import))
+        .route("/v1/templates/archive", post(templates::import_archive))
+        .route("/v1/templates/{name}", delete(templates::remove))
+        .route("/v1/space", get(templates::space))
         .with_state(registry)
 }
 
@@ -198,6 +205,11 @@ async fn show_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Res
 async fn ensure_checkpoint(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
     let create: CheckpointCreate = decode(body).await?;
     Ok(json(StatusCode::OK, &registry.ensure_checkpoint(parse_checkpoint(&id)?, create).await?))
+}
+
+async fn copy_checkpoint(State(registry): Shared, Path(id): Path<String>, body: Body) -> Result<Response> {
+    let copy: CheckpointCopy = decode(body).await?;
+    Ok(json(StatusCode::OK, &registry.ensure_checkpoint_copy(parse_checkpoint(&id)?, copy).await?))
 }
 
 async fn remove_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {

@@ -16,13 +16,16 @@ mod config;
 mod cpus;
 mod disk;
 pub mod doctor;
+mod document;
 mod guest;
 mod http;
 mod inotify;
 mod lxcfs;
 mod registry;
 mod sandbox;
+mod space;
 pub mod template;
+mod templates;
 mod vm;
 
 use std::sync::Arc;
@@ -31,7 +34,7 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, NetworkConfig, StartError};
+pub use config::{Config, ImagesConfig, NetworkConfig, StartError};
 pub use registry::Shutdown;
 
 /// A running node.

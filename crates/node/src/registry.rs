@@ -1,28 +1,29 @@
 //! All sandboxes of this node, and what they share of the machine.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use warren_images::Registries;
 use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
-    Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
-    SecretUsesQuery, Usage,
+    Change, CheckpointCopy, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant,
+    SecretUses, SecretUsesQuery, Space, TemplateLine, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
-use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
+use warren_types::{CheckpointId, Error, Isolation, SandboxId, SandboxState, Size};
 
 use crate::checkpoint::Checkpoints;
-use crate::config::{Config, StartError};
+use crate::config::{Config, ImagesConfig, StartError};
 use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
 use crate::sandbox::machine::{self, Machine};
@@ -30,6 +31,10 @@ use crate::sandbox::record::{Record, Transition, boot_id};
 use crate::sandbox::restore::Order;
 use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
+use crate::space::Files;
+use crate::template::host_authorities;
+use crate::templates::import::Wanted;
+use crate::templates::{Means, Templates, Trusted};
 use crate::vm::{self, Vms, waiting};
 use crate::{agent, inotify, lxcfs};
 
@@ -60,6 +65,7 @@ pub enum Shutdown {
 pub(crate) struct Host {
     pub(crate) disks: Disks,
     pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) templates: Arc<Templates>,
     pub(crate) network: Arc<Pool>,
     pub(crate) gateway: Arc<Gateway>,
     /// Secrets of sandboxes, and of those that are about to be made. In memory alone.
@@ -171,6 +177,7 @@ impl Registry {
             source,
         })?;
         let disks = Disks::start(&config, &authority).await?;
+        let templates = Arc::new(open_templates(&config, &disks, &authority)?);
         let hierarchies = Hierarchies::detect()?;
         let cgroup_parent = format!("warren-{}", config.tag());
         hierarchies.ensure_parent(&cgroup_parent)?;
@@ -190,6 +197,7 @@ impl Registry {
         let changes = Arc::new(Changes { sender: broadcast::channel(CHANGES).0, unsynced: Notify::new() });
         let checkpoints = open_checkpoints(&disks, &changes)?;
         let (records, strays) = read_records(&disks);
+        templates.remove_outdated(&templates_in_use(&records, &checkpoints));
         let adopted = slots_in_use(&records);
         let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
         let gateway = Gateway::new(authority, config.network.gateway.clone()).map_err(StartError::Network)?;
@@ -209,12 +217,14 @@ impl Registry {
             hierarchies: &hierarchies,
             cgroup_parent: &cgroup_parent,
             network: &network,
+            templates: &templates.file_systems(),
         };
         let (isolation, vms) = vm::choose(&bench).await?;
 
         let host = Arc::new(Host {
             disks,
             checkpoints,
+            templates,
             network,
             gateway,
             grants: Mutex::default(),
@@ -350,22 +360,99 @@ impl Registry {
         if self.stop.is_cancelled() {
             return Err(Error::unavailable("the node is stopping"));
         }
-        if spec.template != self.config.template.name {
-            let message = format!("template not found: {}", spec.template);
-            return Err(Error::new(ErrorKind::NotFound, message));
-        }
         let handle = {
             let mut sandboxes = self.lock();
             match sandboxes.get(&id) {
                 Some(handle) => handle.clone(),
                 None => {
-                    let handle = actor::create(self.host.clone(), id.clone(), spec, self.forget(&id));
+                    let template_digest = self.template_of(&spec)?;
+                    let forget = self.forget(&id);
+                    let handle = actor::create(self.host.clone(), id.clone(), spec, template_digest, forget);
                     sandboxes.insert(id, handle.clone());
                     handle
                 }
             }
         };
         handle.settled().await
+    }
+
+    /// Digest of the template that a sandbox is to be made over: that of its checkpoint, if it comes from one.
+    fn template_of(&self, spec: &SandboxSpec) -> Result<String, Error> {
+        let Some(checkpoint) = &spec.from_checkpoint else {
+            let found = self.host.templates.find(&spec.template);
+            return found.ok_or_else(|| Error::not_found(format!("template not found: {}", spec.template)));
+        };
+        // One that is not there is found out about when it is opened.
+        let digest = self.host.checkpoints.template_of(checkpoint);
+        Ok(digest.unwrap_or_else(|| self.host.disks.template().to_owned()))
+    }
+
+    pub(crate) fn templates(&self) -> &Arc<Templates> {
+        &self.host.templates
+    }
+
+    /// Brings an image here.
+    pub(crate) fn import(&self, wanted: Wanted) -> Result<impl Stream<Item = TemplateLine> + use<>, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::unavailable("the node is stopping"));
+        }
+        Ok(self.host.templates.import(wanted))
+    }
+
+    /// Removes a template; returns once nothing of it is left.
+    pub(crate) async fn remove_template(&self, name: &str) -> Result<(), Error> {
+        if name == self.config.template.name {
+            return Err(Error::conflict(format!(
+                "the template {name} is what sandboxes start from; it stays"
+            )));
+        }
+        let templates = &self.host.templates;
+        let mut changing = templates.change().await;
+        let Some(file_system) = templates.find(name) else { return Ok(()) };
+        {
+            // Whoever makes a sandbox looks for its template with the same lock held.
+            let sandboxes = self.lock();
+            let users = self.users_of_templates(&sandboxes).remove(&file_system).unwrap_or_default();
+            if users > 0 {
+                return Err(Error::conflict(format!(
+                    "{users} sandboxes and checkpoints are made from the template {name}; delete them first"
+                )));
+            }
+            changing.forget(name);
+        }
+        if let Some(vms) = &self.host.vms {
+            vms.forget(&self.host, &file_system).await;
+        }
+        self.host.disks.unmount_template(&file_system).await;
+        changing.remove(&file_system).await
+    }
+
+    /// How many sandboxes and checkpoints are laid over each template, by its digest.
+    fn users_of_templates(&self, sandboxes: &BTreeMap<SandboxId, Handle>) -> BTreeMap<String, u32> {
+        let mut users = self.host.checkpoints.count_by_template();
+        for handle in sandboxes.values() {
+            *users.entry(handle.template_digest.to_string()).or_default() += 1;
+        }
+        users
+    }
+
+    /// What templates and checkpoints take.
+    pub(crate) async fn space(&self) -> Result<Space, Error> {
+        let users = self.users_of_templates(&self.lock());
+        let image = |(digest, name): (String, String)| {
+            let users = users.get(&digest).copied().unwrap_or_default();
+            (name, (self.host.disks.template_image(&digest), users))
+        };
+        let files = Files {
+            volume: self.host.disks.volume().to_owned(),
+            templates: self.host.templates.file_systems().into_iter().map(image).collect(),
+            checkpoints: self.host.checkpoints.files(),
+        };
+        let counted = tokio::task::spawn_blocking(move || files.count()).await;
+        counted
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|error| Error::unavailable(format!("the node's volume could not be looked at: {error}")))
     }
 
     /// Makes a checkpoint, unless it is there.
@@ -379,6 +466,18 @@ impl Registry {
         }
         let sandbox = self.get(&create.sandbox_id)?;
         self.host.checkpoints.ensure(id, create, sandbox).await
+    }
+
+    /// Makes a checkpoint with the disk of another, unless it is there.
+    pub(crate) async fn ensure_checkpoint_copy(
+        &self,
+        id: CheckpointId,
+        copy: CheckpointCopy,
+    ) -> Result<CheckpointReport, Error> {
+        if self.stop.is_cancelled() {
+            return Err(Error::unavailable("the node is stopping"));
+        }
+        self.host.checkpoints.ensure_copy(id, copy).await
     }
 
     /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
@@ -454,7 +553,7 @@ impl Registry {
                 Some(_) => vec![Isolation::Container, Isolation::Vm],
                 None => vec![Isolation::Container],
             },
-            templates: vec![self.config.template.name.to_owned()],
+            templates: self.host.templates.names(),
             cpus: self.host.cpus.count(),
             memory_mb: memory_mb(),
             disk_free_mb: self.host.disks.free_bytes() >> 20,
@@ -540,6 +639,30 @@ async fn keep_swept(checkpoints: Arc<Checkpoints>, stop: CancellationToken) {
             warn!(%error, "checkpoints could not be swept");
         }
     }
+}
+
+fn open_templates(config: &Config, disks: &Disks, authority: &Authority) -> Result<Templates, StartError> {
+    let reach = config.network.gateway.reach.clone();
+    // As what leaves sandboxes: through IPv4, and to nothing private.
+    let may_reach = move |address: IpAddr| match address {
+        IpAddr::V4(address) => reach.allows(address),
+        IpAddr::V6(_) => false,
+    };
+    let ImagesConfig { insecure_registries, registry_config, trust_host_cas } = config.images.clone();
+    let registries = Registries::new(Arc::new(may_reach), insecure_registries, registry_config)
+        .map_err(|error| StartError::Registries(error.to_string()))?;
+    let of_host = if trust_host_cas { host_authorities() } else { Vec::new() };
+    let authority = (Authority::NAME, authority.certificate_pem().to_owned());
+    let folder = disks.templates_dir();
+    let means = Means { registries, trusted: Trusted { authority, of_host } };
+    let opened = Templates::open(folder.clone(), disks.template(), means);
+    opened.map_err(|source| StartError::Folder { what: "the templates", path: folder, source })
+}
+
+/// Digests of the templates that something is laid over.
+fn templates_in_use(records: &[Record], checkpoints: &Checkpoints) -> BTreeSet<String> {
+    let sandboxes = records.iter().map(|record| record.template_digest.clone());
+    sandboxes.chain(checkpoints.count_by_template().into_keys()).collect()
 }
 
 fn open_checkpoints(disks: &Disks, changes: &Arc<Changes>) -> Result<Arc<Checkpoints>, StartError> {

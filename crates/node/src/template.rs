@@ -43,6 +43,7 @@ pub use meter::Progress;
 
 use meter::{Meter, Step};
 use recipe::Recipe;
+pub(crate) use recipe::{HOSTS, RESOLV_CONF};
 
 /// Environment variable that names the template cache.
 pub const CACHE_ENV: &str = "WARREN_TEMPLATE_CACHE";
@@ -121,6 +122,11 @@ pub fn cache_dir() -> PathBuf {
     std::env::var_os(CACHE_ENV)
         .filter(|value| !value.is_empty())
         .map_or_else(|| DEFAULT_CACHE.into(), PathBuf::from)
+}
+
+/// Certificate authorities that were added to this host by its owner: a file name and a certificate each.
+pub(crate) fn host_authorities() -> Vec<(String, String)> {
+    authorities::of_host().into_iter().collect()
 }
 
 /// Finds the base template in `cache`, or builds it there, and reports about twice a second how far it is.

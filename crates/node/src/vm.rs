@@ -15,6 +15,7 @@ pub(crate) mod qemu;
 pub(crate) mod template;
 pub(crate) mod waiting;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use crate::config::{Config, StartError};
 use crate::disk::{self, Disks};
+use crate::registry::Host;
 use crate::sandbox::machine::{IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND};
 use crate::template::cache_dir;
 use warren_network::Pool;
@@ -66,6 +68,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) hierarchies: &'a Hierarchies,
     pub(crate) cgroup_parent: &'a str,
     pub(crate) network: &'a Pool,
+    /// Digests of all templates.
+    pub(crate) templates: &'a BTreeMap<String, String>,
 }
 
 /// What sandboxes get that do not ask, and the machines if this node has any.
@@ -127,13 +131,19 @@ impl Vms {
             // It is all computing: more at once would only make each slower.
             Accelerator::Emulation => std::thread::available_parallelism().map_or(1, usize::from),
         });
-        let template = bench.disks.template();
         let swept = vms.templates.sweep(|made| {
             let Hardware { cpu_count, memory_mb, .. } = made.hardware;
-            *made == vms.made(Size { cpu_count, memory_mb, disk_mb: 0 }, template)
+            bench.templates.contains_key(&made.template_digest)
+                && *made == vms.made(Size { cpu_count, memory_mb, disk_mb: 0 }, &made.template_digest)
         });
         swept.map_err(|error| format!("the folder of machines cannot be read: {error}"))?;
         Ok(vms)
+    }
+
+    /// Ends and removes all machines over a template that nothing is made from any more.
+    pub(crate) async fn forget(&self, host: &Host, template_digest: &str) {
+        self.waiting.forget(host, template_digest).await;
+        self.templates.forget(template_digest);
     }
 
     /// Whether a guest comes up under KVM; tried once, then remembered.

@@ -29,14 +29,20 @@ impl Disk {
     /// a quiet machine, far more on a busy one. It would protect nothing, because nobody has written anything yet. So there
     /// are no barriers until [`keep_order`].
     pub fn attach(image: &Path) -> Result<Self> {
+        Self::attach_with(image, MountAttrFlags::MOUNT_ATTR_NODEV)
+    }
+
+    /// The same of an image that no sandbox has: nothing in it can be run.
+    pub fn attach_sealed(image: &Path) -> Result<Self> {
+        let no_programs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        Self::attach_with(image, MountAttrFlags::MOUNT_ATTR_NODEV | no_programs)
+    }
+
+    fn attach_with(image: &Path, attributes: MountAttrFlags) -> Result<Self> {
         let (path, device, held) = attach_loop(image)?;
-        let mount = rootfs::file_system(
-            "ext4",
-            &[("source", &path)],
-            &["noinit_itable", "nobarrier"],
-            MountAttrFlags::MOUNT_ATTR_NODEV,
-        )
-        .step("mount the disk")?;
+        let flags = ["noinit_itable", "nobarrier"];
+        let mount =
+            rootfs::file_system("ext4", &[("source", &path)], &flags, attributes).step("mount the disk")?;
         // The mount keeps the device from here on.
         drop(held);
         Ok(Self { device, mount })

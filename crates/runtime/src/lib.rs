@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod extents;
 pub mod launcher;
 pub mod packet;
 pub mod plan;

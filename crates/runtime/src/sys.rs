@@ -357,3 +357,46 @@ pub fn configure_loop_device(device: impl AsFd, file: impl AsFd) -> io::Result<(
     let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
     check(libc::c_long::from(result)).map(drop)
 }
+
+/// A run of a file's blocks, as the kernel's `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MappedExtent {
+    pub(crate) logical: u64,
+    pub(crate) physical: u64,
+    pub(crate) length: u64,
+    reserved: [u64; 2],
+    pub(crate) flags: u32,
+    reserved_too: [u32; 3],
+}
+
+/// Some of the runs of blocks that `file` has behind byte `from`; none when there are no more.
+pub(crate) fn map_extents(file: impl AsFd, from: u64) -> io::Result<Vec<MappedExtent>> {
+    const FS_IOC_FIEMAP: libc::c_ulong = 0xC020_660B;
+    const AT_ONCE: u32 = 500;
+    #[repr(C)]
+    struct Fiemap {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped_extents: u32,
+        extent_count: u32,
+        reserved: u32,
+        extents: [MappedExtent; AT_ONCE as usize],
+    }
+    let mut map = Fiemap {
+        start: from,
+        length: u64::MAX - from,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: AT_ONCE,
+        reserved: 0,
+        extents: [MappedExtent::default(); AT_ONCE as usize],
+    };
+    // SAFETY: `map` has the kernel's `struct fiemap` layout, with room for as many extents as it says, and lives through
+    // the call.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), FS_IOC_FIEMAP as _, &raw mut map) };
+    check(libc::c_long::from(result))?;
+    let mapped = map.mapped_extents.min(AT_ONCE) as usize;
+    Ok(map.extents[..mapped].to_vec())
+}

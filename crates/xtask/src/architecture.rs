@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("api", &["types"]),
     ("guest-api", &["types"]),
+    ("images", &["types", "guest-api"]),
     ("netlink", &[]),
     ("node-api", &["types", "guest-api"]),
     ("runtime", &[]),
@@ -23,7 +24,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime-vm", &["types", "guest-api", "netlink", "runtime"]),
     ("network", &["types", "guest-api", "netlink", "node-api", "runtime"]),
     ("guest", &["types", "guest-api", "netlink"]),
-    ("node", &["types", "guest-api", "network", "node-api", "runtime", "runtime-container", "runtime-vm"]),
+    (
+        "node",
+        &[
+            "types",
+            "guest-api",
+            "images",
+            "network",
+            "node-api",
+            "runtime",
+            "runtime-container",
+            "runtime-vm",
+        ],
+    ),
     ("control", &["types", "api", "guest-api", "node-api"]),
     // The one binary: it starts control plane, node and launcher in their processes, and is a client of the API.
     (

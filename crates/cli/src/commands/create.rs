@@ -4,11 +4,16 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
+use serde_json::Value;
 use warren_api::previews::PreviewAuth;
-use warren_api::sandboxes::SandboxCreate;
+use warren_api::sandboxes::{Sandbox, SandboxCreate};
 
+use crate::build_source::Source;
+use crate::build_view::BuildView;
 use crate::context::Context;
+use crate::failure::hinted;
 use crate::output::{human_bytes, printable};
+use crate::registry_login::RegistryArgs;
 use crate::words::{Pair, map_of};
 
 #[derive(Args)]
@@ -16,6 +21,14 @@ pub(crate) struct CreateArgs {
     /// Template to start from [default: base]
     #[arg(long)]
     template: Option<String>,
+    /// Image to start from, built first unless it was built before: a manifest (.json; `-` is stdin), or one of a registry
+    #[arg(long, value_name = "IMAGE", conflicts_with = "template")]
+    image: Option<String>,
+    /// Snapshot to start from: NAME, which is its newest version, or NAME@VERSION
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "image"])]
+    snapshot: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// vCPUs: 1, 2 or 4; follows from the memory when left out
     #[arg(long, value_name = "N")]
     cpu: Option<u32>,
@@ -67,7 +80,11 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
     let client = context.client()?;
     let preview_auth = (args.preview_auth || args.preview_auth_token.is_some())
         .then_some(PreviewAuth { scheme: Some("bearer".to_owned()), token: args.preview_auth_token });
+    let registry_auth = args.registry.read(args.image.as_deref().unwrap_or_default())?;
     let body = SandboxCreate {
+        registry_auth,
+        image: args.image.as_deref().map(image_of).transpose()?,
+        snapshot: args.snapshot,
         template_id: args.template,
         timeout: args.timeout.map(i64::from),
         envs: map_of(args.env),
@@ -85,8 +102,16 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         ..SandboxCreate::default()
     };
     let start = Instant::now();
-    let answer = client.create_sandbox(&body, args.idempotency_key.as_deref()).await?;
-    let sandbox = answer.value;
+    let key = args.idempotency_key.as_deref();
+    let answer = if body.image.is_some() || body.snapshot.is_some() {
+        // An image may have to be built first, which can take minutes.
+        let mut view = BuildView::new(context.output);
+        let mut events = view.meanwhile(client.create_sandbox_streamed(&body, key)).await?;
+        view.follow(&mut events).await?
+    } else {
+        client.create_sandbox(&body, key).await?
+    };
+    let sandbox: Sandbox = answer.value;
     if context.output.json {
         context.output.json(&answer.json)?;
     } else {
@@ -105,4 +130,13 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         context.output.note(&printable(&format!("preview token, shown this once: {token}")));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn image_of(word: &str) -> anyhow::Result<Value> {
+    Source::read(word)?.image().ok_or_else(|| {
+        hinted(
+            format!("{} has to be sent to the server first", printable(word)),
+            "`warren build SOURCE --name NAME` does that; then `warren create --snapshot NAME`",
+        )
+    })
 }

@@ -2,7 +2,7 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 30] = [
+const COMMANDS: [&str; 34] = [
     "create",
     "ls",
     "get",
@@ -22,6 +22,10 @@ const COMMANDS: [&str; 30] = [
     "scale",
     "checkpoint",
     "fork",
+    "build",
+    "images",
+    "snapshots",
+    "templates",
     "egress",
     "secret-store",
     "secret",
@@ -65,7 +69,7 @@ fn help_names_every_command_and_every_command_has_help() {
 #[test]
 fn what_cannot_be_meant_is_a_usage_error() {
     let home = Home::new();
-    let cases: [&[&str]; 13] = [
+    let cases: [&[&str]; 18] = [
         &[],
         &["nonsense"],
         &["get", "sb-../../x"],
@@ -79,6 +83,11 @@ fn what_cannot_be_meant_is_a_usage_error() {
         &["checkpoint", "rm", "sb-0123abcd"],
         &["scale", "sb-0123abcd", "1024", "--auto"],
         &["scale", "sb-0123abcd", "--min", "1024"],
+        &["build"],
+        &["build", "node:22", "--registry-user", "me"],
+        &["build", "-", "--registry-user", "me", "--registry-password-stdin"],
+        &["create", "--image", "node:22", "--snapshot", "x"],
+        &["snapshots", "rm"],
     ];
     for args in cases {
         let ran = home.run(args);

@@ -7,6 +7,7 @@ mod cp;
 mod exec;
 mod harness;
 mod help;
+mod images;
 mod keys;
 mod logs;
 mod previews;

@@ -121,7 +121,17 @@ impl Server {
 
     /// The same with a body that is no JSON.
     pub(crate) fn answer_text(&self, line: &str, status: u16, body: &str) {
-        let prepared = (status, Vec::new(), body.as_bytes().to_vec());
+        self.answer_kind(line, status, "application/json", body);
+    }
+
+    /// What a stream of events says, all at once.
+    pub(crate) fn answer_events(&self, line: &str, body: &str) {
+        self.answer_kind(line, 200, "text/event-stream", body);
+    }
+
+    fn answer_kind(&self, line: &str, status: u16, kind: &str, body: &str) {
+        let headers = vec![("content-type".to_owned(), kind.to_owned())];
+        let prepared = (status, headers, body.as_bytes().to_vec());
         self.world.lock().answers.entry(line.to_owned()).or_default().push_back(prepared);
     }
 
@@ -186,7 +196,10 @@ async fn answer(State(shared): State<Arc<Shared>>, method: Method, uri: axum::ht
         return (StatusCode::NOT_IMPLEMENTED, error.to_string()).into_response();
     };
     let answer = if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0].clone() };
-    let mut response = Response::builder().status(answer.0).header("content-type", "application/json");
+    let mut response = Response::builder().status(answer.0);
+    if !answer.1.iter().any(|(name, _)| name == "content-type") {
+        response = response.header("content-type", "application/json");
+    }
     for (name, value) in &answer.1 {
         response = response.header(name, value);
     }

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::MutexGuard;
 use warren_types::{OrgId, SandboxId};
 
-pub(crate) use environment::remove_given;
+pub(crate) use environment::{add_gateway, remove_given};
 
 /// Sandboxes are told one at a time within each of these.
 const LANES: usize = 64;

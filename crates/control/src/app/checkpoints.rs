@@ -10,6 +10,7 @@
 //! left over, and a row that its node knows nothing of is lost; the reconciler sees to both.
 
 mod create;
+pub(in crate::app) mod derive;
 mod fork;
 pub(crate) mod patches;
 mod remove;

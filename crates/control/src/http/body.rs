@@ -16,8 +16,12 @@ use super::errors::ApiError;
 const MAX_BYTES: usize = 1024 * 1024;
 /// Commands carry scripts and input.
 const MAX_EXEC_BYTES: usize = 4 * 1024 * 1024;
+/// Manifests carry files.
+const MAX_IMAGE_BYTES: usize = 64 * 1024 * 1024;
 /// How long a client may take to send one.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
+/// For one of more than [`MAX_EXEC_BYTES`].
+const LARGE_ARRIVES_WITHIN: Duration = Duration::from_secs(10 * 60);
 
 /// A JSON object. With `EMPTY_OK` no body at all counts as an empty one.
 #[derive(Debug)]
@@ -30,6 +34,9 @@ pub(super) type RequiredBody<T> = JsonObject<T, MAX_BYTES, false>;
 /// A command.
 pub(super) type ExecBody<T> = JsonObject<T, MAX_EXEC_BYTES, true>;
 
+/// A manifest of an image, or what holds one.
+pub(super) type ImageBody<T> = JsonObject<T, MAX_IMAGE_BYTES, true>;
+
 impl<S, T, const MAX: usize, const EMPTY_OK: bool> FromRequest<S> for JsonObject<T, MAX, EMPTY_OK>
 where
     S: Sync,
@@ -38,7 +45,8 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let bytes = tokio::time::timeout(ARRIVES_WITHIN, read(request.into_body(), MAX))
+        let within = if MAX > MAX_EXEC_BYTES { LARGE_ARRIVES_WITHIN } else { ARRIVES_WITHIN };
+        let bytes = tokio::time::timeout(within, read(request.into_body(), MAX))
             .await
             .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))??;
         let bytes: &[u8] = if bytes.is_empty() && EMPTY_OK { b"{}" } else { &bytes };

@@ -10,6 +10,7 @@ use super::errors::ApiError;
 use crate::app::auth::sandbox_not_found;
 use crate::app::checkpoints::checkpoint_not_found;
 use crate::app::exec::exec_not_found;
+use crate::app::images::{image_not_found, snapshot_not_found};
 use crate::app::pty::pty_not_found;
 use crate::app::secrets::{secret_not_found, store_not_found};
 use crate::store::secrets::SecretStoreId;
@@ -33,6 +34,18 @@ pub(super) struct SecretStorePath(pub SecretStoreId);
 /// Of `{name}`, as it stands there.
 #[derive(Debug, Clone)]
 pub(super) struct NamePath(pub String);
+
+/// Of `{snapshot}`, as it stands there.
+#[derive(Debug, Clone)]
+pub(super) struct SnapshotPath(pub String);
+
+/// Of `{image}`, as it stands there.
+#[derive(Debug, Clone)]
+pub(super) struct ImagePath(pub String);
+
+/// Of `{template}`, as it stands there.
+#[derive(Debug, Clone)]
+pub(super) struct TemplatePath(pub String);
 
 /// Of `{cid}`. What is no id is told so, where it is looked at: after whoever asks was found to be allowed to.
 #[derive(Debug, Clone)]
@@ -95,6 +108,30 @@ impl<S: Send + Sync> FromRequestParts<S> for NamePath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         param(parts, state, "name", secret_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for SnapshotPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "snapshot", snapshot_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ImagePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "image", image_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for TemplatePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "template", || Error::not_found("template not found")).await.map(Self)
     }
 }
 

@@ -14,13 +14,15 @@ use warren_api::sandboxes::{
 use warren_api::{ErrorBody, IDEMPOTENCY_KEY_HEADER};
 use warren_types::Error;
 
-use super::body::{Body, JsonObject};
+use super::body::{Body, ImageBody, JsonObject};
 use super::errors::ApiError;
+use super::events;
 use super::headers::PublicBase;
 use super::params::SandboxPath;
 use super::query::Query;
 use crate::app::App;
 use crate::app::auth::Caller;
+use crate::app::images::create::{Begun, is_from_image};
 use crate::app::sandboxes::create::{Created, Timing};
 use crate::app::sandboxes::list::ListRequest;
 
@@ -38,6 +40,9 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 }
 
 /// Makes a sandbox and returns once it is running.
+///
+/// From an image or a snapshot, with `Accept: text/event-stream`, the answer is a stream of events: `build_log`, and at the end
+/// `result` with the sandbox or `error`.
 #[utoipa::path(
     post, path = "/sandboxes", tag = "sandboxes", security(("api_key" = [])),
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the same sandbox, for a day")),
@@ -46,7 +51,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         (status = 201, body = Sandbox), (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody, description = "No such template"),
         (status = 409, body = ErrorBody, description = "The Idempotency-Key stands for another request"),
-        (status = 429, body = ErrorBody), (status = 502, body = ErrorBody), (status = 503, body = ErrorBody)
+        (status = 413, body = ErrorBody), (status = 429, body = ErrorBody), (status = 502, body = ErrorBody),
+        (status = 503, body = ErrorBody)
     )
 )]
 async fn sandbox_create(
@@ -54,10 +60,39 @@ async fn sandbox_create(
     caller: Caller,
     PublicBase(base): PublicBase,
     headers: HeaderMap,
-    JsonObject(body): Body<SandboxCreate>,
+    JsonObject(mut body): ImageBody<SandboxCreate>,
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
-    Ok(created(app.create_sandbox(&caller, body, key, base).await?).into_response())
+    let streams = is_from_image(&body) && events::are_wanted(&headers);
+    if !is_from_image(&body) && app.names_snapshot(&caller, &body).await? {
+        body.snapshot = body.template_id.take();
+    }
+    if !is_from_image(&body) {
+        return Ok(created(app.create_sandbox(&caller, body, key, base).await?).into_response());
+    }
+    let pending = match app.begin_from_image(&caller, body, key, base).await? {
+        Begun::Repeated(made) if streams => {
+            let finish = async move { Ok::<_, Error>(made.sandbox) };
+            return Ok(events::stream(&app, Vec::new(), None, None, finish));
+        }
+        Begun::Repeated(made) => return Ok(created(*made).into_response()),
+        Begun::Pending(pending) => *pending,
+    };
+    let reader = pending.reader();
+    if !streams {
+        events::wait(reader).await?;
+        return Ok(created(app.make_from_image(pending).await?).into_response());
+    }
+    let mut first = vec![events::line(0, "resolve", "Resolving the image")];
+    if reader.is_none() {
+        first.push(events::line(0, "cache_hit", "The image was built before"));
+    }
+    let last = Some(events::line(0, "create", "Creating the sandbox"));
+    let finish = {
+        let app = Arc::clone(&app);
+        async move { app.make_from_image(pending).await.map(|made| made.sandbox) }
+    };
+    Ok(events::stream(&app, first, reader, last, finish))
 }
 
 /// The answer to whatever made a sandbox.

@@ -47,6 +47,7 @@ async fn routes(api: &Api) -> Vec<Route> {
 async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str)>) -> Answer {
     let path = route.path.replace("{id}", id).replace("{sid}", "0123abcd");
     let path = path.replace("{store}", id).replace("{name}", "KEY");
+    let path = path.replace("{snapshot}", "theirs").replace("{image}", "theirs").replace("{template}", "theirs");
     let path = path.replace("{cid}", CHECKPOINT).replace("{pid}", CHECKPOINT).replace("{port}", "3000");
     let mut request =
         Api { key: None, ..api.clone() }.request(route.method.clone(), &format!("{path}?path=/x"));
@@ -82,6 +83,10 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
     let their_secrets = format!("/api/secret-stores/{their_store}/secrets");
     let secrets_before = server.rival.get(&their_secrets).await.is(200).text;
 
+    let snapshot = json!({"name": "theirs", "image": "base"});
+    server.rival.post("/api/snapshots", snapshot).await.is(201);
+    let snapshots_before = server.rival.get("/api/snapshots").await.is(200).text;
+
     let mut open = Vec::new();
     for route in routes(&server.acme).await {
         let named = format!("{} {}", route.method, route.path);
@@ -113,6 +118,14 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
             let unknown = call(&server.acme, &route, STORE, Some(("x-api-key", &key))).await;
             assert_eq!(unknown.text, foreign.text, "{named}: foreign and unknown look the same");
         }
+        for (parameter, says) in
+            [("{snapshot}", "snapshot not found"), ("{image}", "image not found"), ("{template}", "template not found: theirs")]
+        {
+            if route.path.contains(parameter) {
+                let foreign = call(&server.acme, &route, &theirs, Some(("x-api-key", &key))).await;
+                assert_eq!((foreign.status.as_u16(), foreign.error().as_str()), (404, says), "{named}");
+            }
+        }
         for credential in [("x-api-key", token), ("authorization", bearer.as_str())] {
             let foreign = call(&server.acme, &route, &theirs, Some(credential)).await;
             assert_eq!(foreign.status, 403, "{named}: the token of another sandbox in {}", credential.0);
@@ -129,6 +142,7 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
         "nothing was changed"
     );
     assert_eq!(server.rival.get(&their_secrets).await.text, secrets_before, "nothing was changed");
+    assert_eq!(server.rival.get("/api/snapshots").await.text, snapshots_before, "nothing was changed");
 }
 
 #[tokio::test]

@@ -405,9 +405,10 @@ async fn after_a_crash_rows_and_node_agree() {
         let report = warren_node_api::CheckpointReport { checkpoint_id: id.clone(), ..report };
         let patches = Vec::new();
         let files = Default::default();
-        state
-            .checkpoints
-            .insert(id.clone(), crate::sim::Checkpoint { report, origin, files, patches, damaged: false });
+        state.checkpoints.insert(
+            id.clone(),
+            crate::sim::Checkpoint { report, origin, files, patches, damaged: false, disk_only: false },
+        );
         id.to_string()
     };
     node.finish(&late, None);

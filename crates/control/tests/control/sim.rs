@@ -11,6 +11,7 @@ mod files;
 pub(crate) mod logs;
 mod ports;
 mod pty;
+pub(crate) mod templates;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -64,10 +65,21 @@ pub(crate) struct Node {
     pub(crate) egress: egress::Gateway,
     /// What listens on a port of a sandbox.
     pub(crate) listeners: HashMap<(SandboxId, u16), std::net::SocketAddr>,
+    pub(crate) templates: templates::Templates,
+    /// Besides containers, virtual machines are offered.
+    pub(crate) offers_machines: bool,
+    /// Every command that was run, in the order in which they were.
+    pub(crate) ran: Vec<Ran>,
     /// How often sandboxes were woken.
     pub(crate) wakes: usize,
     /// How long a wake takes.
     pub(crate) wake_takes: std::time::Duration,
+}
+
+/// A command that was run in some sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Ran {
+    pub(crate) start: warren_guest_api::exec::ExecStart,
 }
 
 pub(crate) struct Sandbox {
@@ -127,6 +139,12 @@ impl SimNode {
                 get(checkpoints::show).put(checkpoints::ensure).delete(checkpoints::absent),
             )
             .route("/v1/checkpoints/{id}/patches", put(checkpoints::set_patches))
+            .route("/v1/checkpoints/{id}/copy", put(templates::copy))
+            .route("/v1/templates", get(templates::list).post(templates::import))
+            .route("/v1/templates/archive", post(templates::archive))
+            .route("/v1/templates/{name}", axum::routing::delete(templates::absent))
+            .route("/v1/space", get(templates::space))
+            .layer(axum::extract::DefaultBodyLimit::disable())
             .route("/v1/changes", get(changes))
             .with_state(self.clone());
         NodeClient::new(router)
@@ -223,6 +241,7 @@ fn unknown() -> Error {
 }
 
 async fn node(State(node): State<SimNode>) -> Answer<Json<NodeInfo>> {
+    let templates = node.template_names();
     let state = node.state();
     if state.unreachable {
         return Err(Error::unavailable("the node is away").into());
@@ -231,8 +250,12 @@ async fn node(State(node): State<SimNode>) -> Answer<Json<NodeInfo>> {
         id: "sim-node".into(),
         version: "0".into(),
         isolation: warren_types::Isolation::Container,
-        isolations: vec![warren_types::Isolation::Container],
-        templates: vec!["base".into()],
+        isolations: if state.offers_machines {
+            vec![warren_types::Isolation::Container, warren_types::Isolation::Vm]
+        } else {
+            vec![warren_types::Isolation::Container]
+        },
+        templates,
         cpus: 2,
         memory_mb: 4096,
         disk_free_mb: 1,

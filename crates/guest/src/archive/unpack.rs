@@ -17,6 +17,7 @@ use warren_types::Error;
 use warren_types::error::Result;
 
 use super::entries::{Entries, Entry, ended};
+use crate::account::Account;
 use crate::buffer::Buffer;
 use crate::files::Owner;
 use crate::files::errors::explain;
@@ -30,14 +31,14 @@ struct Target {
 }
 
 /// Unpacks everything, making the folder if it is not there.
-pub(super) fn unpack(path: &GuestPath, input: impl Read) -> Result<()> {
-    crate::files::make_folder(path)?;
+pub(super) fn unpack(path: &GuestPath, input: impl Read, account: &Account) -> Result<()> {
+    crate::files::make_folder(path, account)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let failed = |error: std::io::Error| explain(&error, path);
     let root =
         rustix::fs::open(path.as_path(), flags, Mode::empty()).map_err(|error| failed(error.into()))?;
     let real = path.as_path().canonicalize().map_err(failed)?;
-    let mut target = Target { root, owner: Owner::inside(&real), last: None };
+    let mut target = Target { root, owner: Owner::inside(&real, account), last: None };
     let mut entries = Entries::new(input);
     while let Some(entry) = entries.next()? {
         let Some(name) = paths::entry_name(&entry.name)? else { continue };

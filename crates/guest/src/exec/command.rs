@@ -5,16 +5,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
 use tokio::net::unix::pipe;
-use warren_guest_api::boot::HOME;
 use warren_guest_api::exec::{Exec, ExecStart, Exit, ShellUse};
 use warren_types::error::Result;
 use warren_types::{Error, ExecId};
 
 use super::Input;
+use crate::account::Account;
 use crate::cgroup::Cgroups;
 use crate::clock::now_ms;
 use crate::environment::{Environment, Variables};
@@ -55,8 +56,12 @@ impl Command {
         journal: &Rc<Journal>,
         (limits, log, workers): (Limits, PathBuf, Workers),
     ) -> Result<(Rc<Self>, Pipes)> {
-        let variables = environment.variables(&start.envs);
-        let folder = folder(start.cwd.as_deref());
+        let account = match (environment.account(), start.as_root) {
+            (account, false) => account,
+            (account, true) => Arc::new(account.as_root()),
+        };
+        let variables = environment.variables(&account, &start.envs);
+        let folder = folder(start.cwd.as_deref(), &account);
         let program = program(&start, &variables, &folder)?;
         let no_pipe = |error: io::Error| spawn::no_room(&error, cgroups);
         let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;
@@ -70,7 +75,7 @@ impl Command {
             false,
             &format!("exec-{id}"),
             cgroups,
-            environment,
+            environment.login(&account).as_ref(),
         )
         .await?;
         let shown = shown(start.cmd, start.args);
@@ -126,10 +131,11 @@ impl Command {
     }
 }
 
-fn folder(cwd: Option<&str>) -> String {
+fn folder(cwd: Option<&str>, account: &Account) -> String {
+    let home = account.user.home.as_str();
     match cwd {
-        None | Some("") => HOME.to_owned(),
-        Some(cwd) => Path::new(HOME).join(cwd).to_string_lossy().into_owned(),
+        None | Some("") => account.start_folder(home).to_owned(),
+        Some(cwd) => Path::new(home).join(cwd).to_string_lossy().into_owned(),
     }
 }
 
@@ -147,7 +153,7 @@ fn program(start: &ExecStart, variables: &Variables, folder: &str) -> Result<Pro
         return Err(Error::invalid("cmd is required"));
     }
     let words: Vec<&str> = if shell {
-        vec!["/bin/sh", "-c", cmd]
+        vec![spawn::SHELL, "-c", cmd]
     } else {
         std::iter::once(cmd).chain(start.args.iter().map(String::as_str)).collect()
     };
@@ -211,6 +217,8 @@ fn nothing() -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use warren_guest_api::boot::HOME;
+
     use super::*;
 
     #[test]
@@ -226,8 +234,10 @@ mod tests {
 
     #[test]
     fn relative_working_directories_are_below_home() {
-        assert_eq!(folder(None), HOME);
-        assert_eq!(folder(Some("a/b")), format!("{HOME}/a/b"));
-        assert_eq!(folder(Some("/x")), "/x");
+        let account = Account::default();
+        assert_eq!(folder(Some("a/b"), &account), format!("{HOME}/a/b"));
+        assert_eq!(folder(Some("/x"), &account), "/x");
+        let folder_of_root = folder(Some("a"), &account.as_root());
+        assert_eq!(folder_of_root, "/root/a");
     }
 }

@@ -16,6 +16,7 @@ use warren_types::error::Result;
 
 use super::errors::{disk_full, explain};
 use super::{Owner, check_is_file, make_folders, unmake_folders};
+use crate::account::Account;
 use crate::paths::GuestPath;
 
 const NEW_MODE: u32 = 0o644;
@@ -38,7 +39,12 @@ pub(crate) struct Upload {
 }
 
 /// Prepares to write a file; `length` is its size, if that is known.
-pub(crate) fn begin(path: GuestPath, mode: Option<u32>, length: Option<u64>) -> Result<Upload> {
+pub(crate) fn begin(
+    path: GuestPath,
+    mode: Option<u32>,
+    length: Option<u64>,
+    account: &Account,
+) -> Result<Upload> {
     let target = follow(&path)?;
     let (parent, name) = target.split().ok_or_else(|| Error::invalid(format!("{path} is a directory")))?;
     let present = match fs::symlink_metadata(target.as_path()) {
@@ -49,12 +55,12 @@ pub(crate) fn begin(path: GuestPath, mode: Option<u32>, length: Option<u64>) -> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(explain(&error, &path)),
     };
-    let made = make_folders(&path, parent)?;
+    let made = make_folders(&path, parent, account)?;
     let opened = open_unfinished(parent, length, &path);
     let (folder, unfinished, file) = opened.inspect_err(|_| unmake_folders(&made))?;
     let owner = match &present {
         Some(meta) => Owner { uid: meta.uid(), gid: meta.gid() },
-        None => Owner::of_new(target.as_path()),
+        None => Owner::of_new(target.as_path(), account),
     };
     let mode = mode.or(present.map(|meta| meta.mode() & 0o7777)).unwrap_or(NEW_MODE);
     Ok(Upload { name: name.to_owned(), path, folder, unfinished, file, owner, mode, made, complete: false })

@@ -15,7 +15,6 @@ use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
-use warren_guest_api::boot::{HOME, UID};
 use warren_guest_api::exec::{Exit, ExitReason};
 use warren_guest_api::pty::{Pty, Resize};
 use warren_types::error::Result;
@@ -23,7 +22,7 @@ use warren_types::{Error, ErrorKind, PtyId};
 
 use crate::cgroup::Cgroups;
 use crate::clock::now_ms;
-use crate::environment::{Environment, Variables};
+use crate::environment::{Environment, Variables, default_shell};
 use crate::intake::{Intake, Next, Senders};
 use crate::log::Stream;
 use crate::output::Output;
@@ -57,24 +56,25 @@ impl Terminal {
         environment: &Environment,
         cgroups: &Rc<Cgroups>,
     ) -> Result<Rc<Self>> {
-        let (master, slave) = open_pair(&size).map_err(|error| no_terminal(&error))?;
+        let account = environment.account();
+        let (master, slave) = open_pair(&size, account.user.uid).map_err(|error| no_terminal(&error))?;
         let own = Variables::from([
             ("TERM".to_owned(), "xterm-256color".to_owned()),
             ("COLUMNS".to_owned(), size.cols.to_string()),
             ("LINES".to_owned(), size.rows.to_string()),
         ]);
-        let mut variables = environment.variables(&own);
-        let shell = shell.filter(|shell| !shell.is_empty()).unwrap_or_else(|| {
-            let bash = spawn::names_a_program("/bin/bash", &variables, "/");
-            if bash { "/bin/bash" } else { "/bin/sh" }.to_owned()
-        });
+        let mut variables = environment.variables(&account, &own);
+        let shell = shell.filter(|shell| !shell.is_empty()).unwrap_or_else(|| default_shell().to_owned());
         variables.insert("SHELL".to_owned(), shell.clone());
         // A dash in front of its name makes a shell read the user's profile.
         let login_name = format!("-{}", shell.rsplit('/').next().unwrap_or(&shell));
-        let home = variables.get("HOME").map_or(HOME, String::as_str).to_owned();
-        let program = Program::new(&[&shell], Some(&login_name), &variables, &home)?;
+        let home = variables.get("HOME").unwrap_or(&account.user.home);
+        let folder = account.start_folder(home);
+        let program = Program::new(&[&shell], Some(&login_name), &variables, folder)?;
         let stdio = [slave.as_fd(), slave.as_fd(), slave.as_fd()];
-        let process = spawn::spawn(&program, stdio, true, &format!("pty-{id}"), cgroups, environment).await?;
+        let login = environment.login(&account);
+        let process =
+            spawn::spawn(&program, stdio, true, &format!("pty-{id}"), cgroups, login.as_ref()).await?;
         Ok(Rc::new(Self {
             id,
             size: Cell::new((size.cols, size.rows)),
@@ -193,7 +193,7 @@ impl Terminal {
     }
 }
 
-fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
+fn open_pair(size: &Resize, owner: u32) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = match rustix::pty::openpt(flags) {
         // Who is root in the sandbox may have removed it; the one it leads to stays.
@@ -204,7 +204,7 @@ fn open_pair(size: &Resize) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     rustix::termios::tcsetwinsize(&master, window(size))?;
     // Programs that open their terminal by name must be allowed to. Only a helper started by hand cannot.
-    let _ = rustix::fs::fchown(&slave, Some(Uid::from_raw(UID)), Some(Gid::from_raw(TTY_GROUP)));
+    let _ = rustix::fs::fchown(&slave, Some(Uid::from_raw(owner)), Some(Gid::from_raw(TTY_GROUP)));
     rustix::io::ioctl_fionbio(&master, true)?;
     Ok((crate::sys::watch(master, Interest::READABLE | Interest::WRITABLE)?, slave))
 }

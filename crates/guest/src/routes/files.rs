@@ -33,35 +33,35 @@ async fn dispatch(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answer {
         ([], &Method::GET | &Method::HEAD) => get(agent, &call).await,
         ([], &Method::PUT) => put(agent, call).await,
         ([], &Method::DELETE) => {
-            let path = path(&call)?;
+            let path = path(agent, &call)?;
             done(agent, move || files::remove(&path)).await
         }
         (["list"], &Method::GET) => {
-            let path = path(&call)?;
+            let path = path(agent, &call)?;
             let listing = on_worker(agent, move || Listing::read(&path)).await?;
             Ok(reply::stream(StatusCode::OK, agent.listings.hold(listing)?))
         }
         (["stat"], &Method::GET) => {
-            let path = path(&call)?;
+            let path = path(agent, &call)?;
             reply::json(StatusCode::OK, &on_worker(agent, move || files::stat(&path)).await?)
         }
         (["mkdir"], &Method::POST) => {
-            let path = path(&call)?;
-            done(agent, move || files::make_folder(&path)).await
+            let (path, account) = (path(agent, &call)?, agent.account());
+            done(agent, move || files::make_folder(&path, &account)).await
         }
         (["move"], &Method::POST) => {
-            let asked = request::json(call.body).await?;
-            done(agent, move || files::apply_move(&asked)).await
+            let (asked, account) = (request::json(call.body).await?, agent.account());
+            done(agent, move || files::apply_move(&asked, &account)).await
         }
         (["chmod"], &Method::POST) => {
-            let asked = request::json(call.body).await?;
-            done(agent, move || files::apply_chmod(&asked)).await
+            let (asked, account) = (request::json(call.body).await?, agent.account());
+            done(agent, move || files::apply_chmod(&asked, &account)).await
         }
         (["archive"], &Method::GET) => {
-            Ok(reply::stream(StatusCode::OK, agent.transfers.pack(path(&call)?).await?))
+            Ok(reply::stream(StatusCode::OK, agent.transfers.pack(path(agent, &call)?).await?))
         }
         (["archive"], &Method::PUT) => {
-            agent.transfers.unpack(path(&call)?, call.body).await?;
+            agent.transfers.unpack(path(agent, &call)?, call.body, agent.account()).await?;
             Ok(reply::empty(StatusCode::NO_CONTENT))
         }
         ([] | ["list" | "stat" | "mkdir" | "move" | "chmod" | "archive"], _) => Err(wrong_method()),
@@ -69,8 +69,9 @@ async fn dispatch(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answer {
     }
 }
 
-fn path(call: &Call) -> Result<GuestPath> {
-    GuestPath::parse(
+fn path(agent: &Agent, call: &Call) -> Result<GuestPath> {
+    GuestPath::below(
+        &agent.account().user.home,
         call.query.get("path").ok_or_else(|| Error::invalid("path query parameter is required"))?,
     )
 }
@@ -89,7 +90,7 @@ async fn done(agent: &Agent, work: impl FnOnce() -> Result<()> + Send + 'static)
 }
 
 async fn get(agent: &Agent, call: &Call) -> Answer {
-    let path = path(call)?;
+    let path = path(agent, call)?;
     let opened = on_worker(agent, move || read::open(&path)).await?;
     let size = opened.size;
     let asked = parse_range(call.head.headers.get(RANGE).map(HeaderValue::as_bytes), size);
@@ -130,10 +131,10 @@ fn set_content_range(reply: &mut Reply, text: &str) {
 }
 
 async fn put(agent: &Agent, mut call: Call) -> Answer {
-    let path = path(&call)?;
+    let (path, account) = (path(agent, &call)?, agent.account());
     let mode = call.query.get("mode").map(parse_mode).transpose()?;
     let length = call.head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let upload = on_worker(agent, move || write::begin(path, mode, length)).await?;
+    let upload = on_worker(agent, move || write::begin(path, mode, length, &account)).await?;
     let mut upload = Some(Held::new(upload, &agent.files));
     let mut writing = None;
     loop {

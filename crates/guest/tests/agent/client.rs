@@ -75,10 +75,13 @@ pub(crate) struct Outcome {
 impl Agent {
     /// Starts an agent; `None`, with the reason printed, where that cannot be tried.
     pub(crate) async fn start() -> Option<Self> {
-        Self::launch(
-            r#"exec "$0" serve --cgroup "$1" --output "$2" --journal "$4" --var-log "$5" 3<&0 4<"$3" 0</dev/null"#,
-        )
-        .await
+        Self::start_as(&json!({})).await
+    }
+
+    /// Starts it with further settings of its sandbox.
+    pub(crate) async fn start_as(settings: &Value) -> Option<Self> {
+        let script = r#"exec "$0" serve --cgroup "$1" --output "$2" --journal "$4" --var-log "$5" 3<&0 4<"$3" 0</dev/null"#;
+        Self::launch(script, settings).await
     }
 
     /// Starts it as PID 1 of a namespace of its own.
@@ -86,13 +89,12 @@ impl Agent {
         // The places it uses then are the machine's own, so they are covered.
         let covered = "mount -t tmpfs none /var/lib && mount -t tmpfs none /var/log";
         let init = r#"exec unshare --pid --fork --mount --mount-proc "$0" init"#;
-        Self::launch(&format!(
-            r#"exec unshare --mount sh -c '{covered} && {init}' "$0" 3<&0 4<"$3" 0</dev/null"#
-        ))
-        .await
+        let script =
+            format!(r#"exec unshare --mount sh -c '{covered} && {init}' "$0" 3<&0 4<"$3" 0</dev/null"#);
+        Self::launch(&script, &json!({})).await
     }
 
-    async fn launch(script: &str) -> Option<Self> {
+    async fn launch(script: &str, settings: &Value) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: starting commands as another user needs root");
             return None;
@@ -100,7 +102,8 @@ impl Agent {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let envs = BTreeMap::from([("MARK", Path::new("from-boot")), ("HOME", folder.path())]);
-        let boot = json!({"sandbox_id": "sb-00000001", "envs": envs});
+        let mut boot = json!({"sandbox_id": "sb-00000001", "envs": envs});
+        boot.as_object_mut().unwrap().extend(settings.as_object().cloned().unwrap_or_default());
         std::fs::write(folder.path().join("boot"), boot.to_string()).unwrap();
         std::fs::create_dir(folder.path().join("log")).unwrap();
         std::fs::write(folder.path().join("log/template.log"), "from the template\n").unwrap();
@@ -443,7 +446,7 @@ impl Pieces {
 }
 
 impl Frames {
-    fn of(response: Response<Incoming>) -> Self {
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
         Self { body: response.into_body(), decoder: Decoder::default() }
     }
 

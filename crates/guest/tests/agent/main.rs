@@ -4,6 +4,7 @@
 //! root and say so when they are skipped.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod account;
 mod client;
 mod exec;
 mod files;

@@ -24,7 +24,7 @@ use warren_node_api::{
 use warren_types::{CheckpointId, Error, Isolation};
 
 use super::manifest::{DiskPart, Manifest, VmPart};
-use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED, processing};
+use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED};
 use crate::disk;
 use crate::sandbox::capture::Taken;
 use crate::sandbox::machine::Target;
@@ -49,7 +49,7 @@ impl Checkpoints {
             let is_new = !entries.contains_key(&id);
             let entry = entries
                 .entry(id.clone())
-                .or_insert_with(|| Entry::new(processing(id.clone()), None, Vec::new()));
+                .or_insert_with(|| Entry::begun(id.clone(), sandbox.template_digest.to_string()));
             (entry.changed.subscribe(), is_new.then(|| entry.called_off.clone()))
         };
         if let Some(called_off) = called_off {
@@ -230,7 +230,7 @@ impl Checkpoints {
     }
 }
 
-fn new_image(unfinished: &PathBuf) -> io::Result<File> {
+pub(super) fn new_image(unfinished: &PathBuf) -> io::Result<File> {
     fs::create_dir(unfinished)?;
     OpenOptions::new().read(true).write(true).create_new(true).open(unfinished.join(IMAGE))
 }

@@ -1,25 +1,17 @@
-//! `manifest.json` of a checkpoint: what is in its folder, and how to tell that it still is.
-//!
-//! One JSON object: `magic`, `format`, `checksum`, `body`. The checksum is of the body's bytes as they stand, so a manifest
-//! is whole or refused. WHEN CHANGING THE BODY: a field that older programs may miss needs a default; anything else needs
-//! a new [`FORMAT`], and then the old one must still be read.
+//! `manifest.json` of a checkpoint: what is in its folder. How it is written is in [`crate::document`].
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use warren_node_api::{Consistency, SandboxSpec};
 use warren_types::{CheckpointId, Isolation, SandboxId};
 
-use crate::disk::digest;
+use crate::document::{DocumentError, Kind};
 use crate::sandbox::record::Suspended;
 
 pub(crate) const FILE: &str = "manifest.json";
-const MAGIC: &str = "warren-checkpoint";
-const FORMAT: u32 = 1;
-const MAX_BYTES: u64 = 4 * 1024 * 1024;
-const BODY: &str = ",\"body\":";
+const KIND: Kind = Kind { magic: "warren-checkpoint", format: 1 };
 
 /// What a checkpoint is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,74 +65,29 @@ pub(crate) struct Lineage {
     pub(crate) patches_applied: u32,
 }
 
-/// Why a manifest cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ManifestError {
-    #[error("its manifest cannot be read")]
-    Read(#[source] io::Error),
-    #[error("its manifest is damaged: {0}")]
-    Damaged(String),
-    #[error("its manifest has format {0}, and this server knows {FORMAT}")]
-    Foreign(u32),
-}
-
-#[derive(Serialize, Deserialize)]
-struct Head {
-    magic: String,
-    format: u32,
-    checksum: String,
-}
-
 impl Manifest {
     /// Writes it, and on to the drive.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        let body = serde_json::to_string(self)?;
-        let checksum = digest::of_bytes(body.as_bytes());
-        let head = serde_json::to_string(&Head { magic: MAGIC.into(), format: FORMAT, checksum })?;
-        let head = head.strip_suffix('}').expect("an object ends with a brace");
-        let mut file = File::create(folder.join(FILE))?;
-        file.write_all(format!("{head}{BODY}{body}}}\n").as_bytes())?;
-        file.sync_all()
+        KIND.save(&folder.join(FILE), self)
     }
 
-    pub(crate) fn load(folder: &Path) -> Result<Self, ManifestError> {
-        let mut text = String::new();
-        let file = fs::File::open(folder.join(FILE)).map_err(ManifestError::Read)?;
-        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => ManifestError::Damaged("it is not text".into()),
-            _ => ManifestError::Read(error),
-        })?;
-        Self::parse(&text)
-    }
-
-    fn parse(text: &str) -> Result<Self, ManifestError> {
-        let damaged = |why: &str| ManifestError::Damaged(why.to_owned());
-        if text.len() as u64 > MAX_BYTES {
-            return Err(damaged("it is too large"));
-        }
-        let (head, rest) = text.split_once(BODY).ok_or_else(|| damaged("it is cut short"))?;
-        let head: Head = serde_json::from_str(&format!("{head}}}"))
-            .map_err(|error| ManifestError::Damaged(error.to_string()))?;
-        if head.magic != MAGIC {
-            return Err(damaged("it is of something else"));
-        }
-        if head.format != FORMAT {
-            return Err(ManifestError::Foreign(head.format));
-        }
-        let body = rest.trim_end().strip_suffix('}').ok_or_else(|| damaged("it is cut short"))?;
-        if digest::of_bytes(body.as_bytes()) != head.checksum {
-            return Err(damaged("its checksum is another"));
-        }
-        serde_json::from_str(body).map_err(|error| ManifestError::Damaged(error.to_string()))
+    pub(crate) fn load(folder: &Path) -> Result<Self, DocumentError> {
+        KIND.load(&folder.join(FILE))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::digest;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::fs;
     use warren_types::Size;
+
+    fn parse(text: &str) -> Result<Manifest, DocumentError> {
+        KIND.parse(text)
+    }
 
     fn manifest() -> Manifest {
         Manifest {
@@ -189,10 +136,10 @@ mod tests {
         manifest().save(folder.path()).unwrap();
         let text = fs::read_to_string(folder.path().join(FILE)).unwrap();
         let foreign = text.replacen("\"format\":1", "\"format\":2", 1);
-        assert!(matches!(Manifest::parse(&foreign), Err(ManifestError::Foreign(2))));
-        let other = text.replacen(MAGIC, "something-else", 1);
-        assert!(matches!(Manifest::parse(&other), Err(ManifestError::Damaged(_))));
-        assert!(matches!(Manifest::load(&folder.path().join("none")), Err(ManifestError::Read(_))));
+        assert!(matches!(parse(&foreign), Err(DocumentError::Foreign { found: 2, .. })));
+        let other = text.replacen(KIND.magic, "something-else", 1);
+        assert!(matches!(parse(&other), Err(DocumentError::Damaged(_))));
+        assert!(matches!(Manifest::load(&folder.path().join("none")), Err(DocumentError::Read(_))));
     }
 
     proptest! {
@@ -203,11 +150,11 @@ mod tests {
             let whole = fs::read(folder.path().join(FILE)).unwrap();
             let at = cut.index(whole.len() - 2);
             let cut_short = String::from_utf8(whole[..at].to_vec()).unwrap();
-            prop_assert!(Manifest::parse(&cut_short).is_err());
+            prop_assert!(parse(&cut_short).is_err());
             let mut changed = whole.clone();
             changed[at] = byte;
             if changed != whole && let Ok(text) = String::from_utf8(changed) {
-                prop_assert!(Manifest::parse(&text).is_err());
+                prop_assert!(parse(&text).is_err());
             }
         }
     }

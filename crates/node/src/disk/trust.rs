@@ -16,9 +16,9 @@ use super::volume::run_command;
 use crate::config::StartError;
 
 /// Where the contract has it; `update-ca-certificates` takes it from there too.
-const CERTIFICATE: &str = "usr/local/share/ca-certificates/opensandbox-proxy.crt";
-const FOLDER: &str = "etc/ssl/certs";
-const LINK: &str = "opensandbox-proxy.pem";
+pub(crate) const CERTIFICATE: &str = "usr/local/share/ca-certificates/opensandbox-proxy.crt";
+pub(crate) const FOLDER: &str = "etc/ssl/certs";
+pub(crate) const LINK: &str = "opensandbox-proxy.pem";
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// Digest of the template `digest` with that certificate in it.
@@ -66,7 +66,7 @@ fn write(root: &Path, name: &str, pem: &str) -> io::Result<()> {
 /// Under what number OpenSSL looks for an authority whose whole name is that common name: the first four bytes, the lowest
 /// first, of the SHA-1 of its canonical form (`X509_NAME_hash`): a set of a sequence of the attribute's identifier and
 /// its text in lower case.
-fn subject_hash(name: &str) -> u32 {
+pub(crate) fn subject_hash(name: &str) -> u32 {
     const COMMON_NAME: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
     let wrap = |tag: u8, content: &[u8]| {
         let length = u8::try_from(content.len()).ok().filter(|length| *length < 128);

@@ -70,6 +70,8 @@ pub(crate) struct Handle {
     pub(crate) activity: Arc<Activity>,
     /// What the gateway knows of it, whether it runs or not.
     pub(crate) session: Arc<Session>,
+    /// The template that its disk is laid over; for all its life the same.
+    pub(crate) template_digest: Arc<str>,
     /// As it was last published.
     latest: watch::Receiver<Report>,
     /// Held by a change of the whole sandbox from its beginning to its end; a second one is refused meanwhile.
@@ -189,15 +191,16 @@ pub(super) struct Actor {
     mailbox: mpsc::Receiver<Request>,
 }
 
-/// Starts the actor of a sandbox that is to be made. `on_end` runs when the sandbox is no more.
+/// Starts the actor of a sandbox that is to be made, over the template `template_digest`. `on_end` runs when the sandbox is no more.
 pub(crate) fn create(
     host: Arc<Host>,
     id: SandboxId,
     spec: SandboxSpec,
+    template_digest: String,
     on_end: impl FnOnce() + Send + 'static,
 ) -> Handle {
     let folder = host.disks.sandbox_dir(&id);
-    let record = Record::new(id, spec, host.disks.template().to_owned());
+    let record = Record::new(id, spec, template_digest);
     let session = host.session(&record.id, &record.spec);
     spawn(host, folder, record, session, None, on_end)
 }
@@ -229,6 +232,7 @@ fn spawn(
         mailbox: sender,
         activity: activity.clone(),
         session: session.clone(),
+        template_digest: record.template_digest.as_str().into(),
         latest: latest.subscribe(),
         changing: Arc::default(),
     };

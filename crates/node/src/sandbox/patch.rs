@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 use warren_guest_api::exec::{Exec, ExecStart, ExitReason};
 use warren_node_api::{Patch, PatchRun, Report};
-use warren_types::Error;
+use warren_types::{Error, ErrorKind};
 
 use super::activity::Call;
 use super::actor::{Actor, Answer};
@@ -179,19 +179,27 @@ impl Actor {
     }
 }
 
-fn shell(script: &str) -> ExecStart {
-    ExecStart { cmd: "bash".into(), args: vec!["-c".into(), script.into()], ..ExecStart::default() }
+/// Starts a script in bash, or where an image has none in the shell that it has.
+async fn start_script(guest: &Guest, script: &str, timeout_ms: Option<u64>) -> Result<Exec, Error> {
+    let start = async |shell: &str| {
+        let args = vec!["-c".into(), script.into()];
+        let start = ExecStart { cmd: shell.into(), args, timeout_ms, ..ExecStart::default() };
+        guest.json::<Exec>(Method::POST, "/v1/exec", Some(&start)).await
+    };
+    match start("bash").await {
+        Err(error) if error.kind == ErrorKind::Invalid => start("/bin/sh").await,
+        started => started,
+    }
 }
 
 async fn start(guest: &Guest, patch: &Patch) -> Result<Exec, Error> {
     let limit = u64::try_from(LIMIT.as_millis()).unwrap_or(u64::MAX);
-    let start = ExecStart { timeout_ms: Some(limit), ..shell(&patch.script) };
-    guest.json(Method::POST, "/v1/exec", Some(&start)).await
+    start_script(guest, &patch.script, Some(limit)).await
 }
 
 async fn start_all(guest: Guest, commands: Vec<String>) {
     for command in commands {
-        if let Err(error) = guest.json::<Exec>(Method::POST, "/v1/exec", Some(&shell(&command))).await {
+        if let Err(error) = start_script(&guest, &command, None).await {
             warn!(%error, "a start command could not be started");
         }
     }

@@ -50,6 +50,10 @@ impl Actor {
         let whole = self.host.checkpoints.open_whole(&id).await?;
         self.record.template_digest.clone_from(&whole.manifest.template_digest);
         self.record.spec.isolation = whole.manifest.spec.isolation;
+        self.record.spec.template.clone_from(&whole.manifest.spec.template);
+        if self.record.spec.image.is_empty() {
+            self.record.spec.image.clone_from(&whole.manifest.spec.image);
+        }
         self.record.spec.size.disk_mb = whole.manifest.spec.size.disk_mb;
         self.record.lineage = Some(Lineage { checkpoint: id, patches_applied: 0 });
         self.record.suspended = whole.suspended();
@@ -65,8 +69,15 @@ impl Actor {
             return self.start_in(Ready::Vm(start)).await;
         }
         let _turn = host.turn().await?;
-        let disk_mb = self.record.spec.size.disk_mb;
-        let prepared = Prepared::empty(&host, disk_mb, &self.folder.join(DISK)).await?;
+        let (disk_mb, image) = (self.record.spec.size.disk_mb, self.folder.join(DISK));
+        let template_digest = &self.record.template_digest;
+        let prepared = if template_digest == host.disks.template() {
+            Prepared::empty(&host, disk_mb, &image).await?
+        } else {
+            let make =
+                async { host.disks.make(disk_mb, image.clone()).await.map_err(|error| no_disk(&error)) };
+            Prepared::on(&host, template_digest, &image, make).await?
+        };
         self.start_in(Ready::Root(prepared)).await
     }
 

@@ -64,7 +64,7 @@ path-include=/usr/share/doc/*/copyright
 path-exclude=/usr/lib/python3*/EXTERNALLY-MANAGED
 ";
 const APT: &str = "Acquire::Languages \"none\";\n";
-const HOSTS: &str = "\
+pub(crate) const HOSTS: &str = "\
 127.0.0.1 localhost
 127.0.1.1 sandbox
 ::1 localhost ip6-localhost ip6-loopback
@@ -74,7 +74,7 @@ PATH=\"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\"
 LANG=en_US.UTF-8
 ";
 /// The resolver every network slot answers on.
-const RESOLV_CONF: &str = "nameserver 169.254.169.253\noptions timeout:2 attempts:3 edns0\n";
+pub(crate) const RESOLV_CONF: &str = "nameserver 169.254.169.253\noptions timeout:2 attempts:3 edns0\n";
 /// There is no service manager: an installed service is started by who wants it.
 const POLICY_RC_D: &str = "#!/bin/sh\nexit 101\n";
 

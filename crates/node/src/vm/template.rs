@@ -67,6 +67,20 @@ impl Templates {
         Ok(())
     }
 
+    /// Removes those over a template of disks that nothing is made from any more.
+    pub(super) fn forget(&self, template_digest: &str) {
+        let is_over = |folder: &Path| {
+            snapshot::made_with(folder).is_ok_and(|made| made.template_digest == template_digest)
+        };
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        for folder in fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            if is_over(&folder) {
+                ready.retain(|name, _| !folder.ends_with(name));
+                let _ = fs::remove_dir_all(&folder);
+            }
+        }
+    }
+
     /// The template of machines of that size over that template of disks; booted now if there is none.
     pub(crate) async fn ensure(
         &self,

@@ -83,6 +83,26 @@ impl Stock {
         self.wanted.notify_one();
     }
 
+    /// None are wanted any more over a template that is about to go, and those there are end.
+    pub(super) async fn forget(&self, host: &Host, template_digest: &str) {
+        {
+            let mut kind = lock(&self.kind);
+            if kind.as_ref().is_some_and(|(_, digest)| digest == template_digest) {
+                *kind = None;
+            }
+        }
+        let over: Vec<Waiting> = {
+            let mut ready = lock(&self.ready);
+            let is_over = |waiting: &Waiting| waiting.idle.made.template_digest == template_digest;
+            let (over, others) = ready.drain(..).partition(is_over);
+            *ready = others;
+            Vec::from(over)
+        };
+        for waiting in over {
+            waiting.end(host).await;
+        }
+    }
+
     /// A kind to make one of, while there are too few.
     fn missing(&self) -> Option<(Size, String)> {
         (lock(&self.ready).len() < STOCK).then(|| lock(&self.kind).clone()).flatten()

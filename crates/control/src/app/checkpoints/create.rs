@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::app::auth::{Caller, hex, sandbox_not_found};
 use crate::app::guest::from_node;
 use crate::app::idempotency;
-use crate::store::checkpoints::change::{Inserted, NewCheckpoint};
+use crate::store::checkpoints::change::{Inserted, MadeFor, NewCheckpoint};
 use crate::store::checkpoints::{CheckpointRow, Kind, Status};
 use crate::store::idempotency::IdempotencyKey;
 
@@ -138,6 +138,7 @@ impl App {
             alias: row.alias,
             idempotency: key,
             access: self.store.find_access_record(sandbox).await?,
+            made_for: MadeFor::Owner,
         };
         // The reconciler keeps off while the node has not heard of it.
         let _flight = self.checkpoints_in_flight.begin(&new.id);
@@ -169,7 +170,7 @@ impl App {
         self.answer_created(&new.id).await
     }
 
-    async fn make_on_node(&self, new: &NewCheckpoint) -> Result<CheckpointReport, Error> {
+    pub(in crate::app) async fn make_on_node(&self, new: &NewCheckpoint) -> Result<CheckpointReport, Error> {
         let order = Order { sandbox_id: new.sandbox_id.clone(), disk_only: new.kind == Kind::DiskOnly };
         let made = tokio::time::timeout(NODE_DEADLINE, self.node.ensure_checkpoint(&new.id, &order)).await;
         let report = made

@@ -26,7 +26,7 @@ impl App {
     }
 
     /// Gone for its owner at once; from its node now, or by the reconciler.
-    pub(super) async fn delete_checkpoint_row(&self, id: &CheckpointId) -> Result<(), Error> {
+    pub(crate) async fn delete_checkpoint_row(&self, id: &CheckpointId) -> Result<(), Error> {
         self.store.mark_checkpoint_deleting(id).await?;
         self.finish_checkpoint_delete(id).await;
         Ok(())

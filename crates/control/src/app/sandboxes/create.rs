@@ -33,6 +33,8 @@ use crate::store::sandboxes::change::{Inserted, NewSandbox};
 const NODE_DEADLINE: Duration = Duration::from_secs(60);
 /// The same where a checkpoint has to be read first and its patches run.
 const FORK_DEADLINE: Duration = Duration::from_secs(30 * 60);
+/// How nodes name the templates that they make of images.
+const IMPORTED: &str = "oci-";
 /// Random ids tried before giving up; a second try is a matter of one in some ten thousand creates.
 const ID_TRIES: usize = 8;
 
@@ -83,6 +85,9 @@ impl App {
     ) -> Result<Created, CreateError> {
         let key = idempotency_key.map(|key| identify(key, &body)).transpose()?;
         let wanted = Wanted::try_from(body)?;
+        if !self.is_node_template(&wanted.spec.template).await? {
+            return Err(template_not_found(&wanted.spec.template).into());
+        }
         self.create_wanted(caller, wanted, key, base).await
     }
 
@@ -121,24 +126,41 @@ impl App {
             return self.create_now(caller, wanted, None).await;
         };
         let _turn = self.key_locks.turn(caller.org(), &key.key).await;
-        if let Some(earlier) = self.store.find_keyed_create(caller.org(), &key.key).await? {
-            if earlier.body_hash != key.body_hash {
-                return Err(Error::conflict(
-                    "this Idempotency-Key was used for a different request; use a new one",
-                )
-                .with_code("idempotency_key_conflict")
-                .into());
-            }
-            let id = earlier.sandbox_id.parse::<SandboxId>().map_err(|error| {
-                Error::internal(format!("a stored idempotency key names no sandbox: {error}"))
-            })?;
-            return match self.store.find_sandbox(caller.org(), &id).await? {
-                Some(row) if row.observed != SandboxState::Creating => Ok((row, None)),
-                // Of another process, or of one that died and whose reconciler has not come by yet.
-                _ => Err(key_in_use().into()),
-            };
+        if let Some(row) = self.find_repeated(caller, &key).await? {
+            return Ok((row, None));
         }
         self.create_now(caller, wanted, Some(key)).await
+    }
+
+    /// The sandbox that was made before under an idempotency key.
+    pub(in crate::app) async fn find_repeated(
+        &self,
+        caller: &Caller,
+        key: &IdempotencyKey,
+    ) -> Result<Option<SandboxRow>, CreateError> {
+        let Some(earlier) = self.store.find_keyed_create(caller.org(), &key.key).await? else {
+            return Ok(None);
+        };
+        if earlier.body_hash != key.body_hash {
+            return Err(Error::conflict(
+                "this Idempotency-Key was used for a different request; use a new one",
+            )
+            .with_code("idempotency_key_conflict")
+            .into());
+        }
+        let id = earlier.sandbox_id.parse::<SandboxId>().map_err(|error| {
+            Error::internal(format!("a stored idempotency key names no sandbox: {error}"))
+        })?;
+        match self.store.find_sandbox(caller.org(), &id).await? {
+            Some(row) if row.observed != SandboxState::Creating => Ok(Some(row)),
+            // Of another process, or of one that died and whose reconciler has not come by yet.
+            _ => Err(key_in_use().into()),
+        }
+    }
+
+    /// The answer to a repeated create: nothing was made.
+    pub(in crate::app) fn repeated(&self, row: SandboxRow, base: &str) -> Created {
+        Created { sandbox: self.view_with_token(row, base), timing: None }
     }
 
     async fn create_now(
@@ -161,7 +183,7 @@ impl App {
             id: id.clone(),
             org: caller.org().clone(),
             node_id: node.id.clone(),
-            template: wanted.spec.template.clone(),
+            template: wanted.shown_template.unwrap_or_else(|| wanted.spec.template.clone()),
             alias: wanted.alias,
             isolation: wanted.spec.isolation.to_string(),
             size: wanted.spec.size,
@@ -231,6 +253,18 @@ impl App {
         }
         self.push_if_changed(caller.org(), &id, read_at).await;
         Ok((row, Some(Timing { node, store: room + insert + settling.elapsed() })))
+    }
+
+    /// Whether anybody may name that template. Images that were imported belong to those who did, and have no name here.
+    pub(crate) async fn is_node_template(&self, template: &str) -> Result<bool, Error> {
+        if template.starts_with(IMPORTED) {
+            return Ok(false);
+        }
+        match self.node_with_template(template).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The node, once it is known to have that template.
@@ -313,7 +347,7 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
 
 /// What a key and a body are together. The hash is over the request as it was understood, so that the order of
 /// fields and blanks do not matter.
-fn identify(key: String, body: &SandboxCreate) -> Result<IdempotencyKey, Error> {
+pub(in crate::app) fn identify(key: String, body: &SandboxCreate) -> Result<IdempotencyKey, Error> {
     idempotency::check(&key)?;
     let body = serde_json::to_vec(body)
         .map_err(|error| Error::internal(format!("a request has no JSON form: {error}")))?;
@@ -369,7 +403,7 @@ fn node_failure(error: Error, new: &NewSandbox) -> Error {
 }
 
 /// The isolation that was asked for, or the node's own; refused by name where the node has none of it.
-fn offered(node: &NodeInfo, wanted: Option<Isolation>) -> Result<Isolation, Error> {
+pub(in crate::app) fn offered(node: &NodeInfo, wanted: Option<Isolation>) -> Result<Isolation, Error> {
     let isolation = wanted.unwrap_or(node.isolation);
     if isolation == node.isolation || node.isolations.contains(&isolation) {
         return Ok(isolation);

@@ -27,6 +27,8 @@ pub(crate) struct Wanted {
     /// As asked for; the node's own default otherwise.
     pub isolation: Option<Isolation>,
     pub spec: SandboxSpec,
+    /// What is said to be its template; the spec's own when absent.
+    pub shown_template: Option<String>,
     pub alias: Option<String>,
     pub metadata: Tags,
     pub tags: Tags,
@@ -41,12 +43,6 @@ impl TryFrom<SandboxCreate> for Wanted {
 
     fn try_from(body: SandboxCreate) -> Result<Self, Error> {
         if let Some(field) = body.not_yet.named().first() {
-            return Err(Error::invalid(format!("{field} is not supported by this server yet; leave it out")));
-        }
-        let is_set = |set: bool, field: &'static str| set.then_some(field);
-        if let Some(field) = is_set(body.image.is_some_and(|image| !image.is_null()), "image")
-            .or(is_set(body.snapshot.is_some_and(|name| !name.is_empty()), "snapshot"))
-        {
             return Err(Error::invalid(format!("{field} is not supported by this server yet; leave it out")));
         }
         let policy = PolicyFields {
@@ -108,6 +104,7 @@ impl TryFrom<SandboxCreate> for Wanted {
                 from_checkpoint: None,
                 image: ImageSettings::default(),
             },
+            shown_template: None,
             alias,
             metadata,
             tags,
@@ -118,7 +115,7 @@ impl TryFrom<SandboxCreate> for Wanted {
 }
 
 /// Clients written in Go send 0 for what was not set.
-fn zero_as_absent(number: Option<i64>) -> Option<i64> {
+pub(crate) fn zero_as_absent(number: Option<i64>) -> Option<i64> {
     number.filter(|number| *number != 0)
 }
 

@@ -38,6 +38,28 @@ pub(crate) struct NewCheckpoint {
     pub idempotency: Option<IdempotencyKey>,
     /// What its sandbox was given.
     pub access: AccessRecord,
+    /// By whom it is made.
+    pub made_for: MadeFor,
+}
+
+/// What a checkpoint is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MadeFor {
+    /// Whoever asked for it, until they delete it.
+    Owner,
+    /// A step of an image.
+    Layer,
+    Image,
+}
+
+impl MadeFor {
+    fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::Owner => None,
+            Self::Layer => Some("layer"),
+            Self::Image => Some("image"),
+        }
+    }
 }
 
 /// What became of an insert.
@@ -78,8 +100,8 @@ impl Store {
         let (key, hash) = new.idempotency.clone().map(|key| (key.key, key.body_hash)).unzip();
         sqlx::query(
             "INSERT INTO checkpoints (id, org_id, sandbox_id, node_id, name, kind, status, generation, captured, holds, \
-             size_bytes, is_public, metadata, alias, keep, created_at, idempotency_key, body_hash, access) \
-             VALUES ($1, $2, $3, $4, $5, $6, 'processing', 0, 0, 'disk', 0, 0, $7, $8, $9, $10, $11, $12, $13)",
+             size_bytes, is_public, metadata, alias, keep, created_at, idempotency_key, body_hash, access, made_for) \
+             VALUES ($1, $2, $3, $4, $5, $6, 'processing', 0, 0, 'disk', 0, 0, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(new.id.as_str())
         .bind(new.org.as_str())
@@ -94,6 +116,7 @@ impl Store {
         .bind(key)
         .bind(hash)
         .bind((!new.access.is_nothing()).then(|| serde_json::to_string(&new.access).expect("a record is plain data")))
+        .bind(new.made_for.as_str())
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;

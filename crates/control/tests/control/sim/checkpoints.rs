@@ -18,6 +18,7 @@ pub(crate) struct Checkpoint {
     pub(crate) files: std::collections::BTreeMap<String, bytes::Bytes>,
     pub(crate) patches: Vec<Patch>,
     pub(crate) damaged: bool,
+    pub(crate) disk_only: bool,
 }
 
 impl SimNode {
@@ -102,6 +103,7 @@ pub(super) async fn ensure(
             files,
             patches: Vec::new(),
             damaged: false,
+            disk_only: create.disk_only,
         });
         let report = CheckpointReport { origin: Some(made.origin.clone()), ..made.report.clone() };
         (report, !state.hold_checkpoints)

@@ -30,7 +30,7 @@ use warren_guest_api::frame::{Decoder, Frame, STDERR, STDOUT};
 use warren_guest_api::input::WINDOW;
 use warren_types::{Error, ExecId, SandboxId};
 
-use super::{Answer, SimNode, json, parameter};
+use super::{Answer, Ran, SimNode, json, parameter};
 
 pub(crate) struct Exec {
     pub(crate) id: ExecId,
@@ -157,15 +157,30 @@ fn begin(node: &SimNode, id: &SandboxId, start: ExecStart) -> Answer<Arc<Exec>> 
         start,
     });
     let mut state = node.state();
+    state.ran.push(Ran { start: exec.start.clone() });
     let execs: &mut BTreeMap<_, _> = &mut state.sandboxes.get_mut(id).unwrap().execs;
     execs.insert(exec.id.to_string(), Arc::clone(&exec));
     tokio::spawn(play(Arc::clone(&exec), receiver));
     Ok(exec)
 }
 
+/// What a command does. A shell does what it is told; the programs that steps run say that they were.
+fn script(start: &ExecStart) -> String {
+    match (start.cmd.rsplit('/').next(), &start.args[..]) {
+        (Some("bash" | "sh"), [option, script]) if option == "-c" => script.clone(),
+        (Some("apt-get"), args) if args.iter().any(|package| package == "nonsense") => {
+            "err E: Unable to locate package nonsense\n;exit 100".to_owned()
+        }
+        (Some(program @ ("apt-get" | "python3" | "chown")), args) => {
+            format!("out {program} {}", args.join(" ").replace([';', '&'], " "))
+        }
+        _ => start.cmd.clone(),
+    }
+}
+
 async fn play(exec: Arc<Exec>, mut input: mpsc::UnboundedReceiver<Option<Bytes>>) {
     let say = |kind: u8, bytes: Bytes| exec.change(|log| log.pieces.push((kind, bytes)));
-    for step in exec.start.cmd.split(';') {
+    for step in script(&exec.start).split([';', '&']).filter(|step| !step.trim().is_empty()) {
         let (verb, value) = step.trim().split_once(' ').unwrap_or((step.trim(), ""));
         match verb {
             "out" => say(STDOUT, Bytes::copy_from_slice(value.as_bytes())),

@@ -1,0 +1,130 @@
+//! Builds under way in this process. Each is one task that everybody who wants its image waits for; the first one starts it,
+//! and that they all leave does not end it.
+//!
+//! ```text
+//!   begin ─▶ running ─▶ ended: its row is `ready` or `failed`, and then it is no longer here
+//!               └─ cancelled: its snapshot was deleted, or the server stops (the row stays `building` for the next start)
+//! ```
+
+mod base;
+mod import;
+mod keys;
+mod layers;
+mod lines;
+pub(crate) mod log;
+mod run;
+mod steps;
+mod workshop;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use warren_types::CheckpointId;
+
+pub(in crate::app::images) use import::follow as follow_import;
+use log::BuildStream;
+
+/// Builds that run at once; the others wait for one to end.
+const PLACES: usize = 4;
+
+/// One build.
+#[derive(Debug)]
+pub(crate) struct Build {
+    /// Of its row.
+    pub image_id: String,
+    pub log: BuildStream,
+    pub cancel: CancellationToken,
+}
+
+/// Something that must not be removed while a build needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Needed {
+    Template(String),
+    Checkpoint(CheckpointId),
+}
+
+type Counts = Arc<Mutex<HashMap<Needed, usize>>>;
+
+#[derive(Debug)]
+pub(crate) struct Builds {
+    running: Mutex<HashMap<String, Arc<Build>>>,
+    places: Semaphore,
+    needed: Counts,
+}
+
+/// Keeps things from being removed until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Need {
+    counts: Counts,
+    all: Vec<Needed>,
+}
+
+// === impl Builds ===
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self { running: Mutex::default(), places: Semaphore::new(PLACES), needed: Counts::default() }
+    }
+}
+
+impl Builds {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Arc<Build>>> {
+        self.running.lock().expect("nothing panics while it holds this lock")
+    }
+
+    pub(crate) fn find(&self, image_id: &str) -> Option<Arc<Build>> {
+        self.running().get(image_id).cloned()
+    }
+
+    /// The build of an image; it is in here until [`Builds::end`].
+    pub(crate) fn begin(&self, image_id: String) -> Arc<Build> {
+        let build = Arc::new(Build {
+            image_id: image_id.clone(),
+            log: BuildStream::default(),
+            cancel: CancellationToken::new(),
+        });
+        self.running().insert(image_id, Arc::clone(&build));
+        build
+    }
+
+    fn end(&self, build: &Arc<Build>) {
+        let mut running = self.running();
+        if running.get(&build.image_id).is_some_and(|found| Arc::ptr_eq(found, build)) {
+            running.remove(&build.image_id);
+        }
+    }
+
+    pub(crate) fn need(&self) -> Need {
+        Need { counts: Arc::clone(&self.needed), all: Vec::new() }
+    }
+
+    pub(crate) fn is_needed(&self, thing: &Needed) -> bool {
+        self.needed.lock().expect("nothing panics while it holds this lock").contains_key(thing)
+    }
+}
+
+// === impl Need ===
+
+impl Need {
+    pub(crate) fn add(&mut self, thing: Needed) {
+        let mut counts = self.counts.lock().expect("nothing panics while it holds this lock");
+        *counts.entry(thing.clone()).or_default() += 1;
+        self.all.push(thing);
+    }
+}
+
+impl Drop for Need {
+    fn drop(&mut self) {
+        let mut counts = self.counts.lock().expect("nothing panics while it holds this lock");
+        for thing in self.all.drain(..) {
+            if let Some(count) = counts.get_mut(&thing) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&thing);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! From a manifest to an image that is ready, or to the build that makes it so.
+
+use std::sync::Arc;
+
+use warren_node_api::RegistryAuth;
+use warren_types::{CheckpointId, Error, ErrorKind, Isolation, OrgId};
+
+use super::build::Build;
+use super::manifest::{Base, Manifest};
+use super::names::SnapshotRef;
+use super::{Reader, image_not_found};
+use crate::app::App;
+use crate::app::sandboxes::create::offered;
+use crate::store::checkpoints::Status;
+use crate::store::images::change::NewImage;
+use crate::store::images::names::NamedImage;
+use crate::store::images::{ImageKey, ImageRow, ImageStatus};
+
+/// What the steps start from, looked up.
+#[derive(Debug, Clone)]
+pub(super) enum BaseWanted {
+    Template(String),
+    Registry(String),
+    Checkpoint(CheckpointId),
+    /// What a snapshot stands for, in whichever isolation it is there.
+    Image {
+        org: OrgId,
+        id: String,
+    },
+}
+
+/// An image that can be built.
+#[derive(Debug, Clone)]
+pub(crate) struct ImageWanted {
+    pub(super) org: OrgId,
+    pub(super) key: ImageKey,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) base: BaseWanted,
+    /// Not kept beyond the build.
+    pub(super) auth: Option<RegistryAuth>,
+}
+
+impl ImageWanted {
+    /// The same, as a row that is there has it: what its base is called may stand for something else by now.
+    pub(super) fn under(self, row: ImageRow) -> Self {
+        let key = ImageKey {
+            org: row.org,
+            content_hash: row.content_hash,
+            isolation: row.isolation,
+            memory_mb: row.memory_mb,
+        };
+        Self { key, ..self }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Ensured {
+    Ready(ImageRow),
+    Building(Arc<Build>),
+}
+
+impl App {
+    /// Looks up what a manifest refers to. Nothing has happened when that fails.
+    pub(super) async fn image_wanted(
+        &self,
+        org: &OrgId,
+        manifest: Manifest,
+        isolation: Option<Isolation>,
+        auth: Option<RegistryAuth>,
+    ) -> Result<ImageWanted, Error> {
+        let mut isolation_wanted = isolation;
+        let (base, identity) = match &manifest.base {
+            Base::Template(name) => (BaseWanted::Template(name.clone()), manifest.base.canonical()),
+            Base::Registry(reference) => (BaseWanted::Registry(reference.clone()), manifest.base.canonical()),
+            Base::Snapshot(name) => {
+                let found = self.find_usable_snapshot(org, name).await?;
+                let identity = format!("image:{}", found.image.content_hash);
+                (BaseWanted::Image { org: found.image.org, id: found.image.id }, Some(identity))
+            }
+            Base::Checkpoint(id) => {
+                let own = self.isolation_of_checkpoint(org, id).await?;
+                if isolation.is_some_and(|wanted| wanted != own) {
+                    return Err(Error::invalid(format!(
+                        "image.base: that checkpoint is of isolation {own}, and so is what starts from it"
+                    )));
+                }
+                isolation_wanted = Some(own);
+                (BaseWanted::Checkpoint(id.clone()), manifest.base.canonical())
+            }
+        };
+        let identity = identity.ok_or_else(|| Error::internal("a base has no identity"))?;
+        let key = ImageKey {
+            org: org.clone(),
+            content_hash: manifest.content_hash(&identity),
+            isolation: offered(&self.node_info(), isolation_wanted)?,
+            memory_mb: manifest.runtime_memory_mb,
+        };
+        Ok(ImageWanted { org: org.clone(), key, manifest: Arc::new(manifest), base, auth })
+    }
+
+    async fn isolation_of_checkpoint(&self, org: &OrgId, id: &CheckpointId) -> Result<Isolation, Error> {
+        let row = self.store.find_checkpoint(id).await?.filter(|row| row.org == *org || row.is_public);
+        let row = row.ok_or_else(|| Error::invalid(format!("image.base: checkpoint not found: {id}")))?;
+        match (row.status, row.spec) {
+            (Status::Ready, Some(spec)) => Ok(spec.isolation),
+            _ => Err(Error::invalid(format!("image.base: checkpoint {id} is not ready"))),
+        }
+    }
+
+    /// A snapshot that may be used: the organisation's own, or one that was published. 400 otherwise, because it was named
+    /// in a body.
+    pub(super) async fn find_usable_snapshot(
+        &self,
+        org: &OrgId,
+        wanted: &SnapshotRef,
+    ) -> Result<NamedImage, Error> {
+        let found = self.find_snapshot_for(org, wanted).await?;
+        let found = found.ok_or_else(|| {
+            Error::invalid(format!(
+                "snapshot \"{wanted}\" not found: GET /api/snapshots lists those there are; create it first"
+            ))
+        })?;
+        match found.image.status {
+            ImageStatus::Ready => Ok(found),
+            status => {
+                let why = found.image.error.map(|error| format!(": {error}")).unwrap_or_default();
+                Err(Error::invalid(format!(
+                    "snapshot \"{wanted}\" is not ready (status: {}){why}",
+                    status.as_str()
+                )))
+            }
+        }
+    }
+
+    pub(super) async fn find_snapshot_for(
+        &self,
+        org: &OrgId,
+        wanted: &SnapshotRef,
+    ) -> Result<Option<NamedImage>, Error> {
+        if let Some(own) = self.store.find_snapshot(org, &wanted.name, wanted.version).await? {
+            return Ok(Some(own));
+        }
+        if self.store.find_snapshot(org, &wanted.name, None).await?.is_some() {
+            return Ok(None);
+        }
+        Ok(self.store.find_public_snapshot(&wanted.name, wanted.version).await?)
+    }
+
+    /// The image, or the one build that makes it, which is started if it has to be.
+    pub(super) async fn ensure_image(self: &Arc<Self>, wanted: ImageWanted) -> Result<Ensured, Error> {
+        let (app, caller_gone) = (Arc::clone(self), "an image is not begun half-way");
+        let begun = self.tasks.spawn(async move { app.ensure_image_now(wanted).await });
+        begun.await.unwrap_or_else(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "{caller_gone}");
+            Err(Error::internal("the server failed while it began a build; its log says why"))
+        })
+    }
+
+    async fn ensure_image_now(self: &Arc<Self>, wanted: ImageWanted) -> Result<Ensured, Error> {
+        // A blank cannot stand in the keys of clients.
+        let key = &wanted.key;
+        let turn = format!("image {} {} {}", key.content_hash, key.isolation, key.memory_mb.unwrap_or(0));
+        let _turn = self.key_locks.turn(&wanted.org, &turn).await;
+        if let Some(row) = self.store.find_image_like(key).await? {
+            if row.status == ImageStatus::Ready {
+                self.store.touch_image(&row.id).await?;
+                return Ok(Ensured::Ready(row));
+            }
+            if let Some(build) = self.builds.find(&row.id) {
+                return Ok(Ensured::Building(build));
+            }
+        }
+        if self.shutdown.is_cancelled() {
+            return Err(Error::unavailable("the server is stopping; try again in a moment"));
+        }
+        let json = |value| serde_json::to_string(value).expect("a JSON value has a JSON form");
+        let new = NewImage {
+            key: key.clone(),
+            manifest: json(&wanted.manifest.sent),
+            shown: json(&wanted.manifest.shown()),
+        };
+        let (id, before) = self.store.begin_image(&new).await?;
+        let build = self.builds.begin(id);
+        self.start_build(wanted, &build);
+        if let Some(before) = before {
+            self.delete_checkpoint_row(&before).await?;
+        }
+        Ok(Ensured::Building(build))
+    }
+
+    /// An image that is stored, ready in that isolation: built first where it is not.
+    pub(super) async fn image_for(
+        self: &Arc<Self>,
+        org: &OrgId,
+        id: &str,
+        isolation: Isolation,
+    ) -> Result<ImageRow, Error> {
+        match self.ensure_stored(org, id, isolation).await? {
+            Ensured::Ready(row) => Ok(row),
+            Ensured::Building(build) => self.built(org, &build).await,
+        }
+    }
+
+    pub(super) async fn ensure_stored(
+        self: &Arc<Self>,
+        org: &OrgId,
+        id: &str,
+        isolation: Isolation,
+    ) -> Result<Ensured, Error> {
+        let row = self.store.find_image(org, id).await?.ok_or_else(image_not_found)?;
+        let key = ImageKey {
+            org: row.org.clone(),
+            content_hash: row.content_hash.clone(),
+            isolation,
+            memory_mb: row.memory_mb,
+        };
+        if let Some(row) =
+            self.store.find_image_like(&key).await?.filter(|row| row.status == ImageStatus::Ready)
+        {
+            self.store.touch_image(&row.id).await?;
+            return Ok(Ensured::Ready(row));
+        }
+        let manifest = self.store.find_manifest(id, u32::MAX).await?.ok_or_else(image_not_found)?;
+        let manifest = Manifest::stored(&manifest)?;
+        let wanted = self.image_wanted(org, manifest, Some(isolation), None).await?;
+        // Under the name it had: what its base is called may stand for something else by now.
+        self.ensure_image(ImageWanted { key, ..wanted }).await
+    }
+
+    /// Waits for a build; its image.
+    pub(super) async fn built(&self, org: &OrgId, build: &Arc<Build>) -> Result<ImageRow, Error> {
+        Reader::new(Arc::clone(build)).ended().await?;
+        let row = self.store.find_image(org, &build.image_id).await?;
+        row.filter(|row| row.status == ImageStatus::Ready)
+            .ok_or_else(|| Error::new(ErrorKind::Gone, "the image was deleted as soon as it was built"))
+    }
+}

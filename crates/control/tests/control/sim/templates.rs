@@ -1,0 +1,168 @@
+//! Templates of the simulated node, copies of checkpoints, and what all of it takes. An import ends at once; its image says
+//! that it is `reference`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use http::StatusCode;
+use warren_guest_api::boot::User;
+use warren_node_api::{
+    CheckpointCopy, CheckpointOrigin, CheckpointReport, CheckpointState, Held, Holds, ImageSettings, Import,
+    Space, TemplateImport, TemplateLine, TemplateReport,
+};
+use warren_types::{CheckpointId, Error, SandboxId};
+
+use super::{Answer, Change, Checkpoint, SimNode, unknown};
+
+/// What every checkpoint and imported template takes, in bytes.
+pub(crate) const EACH: u64 = 1000;
+
+#[derive(Default)]
+pub(crate) struct Templates {
+    pub(crate) imported: BTreeMap<String, TemplateReport>,
+    /// Imports asked for, with the password that came along.
+    pub(crate) imports: Vec<(String, Option<String>)>,
+    /// What the next import ends with.
+    pub(crate) import_error: Option<Error>,
+    pub(crate) archives: Vec<usize>,
+}
+
+fn base() -> TemplateReport {
+    TemplateReport {
+        name: "base".into(),
+        reference: None,
+        digest: "sha256:ba5e".into(),
+        settings: ImageSettings::default(),
+        envs: BTreeMap::new(),
+        entrypoint: Vec::new(),
+        cmd: Vec::new(),
+        size_bytes: 1,
+        created_at_ms: 1,
+    }
+}
+
+impl SimNode {
+    fn import(&self, reference: &str) -> TemplateReport {
+        let digits: String = reference.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("oci-{digits:0<32.32}");
+        let report = TemplateReport {
+            name: name.clone(),
+            reference: Some(reference.to_owned()),
+            digest: format!("sha256:{digits}"),
+            settings: ImageSettings {
+                user: Some(User { name: "app".into(), uid: 7, gid: 8, home: "/srv".into() }),
+                workdir: Some("/srv/app".into()),
+            },
+            envs: BTreeMap::from([("FROM_IMAGE".to_owned(), reference.to_owned())]),
+            ..base()
+        };
+        self.state().templates.imported.insert(name, report.clone());
+        report
+    }
+
+    pub(super) fn template_names(&self) -> Vec<String> {
+        std::iter::once("base".to_owned()).chain(self.state().templates.imported.keys().cloned()).collect()
+    }
+}
+
+pub(super) async fn list(State(node): State<SimNode>) -> Json<Vec<TemplateReport>> {
+    let state = node.state();
+    Json(std::iter::once(base()).chain(state.templates.imported.values().cloned()).collect())
+}
+
+fn lines(lines: &[TemplateLine]) -> Body {
+    let text: Vec<String> = lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+    Body::from(format!("\n{}", text.concat()))
+}
+
+fn progress(message: &str, done_bytes: u64, total_bytes: Option<u64>) -> TemplateLine {
+    TemplateLine::Progress(Import { message: message.to_owned(), done_bytes, total_bytes })
+}
+
+pub(super) async fn import(State(node): State<SimNode>, Json(import): Json<TemplateImport>) -> Body {
+    let failure = {
+        let mut state = node.state();
+        let password = import.auth.map(|auth| auth.password.expose().clone());
+        state.templates.imports.push((import.reference.clone(), password));
+        state.templates.import_error.take()
+    };
+    let begun = progress("fetching", 1_500_000, Some(3_000_000));
+    match failure {
+        Some(error) => lines(&[begun, TemplateLine::Error(error)]),
+        None => lines(&[begun, TemplateLine::Template(Box::new(node.import(&import.reference)))]),
+    }
+}
+
+pub(super) async fn archive(State(node): State<SimNode>, body: Body) -> Answer<Body> {
+    let bytes = axum::body::to_bytes(body, usize::MAX).await;
+    let bytes = bytes.map_err(|_| Error::invalid("the archive broke off"))?;
+    node.state().templates.archives.push(bytes.len());
+    if bytes.starts_with(b"bad") {
+        return Ok(lines(&[TemplateLine::Error(Error::invalid("this is no archive of an image"))]));
+    }
+    let template = node.import(&String::from_utf8_lossy(&bytes));
+    Ok(lines(&[progress("unpacking", 0, None), TemplateLine::Template(Box::new(template))]))
+}
+
+pub(super) async fn absent(State(node): State<SimNode>, Path(name): Path<String>) -> StatusCode {
+    node.state().templates.imported.remove(&name);
+    StatusCode::NO_CONTENT
+}
+
+pub(super) async fn space(State(node): State<SimNode>) -> Json<Space> {
+    let state = node.state();
+    let held = |users| Held { bytes: EACH, own_bytes: EACH, users };
+    let users = |name: &str| {
+        let sandboxes = state.sandboxes.values().filter(|sandbox| sandbox.spec.template == name).count();
+        let checkpoints = state.checkpoints.values().filter(|one| one.origin.spec.template == name).count();
+        u32::try_from(sandboxes + checkpoints).unwrap()
+    };
+    let count = (state.templates.imported.len() + state.checkpoints.len()) as u64;
+    Json(Space {
+        volume_bytes: 100 * EACH,
+        free_bytes: 100 * EACH - count * EACH,
+        used_bytes: count * EACH,
+        templates: state.templates.imported.keys().map(|name| (name.clone(), held(users(name)))).collect(),
+        checkpoints: state.checkpoints.keys().map(|id| (id.clone(), held(0))).collect(),
+    })
+}
+
+pub(super) async fn copy(
+    State(node): State<SimNode>,
+    Path(id): Path<CheckpointId>,
+    Json(copy): Json<CheckpointCopy>,
+) -> Answer<Json<CheckpointReport>> {
+    let report = {
+        let mut state = node.state();
+        let original = state.checkpoints.get(&copy.checkpoint_id).ok_or_else(unknown)?;
+        assert_eq!(original.report.state, CheckpointState::Ready, "only what is ready is copied");
+        assert_eq!(original.origin.spec.template, copy.spec.template, "a copy keeps the template");
+        let (files, sandbox_id) = (original.files.clone(), SandboxId::generate());
+        let report = CheckpointReport {
+            checkpoint_id: id.clone(),
+            state: CheckpointState::Ready,
+            generation: 3,
+            origin: None,
+            captured: true,
+            consistency: None,
+            pause_us: None,
+            holds: Holds::Disk,
+            size_bytes: EACH,
+            patches: Vec::new(),
+            error: None,
+        };
+        let made = state.checkpoints.entry(id).or_insert(Checkpoint {
+            report,
+            origin: CheckpointOrigin { sandbox_id, spec: copy.spec },
+            files,
+            patches: Vec::new(),
+            damaged: false,
+            disk_only: true,
+        });
+        CheckpointReport { origin: Some(made.origin.clone()), ..made.report.clone() }
+    };
+    node.send_change(Change::Checkpoint(CheckpointReport { origin: None, ..report.clone() }));
+    Ok(Json(report))
+}

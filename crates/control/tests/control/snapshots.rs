@@ -1,0 +1,315 @@
+//! Snapshots: names and versions of images, templates, archives; deletes, restarts.
+
+use std::time::Duration;
+
+use http::{Method, header};
+use serde_json::{Value, json};
+
+use crate::harness::{Server, eventually, send};
+use crate::images::{events, image, nothing_is_left, run, scripts, stream};
+use crate::sim::SimNode;
+
+#[tokio::test]
+async fn a_snapshot_is_made_listed_used_and_deleted() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    assert_eq!(acme.get("/api/snapshots").await.is(200).json(), json!([]));
+    let manifest = image(&[run("out x"), json!({"type": "env", "args": {"vars": {"A": "1"}}})]);
+    let answer =
+        stream(acme, "/api/snapshots", &json!({"name": "data science", "image": manifest})).await.is(200);
+    let mut events = events(&answer);
+    let (name, made) = events.pop().unwrap();
+    assert_eq!(name, "result");
+    assert!(events.iter().any(|(_, data)| data["message"] == "Step 1/2: run out x"), "{events:?}");
+    for (field, value) in [
+        ("name", json!("data science")),
+        ("version", json!(1)),
+        ("status", json!("ready")),
+        ("isolation", json!("container")),
+        ("manifest", manifest.clone()),
+        ("public", json!(false)),
+        ("env", json!({"A": "1"})),
+        ("sizeBytes", json!(1000)),
+    ] {
+        assert_eq!(made[field], value, "{field}");
+    }
+    assert_eq!(made["contentHash"].as_str().unwrap().len(), 64);
+    for path in
+        ["/api/snapshots/data%20science", "/api/snapshots/data science@1", "/api/images/data%20science"]
+    {
+        assert_eq!(acme.get(path).await.is(200).json()["id"], made["id"], "{path}");
+    }
+    assert_eq!(
+        acme.get(&format!("/api/images/{}", made["id"].as_str().unwrap())).await.is(200).json()["id"],
+        made["id"]
+    );
+    assert_eq!(acme.get("/api/snapshots").await.json()[0]["name"], "data science");
+    for path in
+        ["/api/snapshots/nope", "/api/snapshots/data%20science@2", "/api/snapshots/%ff", "/api/images/nope"]
+    {
+        acme.get(path).await.is(404).error();
+        acme.delete(path).await.is(404).error();
+    }
+    server.rival.get("/api/snapshots/data%20science").await.is(404);
+    server.rival.delete("/api/snapshots/data%20science").await.is(404);
+    server.rival.get(&format!("/api/images/{}", made["id"].as_str().unwrap())).await.is(404);
+
+    let body = json!({"snapshot": "data science", "envs": {"B": "2"}, "metadata": {"m": "1"}, "timeout": 5, "memoryMB": 3000});
+    let sandbox = acme.post("/api/sandboxes", body).await.is(201).json();
+    assert_eq!(
+        (&sandbox["templateID"], &sandbox["memoryMB"], &sandbox["timeout"]),
+        (&json!("data science"), &json!(4096), &json!(5))
+    );
+    let id = sandbox["sandboxID"].as_str().unwrap();
+    {
+        let spec = &server.node.state().sandboxes[&id.parse().unwrap()].spec;
+        assert_eq!((spec.envs["A"].as_str(), spec.envs["B"].as_str()), ("1", "2"));
+    }
+    let fork = acme
+        .post(
+            &format!("/api/sandboxes/from-checkpoint/{}", made["checkpointId"].as_str().unwrap()),
+            json!({}),
+        )
+        .await;
+    assert_eq!(fork.is(201).json()["memoryMB"], 4096);
+    // `templateID` names it as well.
+    let by_template = acme.post("/api/sandboxes", json!({"templateID": "data science"})).await.is(201).json();
+    assert_eq!(by_template["fromCheckpointId"], made["checkpointId"]);
+
+    acme.delete("/api/snapshots/data%20science").await.is(204);
+    acme.delete("/api/snapshots/data%20science").await.is(404);
+    assert!(!server.node.has_checkpoint(made["checkpointId"].as_str().unwrap()));
+    assert_eq!(acme.get("/api/images").await.json(), json!([]));
+    assert_eq!(acme.status(id).await, "running", "sandboxes live on");
+    // What the steps did is still known.
+    acme.post("/api/snapshots", json!({"name": "again", "image": manifest})).await.is(201);
+    assert_eq!(scripts(&server.node).len(), 1);
+}
+
+#[tokio::test]
+async fn names_are_checked_and_taken_ones_refused() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    for bad in ["", " ", "a/b", "a@1", "a\nb", "..", &"x".repeat(129)] {
+        acme.post("/api/snapshots", json!({"name": bad, "image": image(&[])})).await.is(400).error();
+    }
+    acme.post("/api/snapshots", json!({"name": "n"})).await.is(400).error();
+    acme.post("/api/snapshots", json!({"name": "n", "image": image(&[json!({"type": "x"})])}))
+        .await
+        .is(400)
+        .error();
+    acme.post("/api/snapshots", json!({"name": "n", "image": image(&[run("out 1")])})).await.is(201);
+    for body in [
+        json!({"name": "n", "image": image(&[run("out 1")])}),
+        json!({"name": "n", "image": image(&[run("out 2")])}),
+    ] {
+        let error = stream(acme, "/api/snapshots", &body).await.is(409).error();
+        assert!(error.starts_with("snapshot name already exists"), "{error}");
+    }
+    assert_eq!(scripts(&server.node), ["out 1"]);
+    let second = json!({"name": "n", "image": image(&[run("out 2")]), "newVersion": true});
+    assert_eq!(acme.post("/api/snapshots", second).await.is(201).json()["version"], 2);
+    assert_eq!(acme.get("/api/snapshots/n").await.json()["version"], 2);
+    assert_eq!(acme.get("/api/snapshots").await.json().as_array().unwrap().len(), 1);
+    assert_eq!(acme.get("/api/snapshots?versions=all").await.json().as_array().unwrap().len(), 2);
+    let first = acme.post("/api/sandboxes", json!({"snapshot": "n@1"})).await.is(201).json();
+    let newest = acme.post("/api/sandboxes", json!({"snapshot": "n"})).await.is(201).json();
+    assert_ne!(first["fromCheckpointId"], newest["fromCheckpointId"]);
+    acme.delete("/api/snapshots/n@2").await.is(204);
+    assert_eq!(acme.get("/api/snapshots/n").await.json()["version"], 1);
+    // The name in a manifest makes a snapshot as well, once.
+    let mut named = image(&[run("out 3")]);
+    named["name"] = json!("m");
+    for _ in 0..2 {
+        acme.post("/api/sandboxes", json!({"image": named})).await.is(201);
+    }
+    assert_eq!(acme.get("/api/snapshots/m").await.is(200).json()["version"], 1);
+    named["steps"] = json!([run("out 4")]);
+    acme.post("/api/sandboxes", json!({"image": named})).await.is(409);
+}
+
+#[tokio::test]
+async fn a_build_can_go_on_by_itself_and_be_cancelled() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let slow = json!({"name": "slow", "image": image(&[run("out begun;hold")])});
+    let row = acme.post("/api/snapshots?async=1", slow).await.is(202).json();
+    assert_eq!((&row["status"], row.get("checkpointId")), (&json!("building"), None));
+    eventually("the step is run", async || (!scripts(&server.node).is_empty()).then_some(())).await;
+    assert_eq!(acme.get("/api/snapshots/slow").await.json()["status"], "building");
+    let refused = acme.post("/api/sandboxes", json!({"snapshot": "slow"})).await.is(400).error();
+    assert!(refused.contains("is not ready (status: building)"), "{refused}");
+    assert_eq!(acme.get("/api/sandboxes").await.json(), json!([]), "the sandbox of a build is nobody's");
+    server.control.reconcile().await.unwrap();
+    assert_eq!(server.node.state().sandboxes.len(), 1, "the reconciler keeps off");
+
+    let waiting = tokio::spawn({
+        let acme = acme.clone();
+        async move { acme.post("/api/sandboxes", json!({"image": image(&[run("out begun;hold")])})).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    acme.delete("/api/snapshots/slow").await.is(204);
+    let error = waiting.await.unwrap().is(409).error();
+    assert!(error.contains("cancelled"), "{error}");
+    nothing_is_left(&server, 0).await;
+    acme.get("/api/snapshots/slow").await.is(404);
+
+    // One that failed shows why, and makes room for another.
+    let bad = json!({"name": "bad", "image": image(&[run("err no;exit 1")])});
+    acme.post("/api/snapshots?async=1", bad).await.is(202);
+    let failed = eventually("it fails", async || {
+        let row = acme.get("/api/snapshots/bad").await.json();
+        (row["status"] == "failed").then_some(row)
+    })
+    .await;
+    assert_eq!(failed["error"], "step 0 (run) failed (exit 1): no");
+    let refused = acme.post("/api/sandboxes", json!({"snapshot": "bad"})).await.is(400).error();
+    assert!(refused.contains("is not ready (status: failed)"), "{refused}");
+    let good =
+        acme.post("/api/snapshots", json!({"name": "bad", "image": image(&[run("out yes")])})).await.is(201);
+    assert_eq!(good.json()["version"], 1);
+}
+
+#[tokio::test]
+async fn after_a_restart_named_builds_go_on_and_others_are_forgotten() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    acme.post("/api/snapshots?async=1", json!({"name": "n", "image": image(&[run("out 1"), run("hold")])}))
+        .await
+        .is(202);
+    let unnamed = tokio::spawn({
+        let acme = acme.clone();
+        async move { acme.post("/api/sandboxes", json!({"image": image(&[run("hold"), run("out 2")])})).await }
+    });
+    eventually("both are at it", async || {
+        (scripts(&server.node).iter().filter(|script| *script == "hold").count() == 2).then_some(())
+    })
+    .await;
+    let key = acme.key.clone();
+    let (node, dir) = server.stop().await;
+    unnamed.await.unwrap().is(503).error();
+    assert!(node.state().sandboxes.is_empty(), "a server that ends in order removes what it built in");
+
+    let server = Server::start_with(node, dir, |_| {}).await;
+    let acme = crate::harness::Api { key, ..server.acme.clone() };
+    eventually("it is built again", async || {
+        (scripts(&server.node).iter().filter(|script| *script == "hold").count() == 3).then_some(())
+    })
+    .await;
+    assert_eq!(
+        scripts(&server.node).iter().filter(|script| *script == "out 1").count(),
+        1,
+        "from the last good layer"
+    );
+    let images = acme.get("/api/images").await.json();
+    assert_eq!(images.as_array().unwrap().len(), 1, "{images}");
+    assert_eq!(images[0]["name"], "n");
+}
+
+#[tokio::test]
+async fn a_server_that_dies_leaves_a_stray_that_the_reconciler_removes() {
+    let node = SimNode::new();
+    node.plant("sb-0000000b");
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(SimNode::new(), dir, |_| {}).await;
+    let (_, dir) = server.stop().await;
+    let server = Server::start_with(node, dir, |_| {}).await;
+    assert!(!server.node.has("sb-0000000b"));
+}
+
+#[tokio::test]
+async fn published_snapshots_are_found_by_those_without_their_own() {
+    let server = Server::start().await;
+    let (acme, rival) = (&server.acme, &server.rival);
+    acme.post("/api/snapshots", json!({"name": "p", "image": image(&[run("out acme")])})).await.is(201);
+    rival.post("/api/sandboxes", json!({"snapshot": "p"})).await.is(400);
+    rival.post("/api/snapshots/p/publish", json!({})).await.is(404);
+    let published = acme.post("/api/snapshots/p/publish", json!({})).await.is(200).json();
+    assert_eq!(published, json!({"name": "p", "public": true}));
+    let made = rival.post("/api/sandboxes", json!({"snapshot": "p"})).await.is(201).json();
+    assert_eq!(made["templateID"], "p");
+    assert_eq!(rival.get("/api/snapshots").await.json(), json!([]));
+    rival.get("/api/snapshots/p").await.is(404);
+    rival.post("/api/sandboxes", json!({"image": "snapshot:p"})).await.is(201);
+    // Their own counts.
+    rival.post("/api/snapshots", json!({"name": "p", "image": image(&[run("out rival")])})).await.is(201);
+    let own = rival.post("/api/sandboxes", json!({"snapshot": "p"})).await.is(201).json();
+    assert_ne!(own["fromCheckpointId"], made["fromCheckpointId"]);
+    rival.delete("/api/snapshots/p").await.is(204);
+    acme.post("/api/snapshots/p/unpublish", json!({})).await.is(200);
+    rival.post("/api/sandboxes", json!({"snapshot": "p"})).await.is(400);
+}
+
+#[tokio::test]
+async fn patches_of_a_snapshot_run_in_its_sandboxes() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let made = acme
+        .post("/api/snapshots", json!({"name": "s", "image": image(&[run("out x")])}))
+        .await
+        .is(201)
+        .json();
+    let patch = acme.post("/api/snapshots/s/patches", json!({"script": "echo 1"})).await.is(201).json();
+    assert_eq!(patch["patch"]["checkpointId"], made["checkpointId"]);
+    let by_id = format!("/api/images/{}/patches", made["id"].as_str().unwrap());
+    assert_eq!(acme.get(&by_id).await.is(200).json().as_array().unwrap().len(), 1);
+    let sandbox = acme.post("/api/sandboxes", json!({"snapshot": "s"})).await.is(201).json();
+    let runs =
+        acme.get(&format!("/api/sandboxes/{}/patches", sandbox["sandboxID"].as_str().unwrap())).await.json();
+    assert_eq!(runs.as_array().unwrap().len(), 1);
+    server.rival.get("/api/snapshots/s/patches").await.is(404);
+    acme.delete(&format!("/api/snapshots/s/patches/{}", patch["patch"]["id"].as_str().unwrap()))
+        .await
+        .is(204);
+    assert_eq!(acme.get("/api/snapshots/s/patches").await.json(), json!([]));
+}
+
+#[tokio::test]
+async fn templates_are_base_and_the_snapshots() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let base = json!({"templateID": "base", "name": "base", "tag": "latest", "status": "ready"});
+    assert_eq!(acme.get("/api/templates").await.is(200).json(), json!([base]));
+    let made = acme
+        .post("/api/templates", json!({"name": "node", "dockerfile": "# mine\nFROM node:22\n"}))
+        .await
+        .is(201)
+        .json();
+    assert_eq!(made, json!({"templateID": "node", "name": "node", "tag": "1", "status": "ready"}));
+    assert_eq!(acme.get("/api/templates/node").await.is(200).json(), made);
+    assert_eq!(acme.get("/api/templates/base").await.is(200).json(), base);
+    let sandbox = acme.create(json!({"templateID": "node"})).await;
+    assert_eq!(sandbox["templateID"], "node");
+    let refused = acme
+        .post("/api/templates", json!({"name": "x", "dockerfile": "FROM a\nRUN y"}))
+        .await
+        .is(400)
+        .error();
+    assert!(refused.contains("RUN is not run here") && refused.contains("warren build"), "{refused}");
+    acme.post("/api/templates", json!({"name": "base", "dockerfile": "FROM a"})).await.is(409);
+    acme.delete("/api/templates/base").await.is(400);
+    acme.delete("/api/templates/node").await.is(204);
+    let error = acme.get("/api/templates/node").await.is(404).error();
+    assert_eq!(error, "template not found: node");
+}
+
+#[tokio::test]
+async fn an_archive_becomes_an_image() {
+    let server = Server::start().await;
+    let post = |query: &str, body: &'static str| {
+        server.acme.request(Method::POST, &format!("/api/images/archive{query}")).body(body)
+    };
+    let made = send(post("?name=mine", "archive one")).await.is(201).json();
+    assert_eq!((&made["name"], &made["status"]), (&json!("mine"), &json!("ready")));
+    assert_eq!(made["workdir"], "/srv/app");
+    server.acme.post("/api/sandboxes", json!({"snapshot": "mine"})).await.is(201);
+    send(post("?name=mine", "archive two")).await.is(409).error();
+    let streamed = post("?name=mine&newVersion=1", "archive two").header(header::ACCEPT, "text/event-stream");
+    let (name, made) = events(&send(streamed).await.is(200)).pop().unwrap();
+    assert_eq!((name.as_str(), &made["version"]), ("result", &json!(2)));
+    let error = send(post("?name=other", "bad")).await.is(400).error();
+    assert_eq!(error, "this is no archive of an image");
+    server.acme.get("/api/snapshots/other").await.is(404);
+    let unnamed = send(post("", "archive three")).await.is(201).json();
+    assert_eq!(unnamed.get("name"), None::<&Value>);
+}

@@ -1,0 +1,1 @@
+//! Images from a registry and from archives, hostile ones among them.
