@@ -287,7 +287,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("0", 0), ("512", 512), ("500M", 500 << 20), ("2gb", 2 << 30), ("1TiB", 1 << 40)] {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("500M", 500 << 20), ("2gb", 2 << 30), ("1TiB", 1 << 40)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for bad in ["", "G", "-1G", "1.5G", "1 G", "1X", "99999999T", "é"] {
