@@ -185,8 +185,10 @@ impl Running<'_> {
             Exit { code, .. } => {
                 let told: String = String::from_utf8_lossy(&stderr).chars().take(TOLD).collect();
                 Err(Error::invalid(format!(
-                    "step {} ({}) failed (exit {code}): {told}",
-                    self.index, self.kind
+                    "step {} ({}) failed (exit {code}): {}",
+                    self.index,
+                    self.kind,
+                    told.trim_end()
                 )))
             }
         }
