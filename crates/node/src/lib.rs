@@ -19,6 +19,7 @@ pub mod doctor;
 mod guest;
 mod http;
 mod inotify;
+mod lately;
 mod lxcfs;
 mod registry;
 mod sandbox;

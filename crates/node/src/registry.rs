@@ -14,8 +14,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
-    Change, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
-    SecretUsesQuery, Usage,
+    Change, CheckpointCreate, CheckpointReport, CheckpointState, Holds, NodeInfo, Report, SandboxSpec,
+    SecretGrant, SecretUses, SecretUsesQuery, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
@@ -122,6 +122,15 @@ impl Host {
     /// One's turn to start a sandbox; over when dropped.
     pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))
+    }
+
+    /// Keeps nothing ready any more for forks of a checkpoint that cannot be forked; returns when none of its blocks are
+    /// held for them.
+    pub(crate) async fn forget_forks(&self, checkpoint: &CheckpointId) {
+        self.stock.forget(self, checkpoint).await;
+        if let Some(vms) = &self.vms {
+            vms.waiting.forget_forks(self, checkpoint).await;
+        }
     }
 
     /// Tells who watches of a change that has just been written down.
@@ -379,6 +388,27 @@ impl Registry {
         }
         let sandbox = self.get(&create.sandbox_id)?;
         self.host.checkpoints.ensure(id, create, sandbox).await
+    }
+
+    /// A checkpoint will be forked soon: what its forks start in is prepared from now on, ahead of the first of them.
+    /// Without effect on one that is not ready.
+    #[expect(dead_code, reason = "for the control plane, which knows when an image or a snapshot was made")]
+    pub(crate) fn expect_forks(&self, checkpoint: &CheckpointId) {
+        let Ok(report) = self.host.checkpoints.get(checkpoint) else { return };
+        let Some(origin) = report.origin.filter(|_| report.state == CheckpointState::Ready) else { return };
+        match (origin.spec.isolation, report.holds, &self.host.vms) {
+            (Isolation::Container, ..) => self.host.stock.expect(checkpoint),
+            (Isolation::Vm, Holds::Memory, Some(vms)) => vms.waiting.expect_forks(checkpoint),
+            // Booted from its disk.
+            (Isolation::Vm, ..) => {}
+        }
+    }
+
+    /// Removes a checkpoint; returns once nothing of it is left. What was made from it stays.
+    pub(crate) async fn remove_checkpoint(&self, id: &CheckpointId) -> Result<(), Error> {
+        self.host.checkpoints.remove(id).await?;
+        self.host.forget_forks(id).await;
+        Ok(())
     }
 
     /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
