@@ -4,6 +4,7 @@
 //!   <volume>/templates/<digest>.img      read-only ext4, mounted once, shared by all its sandboxes
 //!   <volume>/blanks/<MiB>.img            an empty writable image of each size that was asked for
 //!   <volume>/stock/<n>.img               reflinks of the usual blank one, mounted ahead of their use
+//!   <volume>/stock/<checkpoint>-<n>.img  reflinks of checkpoints' that were lately forked, the same
 //!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one, or of a checkpoint's; mounted while the sandbox runs
 //!   <volume>/checkpoints/<id>/disk.img   see `crate::checkpoint`
 //!   <volume>/machines/<kind>/            see `crate::vm`
@@ -141,8 +142,13 @@ impl Disks {
     /// An empty disk of that size in the file `to`, mounted.
     pub(crate) async fn make(&self, disk_mb: u32, to: PathBuf) -> io::Result<Disk> {
         let blank = self.blank(disk_mb).await?;
+        self.make_from(File::open(blank)?, to).await
+    }
+
+    /// A disk with the content of `from` in the file `to`, mounted.
+    pub(crate) async fn make_from(&self, from: File, to: PathBuf) -> io::Result<Disk> {
         on_a_thread(move || {
-            reflink(&File::open(blank)?, &to)?;
+            reflink(&from, &to)?;
             Disk::attach(&to).map_err(io::Error::other)
         })
         .await
@@ -201,6 +207,21 @@ async fn on_a_thread<T: Send + 'static>(
 pub(crate) fn reflink(from: &File, to: &Path) -> io::Result<()> {
     let target = OpenOptions::new().write(true).create(true).truncate(true).open(to)?;
     rustix::fs::ioctl_ficlone(&target, from).map_err(Into::into)
+}
+
+/// Has what is in a file read into the host's cache, up to `most` bytes of it; blocks. Its blocks may lie all over the drive.
+pub(crate) fn read_ahead(file: &File, most: u64) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let (mut position, mut read) = (0, 0);
+    while read < most
+        && let Some((start, end)) = digest::next_data(file, position, length)?
+    {
+        let piece = (end - start).min(most - read);
+        rustix::fs::fadvise(file, start, std::num::NonZero::new(piece), rustix::fs::Advice::WillNeed)?;
+        read += piece;
+        position = end;
+    }
+    Ok(())
 }
 
 /// Brings the file system of an image that was taken while it was mounted to rest, so that whoever mounts it next finds

@@ -213,7 +213,7 @@ async fn copy_checkpoint(State(registry): Shared, Path(id): Path<String>, body: 
 }
 
 async fn remove_checkpoint(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {
-    registry.checkpoints().remove(&parse_checkpoint(&id)?).await?;
+    registry.remove_checkpoint(&parse_checkpoint(&id)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

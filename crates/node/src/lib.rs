@@ -20,6 +20,7 @@ mod document;
 mod guest;
 mod http;
 mod inotify;
+mod lately;
 mod lxcfs;
 mod registry;
 mod sandbox;

@@ -1,12 +1,14 @@
 //! All sandboxes of this node, and what they share of the machine.
 
+mod kept;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +17,7 @@ use tracing::{info, warn};
 use warren_images::Registries;
 use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
-    Change, CheckpointCopy, CheckpointCreate, CheckpointReport, NodeInfo, Report, SandboxSpec, SecretGrant,
-    SecretUses, SecretUsesQuery, Space, TemplateLine, Usage,
+    Change, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
@@ -28,12 +29,9 @@ use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
 use crate::sandbox::machine::{self, Machine};
 use crate::sandbox::record::{Record, Transition, boot_id};
-use crate::sandbox::restore::Order;
 use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
-use crate::space::Files;
 use crate::template::host_authorities;
-use crate::templates::import::Wanted;
 use crate::templates::{Means, Templates, Trusted};
 use crate::vm::{self, Vms, waiting};
 use crate::{agent, inotify, lxcfs};
@@ -128,6 +126,15 @@ impl Host {
     /// One's turn to start a sandbox; over when dropped.
     pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))
+    }
+
+    /// Keeps nothing ready any more for forks of a checkpoint that cannot be forked; returns when none of its blocks are
+    /// held for them.
+    pub(crate) async fn forget_forks(&self, checkpoint: &CheckpointId) {
+        self.stock.forget(self, checkpoint).await;
+        if let Some(vms) = &self.vms {
+            vms.waiting.forget_forks(self, checkpoint).await;
+        }
     }
 
     /// Tells who watches of a change that has just been written down.
@@ -385,106 +392,6 @@ impl Registry {
         // One that is not there is found out about when it is opened.
         let digest = self.host.checkpoints.template_of(checkpoint);
         Ok(digest.unwrap_or_else(|| self.host.disks.template().to_owned()))
-    }
-
-    pub(crate) fn templates(&self) -> &Arc<Templates> {
-        &self.host.templates
-    }
-
-    /// Brings an image here.
-    pub(crate) fn import(&self, wanted: Wanted) -> Result<impl Stream<Item = TemplateLine> + use<>, Error> {
-        if self.stop.is_cancelled() {
-            return Err(Error::unavailable("the node is stopping"));
-        }
-        Ok(self.host.templates.import(wanted))
-    }
-
-    /// Removes a template; returns once nothing of it is left.
-    pub(crate) async fn remove_template(&self, name: &str) -> Result<(), Error> {
-        if name == self.config.template.name {
-            return Err(Error::conflict(format!(
-                "the template {name} is what sandboxes start from; it stays"
-            )));
-        }
-        let templates = &self.host.templates;
-        let mut changing = templates.change().await;
-        let Some(file_system) = templates.find(name) else { return Ok(()) };
-        {
-            // Whoever makes a sandbox looks for its template with the same lock held.
-            let sandboxes = self.lock();
-            let users = self.users_of_templates(&sandboxes).remove(&file_system).unwrap_or_default();
-            if users > 0 {
-                return Err(Error::conflict(format!(
-                    "{users} sandboxes and checkpoints are made from the template {name}; delete them first"
-                )));
-            }
-            changing.forget(name);
-        }
-        if let Some(vms) = &self.host.vms {
-            vms.forget(&self.host, &file_system).await;
-        }
-        self.host.disks.unmount_template(&file_system).await;
-        changing.remove(&file_system).await
-    }
-
-    /// How many sandboxes and checkpoints are laid over each template, by its digest.
-    fn users_of_templates(&self, sandboxes: &BTreeMap<SandboxId, Handle>) -> BTreeMap<String, u32> {
-        let mut users = self.host.checkpoints.count_by_template();
-        for handle in sandboxes.values() {
-            *users.entry(handle.template_digest.to_string()).or_default() += 1;
-        }
-        users
-    }
-
-    /// What templates and checkpoints take.
-    pub(crate) async fn space(&self) -> Result<Space, Error> {
-        let users = self.users_of_templates(&self.lock());
-        let image = |(digest, name): (String, String)| {
-            let users = users.get(&digest).copied().unwrap_or_default();
-            (name, (self.host.disks.template_image(&digest), users))
-        };
-        let files = Files {
-            volume: self.host.disks.volume().to_owned(),
-            templates: self.host.templates.file_systems().into_iter().map(image).collect(),
-            checkpoints: self.host.checkpoints.files(),
-        };
-        let counted = tokio::task::spawn_blocking(move || files.count()).await;
-        counted
-            .map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| Error::unavailable(format!("the node's volume could not be looked at: {error}")))
-    }
-
-    /// Makes a checkpoint, unless it is there.
-    pub(crate) async fn ensure_checkpoint(
-        &self,
-        id: CheckpointId,
-        create: CheckpointCreate,
-    ) -> Result<CheckpointReport, Error> {
-        if self.stop.is_cancelled() {
-            return Err(Error::unavailable("the node is stopping"));
-        }
-        let sandbox = self.get(&create.sandbox_id)?;
-        self.host.checkpoints.ensure(id, create, sandbox).await
-    }
-
-    /// Makes a checkpoint with the disk of another, unless it is there.
-    pub(crate) async fn ensure_checkpoint_copy(
-        &self,
-        id: CheckpointId,
-        copy: CheckpointCopy,
-    ) -> Result<CheckpointReport, Error> {
-        if self.stop.is_cancelled() {
-            return Err(Error::unavailable("the node is stopping"));
-        }
-        self.host.checkpoints.ensure_copy(id, copy).await
-    }
-
-    /// Puts a sandbox back to a checkpoint; returns once that is certain to happen.
-    pub(crate) async fn restore(&self, id: &SandboxId, checkpoint: &CheckpointId) -> Result<Report, Error> {
-        let sandbox = self.get(id)?;
-        let whole = self.host.checkpoints.open_whole(checkpoint).await?;
-        sandbox.begin(Order::Restore(whole)).await
     }
 
     pub(crate) fn checkpoints(&self) -> &Arc<Checkpoints> {

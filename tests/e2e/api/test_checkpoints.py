@@ -227,6 +227,23 @@ def test_many_forks_at_once(box):
             list(pool.map(lambda fork: fork.kill(), forks))
 
 
+def test_forks_one_after_the_other_hold_each_its_own_checkpoint_and_nothing_else(box):
+    """What is prepared ahead of a fork is of that checkpoint, as it was taken, however often and in whatever order they are asked for."""
+    ids = []
+    for n in range(4):
+        box.write("/home/sandbox/f", f"of {n}".encode())
+        ids.append(box.checkpoint(f"c{n}"))
+    for turn in (0, 0, 1, 0, 2, 1, 3, 3, 2, 0, 1):
+        with box.api.fork(ids[turn]) as fork:
+            assert fork.out("cat ~/f; ls ~") == f"of {turn}f\n"
+            fork.out("echo changed > ~/f; echo more > ~/g")
+        # Time for the next one to be prepared.
+        time.sleep(0.3)
+    # A disk that is larger than what is kept ready for creates, and a fork with more memory than its checkpoint.
+    with box.api.fork(ids[0], memoryMB=2048) as fork:
+        assert fork.read("/home/sandbox/f") == b"of 0" and fork.view()["memoryMB"] == 2048
+
+
 def test_a_repeated_key_is_one_checkpoint_and_one_fork(box):
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     with ThreadPoolExecutor(4) as pool:

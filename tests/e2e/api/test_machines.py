@@ -119,6 +119,35 @@ def test_forks_go_on_each_for_itself(api, create):
             assert second.read("/home/sandbox/f") == b"before" and origin.read("/home/sandbox/f") == b"after"
 
 
+def test_forks_of_a_checkpoint_lately_forked_are_like_the_first(api, create):
+    """Those are restored ahead of the fork, and no time passes in them until then."""
+    with create() as origin:
+        origin.start("sh", "-c", TICK)
+        wait_for(lambda: origin.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
+        origin.out("mkdir /dev/shm/d; echo in memory > /dev/shm/d/f")
+        one = origin.checkpoint("one")
+        at_most = ticks(origin)
+        boot = "cat /proc/sys/kernel/random/boot_id"
+        seen, random = {origin.out("cat /etc/machine-id")}, set()
+        for number in range(4):
+            with api.fork(one, envs={"N": str(number)}) as fork:
+                assert fork.out("cat /dev/shm/d/f; echo $N") == f"in memory\n{number}\n"
+                assert ticks(fork) <= at_most + 50, "it went on where the checkpoint was taken"
+                goes_on(fork)
+                assert abs(float(fork.out("date +%s.%N")) - time.time()) < 3
+                assert fork.out(boot) == origin.out(boot) and fork.is_alive("echo tick")
+                seen.add(fork.out("cat /etc/machine-id"))
+                random.add(fork.out("head -c 16 /dev/urandom | od -An -tx1"))
+                assert fork.view()["isolation"] == "vm" and fork.view()["memoryMB"] == 1024
+                fork.out("rm -r /dev/shm/d; sudo touch /mine")
+            # Long enough for the next ones to be ready and to run on, if they would.
+            time.sleep(8)
+        assert len(seen) == 5 and len(random) == 4, (seen, random)
+        with api.fork(one, memoryMB=2048) as larger:
+            assert larger.view()["memoryMB"] == 2048 and not larger.is_alive("echo tick"), "memory of another size is of no use"
+        assert origin.call("DELETE", f"/checkpoints/{one}").status_code == 204
+
+
 def test_a_restore_brings_processes_back(machine):
     session = machine.start("sh", "-c", TICK)
     wait_for(lambda: machine.run("test -s ~/tick")["exitCode"] == 0, "it ticks")

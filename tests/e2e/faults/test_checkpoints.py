@@ -405,6 +405,81 @@ def test_prepared_roots_that_were_killed_harm_nobody(server):
         assert box.call("POST", "/hibernate").status_code < 300 and box.read("/home/sandbox/f") == b"kept"
 
 
+# What is prepared ahead of forks.
+
+
+def prepared_for(server, checkpoint_id):
+    """Images that were made for the next forks of a checkpoint."""
+    return [name for name in os.listdir(volume(server) / "stock") if name.startswith(checkpoint_id)]
+
+
+def attached_for(checkpoint_id):
+    return [file for file in host.loop_devices().values() if checkpoint_id in file]
+
+
+def nothing_is_prepared(server, checkpoint_id):
+    return prepared_for(server, checkpoint_id) == [] and attached_for(checkpoint_id) == []
+
+
+def prepare(server, api, checkpoint_id, count=2):
+    """Forks often enough for that many to be prepared, and waits until they are."""
+    for _ in range(count):
+        with api.fork(checkpoint_id) as fork:
+            fork.out("true")
+    wait_for(lambda: len(attached_for(checkpoint_id)) >= count, "the next forks are prepared")
+
+
+def test_what_is_prepared_for_forks_goes_with_their_checkpoint(server):
+    with server.api() as api, api.create() as box:
+        box.write("/home/sandbox/f", b"kept")
+        one = box.checkpoint("one")
+        prepare(server, api, one)
+        with api.fork(one) as fork:
+            assert box.call("DELETE", f"/checkpoints/{one}").status_code == 204
+            assert nothing_is_prepared(server, one), "all of it is gone when the answer comes"
+            assert fork.read("/home/sandbox/f") == b"kept"
+
+
+def test_a_checkpoint_deleted_while_its_forks_are_prepared_leaves_nothing(server):
+    chance = random.Random(9)
+    with server.api() as api, api.create() as box:
+        for number in range(12):
+            one = box.checkpoint(f"c{number}")
+            forks = [api.fork(one) for _ in range(1 + number % 3)]
+            time.sleep(0.15 * chance.random())
+            assert box.call("DELETE", f"/checkpoints/{one}").status_code == 204
+            assert nothing_is_prepared(server, one)
+            for fork in forks:
+                fork.kill()
+            time.sleep(0.1)
+            assert nothing_is_prepared(server, one), "nor does it come back"
+
+
+def test_only_the_checkpoints_lately_forked_have_something_prepared(server):
+    with server.api() as api, api.create() as box:
+        ids = [box.checkpoint(f"c{number}") for number in range(5)]
+        for each in ids:
+            prepare(server, api, each, 1)
+        kept = wait_for(lambda: len(found := [each for each in ids if not nothing_is_prepared(server, each)]) <= 3 and found, "the others are let go of")
+        assert kept == ids[-len(kept) :] and kept, "those asked for last are kept"
+
+
+def test_a_server_killed_with_forks_prepared_starts_with_none_of_them(server):
+    with server.api() as api, api.create() as box:
+        one = box.checkpoint("one")
+        prepare(server, api, one, 3)
+        server.kill()
+        wait_for(lambda: attached_for(one) == [], "the kernel takes their disks back", 10)
+        server.start()
+        assert nothing_is_prepared(server, one)
+        prepare(server, api, one, 1)
+        server.stop()
+        assert attached_for(one) == []
+        server.start()
+        with api.fork(one) as fork:
+            assert fork.out("echo hi") == "hi\n"
+
+
 # Damaged files.
 
 
@@ -475,10 +550,11 @@ def test_a_checkpoint_damaged_while_the_server_runs_is_noticed(server):
     with server.api() as api:
         box = api.create()
         one = box.checkpoint("one")
-        with api.fork(one):
-            pass
+        prepare(server, api, one)
         damage(folder_of(server, one) / "disk.img")
+        # What was prepared before is good, but whether a fork is refused must not depend on how many of them there are.
         refusal(api.post(f"/api/sandboxes/from-checkpoint/{one}"), 409, "is damaged and was not used")
+        assert nothing_is_prepared(server, one)
         wait_failed(box, one)
         box.kill()
 
@@ -591,6 +667,7 @@ def test_space_comes_back_when_the_last_user_is_gone():
         wait_for(lambda: used(server) > empty + 280_000_000, "it takes room", 20)
         one = box.checkpoint("one")
         forks = [api.fork(one) for _ in range(3)]
+        wait_for(lambda: attached_for(one), "the next fork is prepared")
         assert used(server) < empty + 420_000_000, "copies share their blocks"
         assert box.find_checkpoint(one)["sizeBytes"] > 300_000_000
         box.kill()

@@ -144,6 +144,48 @@ def test_damaged_memory_of_a_checkpoint_is_never_used(server):
         box.kill()
 
 
+def waiting_for(server, checkpoint_id):
+    """Machines that wait for the next forks of a checkpoint."""
+    waiting = Path(server.data_dir, "volume", "machines", "waiting")
+    return [each for each in waiting.glob(f"{checkpoint_id}-*") if (each / "agent.sock").exists()]
+
+
+def folders_for(server, checkpoint_id):
+    return list(Path(server.data_dir, "volume", "machines", "waiting").glob(f"{checkpoint_id}-*"))
+
+
+@pytest.mark.timeout(300)
+def test_machines_that_wait_for_forks_go_with_their_checkpoint_and_with_the_server(server):
+    with server.api(timeout=180) as api:
+        box = ticking(api)
+        one, two = box.checkpoint("one"), box.checkpoint("two")
+        for each in (one, two):
+            with api.fork(each) as fork:
+                goes_on(fork)
+            wait_for(lambda each=each: waiting_for(server, each), "the next fork is ready", 60)
+        assert box.call("DELETE", f"/checkpoints/{one}").status_code == 204
+        assert folders_for(server, one) == [], "all of it is gone when the answer comes"
+        # While one is being made.
+        three = box.checkpoint("three")
+        api.fork(three).kill()
+        wait_for(lambda: folders_for(server, three), "the next fork is being made", 60)
+        assert box.call("DELETE", f"/checkpoints/{three}").status_code == 204
+        assert folders_for(server, three) == []
+        time.sleep(3)
+        assert folders_for(server, three) == [], "nor does it come back"
+        server.kill()
+        server.start()
+        assert folders_for(server, two) == []
+        with api.fork(two) as fork:
+            goes_on(fork)
+        # What waits has good memory, but whether a fork is refused must not depend on that.
+        wait_for(lambda: waiting_for(server, two), "the next fork is ready", 60)
+        damage(Path(server.data_dir, "volume", "checkpoints", two, "memory"))
+        refusal(api.post(f"/api/sandboxes/from-checkpoint/{two}", json={}), 409, "is damaged and was not used")
+        assert folders_for(server, two) == []
+        box.kill()
+
+
 def test_memory_of_another_qemu_is_not_loaded_and_that_is_said(server):
     # The other one keeps the volume mounted while there is no server.
     with server.api(timeout=180) as api, api.create(isolation="container"):

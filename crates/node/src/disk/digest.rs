@@ -70,7 +70,7 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// The next run of the file from `position` on that may hold something else than zeros.
-fn next_data(image: &File, position: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+pub(super) fn next_data(image: &File, position: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
     if position >= length {
         return Ok(None);
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tracing::{info, warn};
-use warren_node_api::{CODE_DISK_DAMAGED, Report, Wake};
+use warren_node_api::{CODE_CHECKPOINT_DAMAGED, CODE_DISK_DAMAGED, Report, Wake};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxState};
 
 use super::activity::Call;
@@ -33,10 +33,7 @@ impl Actor {
             fs::create_dir(&self.folder).map_err(|error| no_disk(&error))?;
             match self.record.spec.from_checkpoint.clone() {
                 None => self.start_empty().await,
-                Some(id) => {
-                    self.copy_checkpoint(id).await?;
-                    self.start().await
-                }
+                Some(id) => self.start_fork(id).await,
             }
         };
         let result = made.await;
@@ -46,8 +43,17 @@ impl Actor {
         result
     }
 
-    async fn copy_checkpoint(&mut self, id: CheckpointId) -> Result<(), Error> {
-        let whole = self.host.checkpoints.open_whole(&id).await?;
+    async fn start_fork(&mut self, id: CheckpointId) -> Result<(), Error> {
+        let host = self.host.clone();
+        let whole = match host.checkpoints.open_whole(&id).await {
+            Ok(whole) => whole,
+            Err(error) => {
+                if error.code.as_deref() == Some(CODE_CHECKPOINT_DAMAGED) {
+                    host.forget_forks(&id).await;
+                }
+                return Err(error);
+            }
+        };
         self.record.template_digest.clone_from(&whole.manifest.template_digest);
         self.record.spec.isolation = whole.manifest.spec.isolation;
         self.record.spec.template.clone_from(&whole.manifest.spec.template);
@@ -55,11 +61,23 @@ impl Actor {
             self.record.spec.image.clone_from(&whole.manifest.spec.image);
         }
         self.record.spec.size.disk_mb = whole.manifest.spec.size.disk_mb;
-        self.record.lineage = Some(Lineage { checkpoint: id, patches_applied: 0 });
+        self.record.lineage = Some(Lineage { checkpoint: id.clone(), patches_applied: 0 });
+        if self.record.spec.isolation == Isolation::Container {
+            let _turn = host.turn().await?;
+            if let Some(prepared) = Prepared::fork(&host, &id, &self.folder.join(DISK))? {
+                return self.start_in(Ready::Root(prepared)).await;
+            }
+        }
         self.record.suspended = whole.suspended();
+        if let Some(suspended) = &self.record.suspended
+            && let Some(start) = VmStart::fork(&host, &self.record, &id, suspended).await
+        {
+            return self.start_in(Ready::Vm(start)).await;
+        }
         let folder = self.folder.clone();
-        let made = tokio::task::spawn_blocking(move || whole.share(&folder, CURRENT));
-        made.await.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))
+        let made = tokio::task::spawn_blocking(move || whole.share(&folder, CURRENT)).await;
+        made.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))?;
+        self.start().await
     }
 
     async fn start_empty(&mut self) -> Result<(), Error> {

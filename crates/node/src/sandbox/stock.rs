@@ -3,11 +3,18 @@
 //! ```text
 //!   bare       a network slot, namespaces, /dev, /run, /sys            for a disk that is there: a fork, a wake, a restore
 //!   furnished  the same with an empty disk of the usual size           for a create
+//!   of a fork  the same with a disk that shares all of a checkpoint's  for the next fork of one that was lately forked
 //! ```
 //!
 //! All of that takes time and none of it depends on the sandbox that will live there. No process of a sandbox runs in a
 //! prepared root, and one that is never used goes with this process. When they are used up, one is prepared on the spot
 //! in the same way.
+//!
+//! Whoever takes a root of a checkpoint has compared the checkpoint with its digest ([`Checkpoints::open_whole`]) just like
+//! whoever uses its image: when it was damaged meanwhile, the roots made before are let go of with it, good as they are,
+//! because whether one is used must not depend on the stock. When it is deleted, nothing of its content stays here.
+//!
+//! [`Checkpoints::open_whole`]: crate::checkpoint::Checkpoints::open_whole
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,12 +24,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 use warren_runtime_container::{self as runtime, Disk, Preparation, Root};
-use warren_types::Error;
 use warren_types::size::MIN_DISK_MB;
+use warren_types::{CheckpointId, Error};
 
 use crate::disk;
+use crate::lately::{Lately, Limits, Missing};
 use crate::registry::Host;
 use warren_network::Slot;
 
@@ -30,6 +38,8 @@ use warren_network::Slot;
 const FURNISHED: usize = 8;
 /// Bare ones.
 const BARE: usize = 4;
+/// Those of forks.
+const FORKS: Limits = Limits { checkpoints: 3, each: 4, patience: Duration::from_secs(5 * 60) };
 /// How long a stock that is not low waits to be filled up.
 const REFILL_AFTER: Duration = Duration::from_millis(50);
 /// Pause after a root could not be prepared.
@@ -49,14 +59,26 @@ struct Bare {
     root: runtime::Bare,
 }
 
-#[derive(Default)]
+/// A root and the image of its disk.
+type WithImage = (PathBuf, Prepared);
+
 pub(crate) struct Stock {
-    /// Each with the image of its disk.
-    furnished: Mutex<VecDeque<(PathBuf, Prepared)>>,
+    furnished: Mutex<VecDeque<WithImage>>,
     /// Over the template that new sandboxes start from.
     bare: Mutex<VecDeque<Bare>>,
-    /// The stock has shrunk.
+    /// On disks of checkpoints, each over the template of its checkpoint.
+    forks: Lately<WithImage>,
+    /// Held while one of those is made.
+    making: tokio::sync::Mutex<()>,
+    /// The stock has shrunk, or more is wanted.
     wanted: Notify,
+}
+
+/// What to add to the stock.
+enum Addition {
+    Bare,
+    Furnished,
+    Fork(Missing),
 }
 
 // === impl Bare ===
@@ -149,7 +171,25 @@ impl Prepared {
 
     /// A root with an empty disk of that size in the file `image`, from the stock where there is one.
     pub(crate) async fn empty(host: &Host, disk_mb: u32, image: &Path) -> Result<Self, Error> {
-        while let Some((made, prepared)) = host.stock.take_furnished(disk_mb) {
+        match Self::take_whole(host, image, || host.stock.take_furnished(disk_mb))? {
+            Some(prepared) => Ok(prepared),
+            None => Self::on_empty(host, disk_mb, image).await,
+        }
+    }
+
+    /// A root on the disk of a checkpoint, which gets the name `image`, if the stock has one. The checkpoint must have been
+    /// compared with its digest.
+    pub(crate) fn fork(host: &Host, checkpoint: &CheckpointId, image: &Path) -> Result<Option<Self>, Error> {
+        Self::take_whole(host, image, || host.stock.take_fork(checkpoint))
+    }
+
+    /// The first that is as it was when it was prepared, with its disk in the file `image`.
+    fn take_whole(
+        host: &Host,
+        image: &Path,
+        mut take: impl FnMut() -> Option<WithImage>,
+    ) -> Result<Option<Self>, Error> {
+        while let Some((made, prepared)) = take() {
             if !prepared.root.is_alive() {
                 warn!("a prepared root was lost: its process was killed");
                 host.network.retire(prepared.slot);
@@ -160,9 +200,9 @@ impl Prepared {
                 host.network.retire(prepared.slot);
                 return Err(no_disk(&error));
             }
-            return Ok(prepared);
+            return Ok(Some(prepared));
         }
-        Self::on_empty(host, disk_mb, image).await
+        Ok(None)
     }
 
     async fn on_empty(host: &Host, disk_mb: u32, image: &Path) -> Result<Self, Error> {
@@ -182,8 +222,20 @@ fn no_disk(error: &io::Error) -> Error {
 
 // === impl Stock ===
 
+impl Default for Stock {
+    fn default() -> Self {
+        Self {
+            furnished: Mutex::default(),
+            bare: Mutex::default(),
+            forks: Lately::new(FORKS),
+            making: tokio::sync::Mutex::default(),
+            wanted: Notify::new(),
+        }
+    }
+}
+
 impl Stock {
-    fn take_furnished(&self, disk_mb: u32) -> Option<(PathBuf, Prepared)> {
+    fn take_furnished(&self, disk_mb: u32) -> Option<WithImage> {
         if disk_mb != MIN_DISK_MB {
             return None;
         }
@@ -198,9 +250,54 @@ impl Stock {
         taken
     }
 
+    fn take_fork(&self, checkpoint: &CheckpointId) -> Option<WithImage> {
+        let taken = self.forks.take(checkpoint);
+        self.wanted.notify_one();
+        taken
+    }
+
+    /// That checkpoint, of a container, will be forked.
+    pub(crate) fn expect(&self, checkpoint: &CheckpointId) {
+        self.forks.expect(checkpoint);
+        self.wanted.notify_one();
+    }
+
+    /// Lets go of everything that shares a checkpoint's blocks; returns when that is done. Nobody may be able to open the
+    /// checkpoint any more.
+    pub(crate) async fn forget(&self, host: &Host, checkpoint: &CheckpointId) {
+        let forgotten = self.forks.forget(checkpoint);
+        // Whoever is making one of it will find that it is not wanted.
+        let _nobody_makes_one = self.making.lock().await;
+        let_go(host, forgotten).await;
+    }
+
     /// Whether there are that many of each.
     fn has(&self, furnished: usize, bare: usize) -> bool {
         lock(&self.furnished).len() >= furnished && lock(&self.bare).len() >= bare
+    }
+
+    /// Bare ones first, because all others are made of them; then what there is little of.
+    fn addition(&self) -> Option<Addition> {
+        if !self.has(0, BARE) {
+            return Some(Addition::Bare);
+        }
+        if !self.has(FURNISHED / 2 + 1, 0) {
+            return Some(Addition::Furnished);
+        }
+        let fork = self.forks.missing().map(Addition::Fork);
+        fork.or_else(|| (!self.has(FURNISHED, 0)).then_some(Addition::Furnished))
+    }
+
+    /// Returns when there may be something to do.
+    async fn changed(&self) {
+        tokio::select! {
+            () = self.wanted.notified() => {}
+            () = self.forks.expired() => return,
+        }
+        // Whoever took a root is being started at this moment and needs the machine more.
+        if self.has(FURNISHED / 2 + 1, BARE / 2 + 1) {
+            tokio::time::sleep(REFILL_AFTER).await;
+        }
     }
 }
 
@@ -213,14 +310,14 @@ pub(crate) async fn fill(host: Arc<Host>, stop: CancellationToken) {
     let stock = &host.stock;
     let filled = async {
         for number in 0_u64.. {
-            while stock.has(FURNISHED, BARE) {
-                stock.wanted.notified().await;
-                // Whoever took a root is being started at this moment and needs the machine more.
-                if stock.has(FURNISHED / 2 + 1, BARE / 2 + 1) {
-                    tokio::time::sleep(REFILL_AFTER).await;
+            let addition = loop {
+                let_go(&host, stock.forks.surplus()).await;
+                match stock.addition() {
+                    Some(addition) => break addition,
+                    None => stock.changed().await,
                 }
-            }
-            if let Err(error) = add(&host, number).await {
+            };
+            if let Err(error) = add(&host, addition, number).await {
                 warn!(%error, "could not prepare a root ahead of its use");
                 tokio::time::sleep(RETRY_AFTER).await;
             }
@@ -229,19 +326,60 @@ pub(crate) async fn fill(host: Arc<Host>, stop: CancellationToken) {
     stop.run_until_cancelled(filled).await;
     lock(&stock.furnished).clear();
     lock(&stock.bare).clear();
+    let_go(&host, stock.forks.clear()).await;
 }
 
-/// Adds a bare root, or furnishes one of them when there are enough.
-async fn add(host: &Host, number: u64) -> Result<(), Error> {
+async fn add(host: &Host, addition: Addition, number: u64) -> Result<(), Error> {
     let stock = &host.stock;
-    if !stock.has(0, BARE) {
-        let bare = Bare::make(host, host.disks.template()).await?;
-        lock(&stock.bare).push_back(bare);
-        return Ok(());
+    match addition {
+        Addition::Bare => {
+            let bare = Bare::make(host, host.disks.template()).await?;
+            lock(&stock.bare).push_back(bare);
+        }
+        Addition::Furnished => {
+            let image = host.disks.stock_dir().join(format!("{number}.img"));
+            let made = Prepared::on_empty(host, MIN_DISK_MB, &image).await;
+            let prepared = made.inspect_err(|_| drop(std::fs::remove_file(&image)))?;
+            lock(&stock.furnished).push_back((image, prepared));
+        }
+        Addition::Fork(missing) => add_fork(host, &missing, number).await,
     }
-    let image = host.disks.stock_dir().join(format!("{number}.img"));
-    let made = Prepared::on_empty(host, MIN_DISK_MB, &image).await;
-    let prepared = made.inspect_err(|_| drop(std::fs::remove_file(&image)))?;
-    lock(&stock.furnished).push_back((image, prepared));
     Ok(())
+}
+
+/// What cannot be prepared of a checkpoint is not tried again before somebody asks for it, and is told why then.
+async fn add_fork(host: &Host, missing: &Missing, number: u64) {
+    let (stock, checkpoint) = (&host.stock, &missing.checkpoint);
+    let _making = stock.making.lock().await;
+    // No other installation has an image of that name: its device can be told from theirs.
+    let image = host.disks.stock_dir().join(format!("{checkpoint}-{number}.img"));
+    let unwanted = match prepare_fork(host, checkpoint, &image).await {
+        Ok(prepared) => stock.forks.put(missing, (image, prepared)).err().into_iter().collect(),
+        Err(error) => {
+            debug!(%error, %checkpoint, "no root could be prepared for the next fork");
+            let _ = std::fs::remove_file(&image);
+            stock.forks.give_up(missing)
+        }
+    };
+    let_go(host, unwanted).await;
+}
+
+async fn prepare_fork(host: &Host, checkpoint: &CheckpointId, image: &Path) -> Result<Prepared, Error> {
+    let whole = host.checkpoints.open_whole(checkpoint).await?;
+    let template_digest = whole.manifest.template_digest.clone();
+    let attach =
+        async { host.disks.make_from(whole.image, image.to_owned()).await.map_err(|error| no_disk(&error)) };
+    Prepared::on(host, &template_digest, image, attach).await
+}
+
+/// Ends roots that will not be used, and removes their disks.
+async fn let_go(host: &Host, unused: Vec<WithImage>) {
+    for (image, Prepared { slot, root, disk_device }) in unused {
+        drop(root);
+        host.network.retire(slot);
+        if let Err(error) = disk::wait_released(&disk_device, &image).await {
+            warn!(%error, image = %image.display(), "a disk is still attached");
+        }
+        let _ = std::fs::remove_file(image);
+    }
 }

@@ -163,6 +163,7 @@ pub(super) async fn copy(
         });
         CheckpointReport { origin: Some(made.origin.clone()), ..made.report.clone() }
     };
-    node.send_change(Change::Checkpoint(CheckpointReport { origin: None, ..report.clone() }));
+    let summary = CheckpointReport { origin: None, ..report.clone() };
+    node.send_change(Change::Checkpoint(Box::new(summary)));
     Ok(Json(report))
 }

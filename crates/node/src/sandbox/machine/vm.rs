@@ -16,7 +16,7 @@ use warren_runtime::cgroup::{Cgroup, CgroupError};
 use warren_runtime_vm::Hardware;
 use warren_runtime_vm::machine::{Machine as Control, read_state};
 use warren_runtime_vm::snapshot::Made;
-use warren_types::{Error, ErrorKind, SandboxState, Size};
+use warren_types::{CheckpointId, Error, ErrorKind, SandboxState, Size};
 
 use super::{Body, Captured as CapturedMachine, GRACE, Launched, Place, Target, not_taken};
 use crate::disk::{self, digest};
@@ -77,6 +77,28 @@ impl Start {
             .map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
         let begin = Begin::Start(From::State(template.state.clone()));
         Self::new(host, new(template.made.clone(), begin)).await
+    }
+
+    /// A machine that waits, restored from `checkpoint`, whose memory is `suspended`; if there is one that fits.
+    pub(crate) async fn fork(
+        host: &Host,
+        record: &Record,
+        checkpoint: &CheckpointId,
+        suspended: &Suspended,
+    ) -> Option<Self> {
+        let vms = host.vms.clone()?;
+        if !matches!(fit(host, record.spec.size, suspended), Fit::Good) {
+            return None;
+        }
+        let Waiting { slot, idle } = vms.waiting.take_fork(host, checkpoint).await?;
+        let launch = Launch {
+            vms,
+            made: idle.made.clone(),
+            begin: Begin::TakeOver(Box::new(idle)),
+            identity: identity(record),
+            since_ms: Some(suspended.since_ms),
+        };
+        Some(Self { slot, launch })
     }
 
     /// Starts from the kernel, on the disk there is.
@@ -169,11 +191,14 @@ pub(super) async fn launch(place: &Place<'_>, launch: Launch) -> Result<Launched
     let limits = qemu::limits(size.cpu_count, made.hardware.memory_mb, place.cpus.to_vec());
     let limited = place.cgroup.create(&limits).map_err(|error| super::trouble("its cgroup", &error));
     let (Qemu { control, process, pid }, guest) = match begin {
-        Begin::TakeOver(idle) => {
-            let taken = limited.and_then(|()| {
-                idle.hand_over(place.folder, place.cgroup)
-                    .map_err(|error| super::trouble("its machine could not be taken over", &error))
-            });
+        Begin::TakeOver(mut idle) => {
+            let taken = match limited {
+                Ok(()) => idle
+                    .hand_over(place.folder, place.cgroup)
+                    .await
+                    .map_err(|error| super::trouble("its machine could not be taken over", &error)),
+                Err(error) => Err(error),
+            };
             match taken {
                 Ok(()) => (idle.qemu, idle.guest),
                 Err(error) => {
