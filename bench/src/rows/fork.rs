@@ -9,10 +9,15 @@ use crate::docker::Docker;
 use crate::report::{Line, Unit, WARREN};
 
 pub(super) const FIGURE: &str = "fork to first output";
+const FIRST: &str = "first fork of a checkpoint to first output";
+/// Checkpoints that are forked once, so that nothing was prepared for it.
+const FIRSTS: usize = 10;
 const RESTORE: &str = "restore in place to first output";
 const WARM_UP: usize = 3;
 const PREPARE: &str = "echo hi > ~/said; head -c 20000000 /dev/urandom > ~/filled";
 const SAY: &str = "cat ~/said";
+/// The same work without a checkpoint: a program that reads what the shell says.
+const SAY_ANEW: &str = "echo hi | cat";
 const FORGET: &str = "echo lost > ~/said";
 
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Line>> {
@@ -37,6 +42,7 @@ async fn take_turns(bench: &mut Bench, sandbox: &str) -> anyhow::Result<Vec<Line
         restore_once(bench, sandbox, &checkpoint).await?;
     }
     let (mut create, mut fork, mut restore, mut docker) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let first = first_forks(bench, sandbox).await?;
     let clock = Clock::start(bench);
     let rounds = bench.sizes.peer_forks;
     for round in 0..rounds {
@@ -60,7 +66,10 @@ async fn take_turns(bench: &mut Bench, sandbox: &str) -> anyhow::Result<Vec<Line
     let unit = Unit::Milliseconds;
     let fork = Line::new(FIGURE, WARREN, unit, fork)
         .note("of a checkpoint that is ready; fork, exec, to the exit code");
-    let create = Line::new(FIGURE, "Warren create", unit, create).against(&fork.samples, 50, Some(1.5));
+    let first = Line::new(FIRST, WARREN, unit, first)
+        .note("each of another checkpoint; the others above are of one that was forked before");
+    let created = Line::new(FIRST, "Warren create", unit, create.clone()).against(&first.samples, 50, None);
+    let create = Line::new(FIGURE, "Warren create", unit, create).against(&fork.samples, 50, Some(1.1));
     let docker = peer_line(FIGURE, "Docker", unit, &image, docker)
         .against(&fork.samples, 50, None)
         .note("Docker: create, start, exec, from an image that docker commit made of a container with the same files");
@@ -71,7 +80,19 @@ async fn take_turns(bench: &mut Bench, sandbox: &str) -> anyhow::Result<Vec<Line
         50,
         Some(1.0),
     );
-    Ok(vec![fork, create, docker, restore, forked])
+    Ok(vec![fork, create, docker, first, created, restore, forked])
+}
+
+async fn first_forks(bench: &mut Bench, sandbox: &str) -> anyhow::Result<Vec<f64>> {
+    let mut taken = Vec::new();
+    for number in 0..FIRSTS {
+        let checkpoint = bench.warren.checkpoint(sandbox, &format!("first-{number}")).await?.id;
+        bench.warren.wait_checkpoint(sandbox, &checkpoint).await?;
+        tokio::time::sleep(SETTLE).await;
+        taken.push(milliseconds(fork_once(bench, &checkpoint).await?));
+        bench.warren.delete_checkpoint(sandbox, &checkpoint).await?;
+    }
+    Ok(taken)
 }
 
 async fn docker_image(bench: &mut Bench) -> anyhow::Result<String> {
@@ -86,7 +107,7 @@ async fn docker_image(bench: &mut Bench) -> anyhow::Result<String> {
 async fn create_once(bench: &mut Bench) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let id = bench.warren.create().await?.id;
-    say(bench, &id, "echo hi", begun).await
+    say(bench, &id, SAY_ANEW, begun).await
 }
 
 async fn fork_once(bench: &mut Bench, checkpoint: &str) -> anyhow::Result<Duration> {
