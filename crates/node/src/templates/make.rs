@@ -213,8 +213,9 @@ impl Unpacking {
         let Self { image, source, limits, trusted, signal, meter } = self;
         let disk = Disk::attach_sealed(&image).map_err(|error| unwritten(&io::Error::other(error)))?;
         let device = disk.device().to_owned();
-        // A name for our own descriptor; nobody else can reach what is mounted there.
-        let root = PathBuf::from(format!("/proc/self/fd/{}", disk.as_fd().as_raw_fd()));
+        // A name for our own descriptor; nobody else can reach what is mounted there. With the dot it is the folder, without
+        // it a link to it.
+        let root = PathBuf::from(format!("/proc/self/fd/{}/.", disk.as_fd().as_raw_fd()));
         remove_lost_and_found(&disk);
         source.unpack(&root, &limits, &signal.called_off, &|step| meter.tell(step)).map_err(explain)?;
         let user = find_user(&root, &source.config.user).map_err(explain)?;
