@@ -48,7 +48,7 @@ fn both_forms_of_docker_save_are_read() {
     let ids = image.config["rootfs"]["diff_ids"].as_array_mut().unwrap();
     ids.push(ids[0].clone());
     let (paths, reference, saved) = names(&image.saved(&["node:22", "node:lts"]));
-    assert_eq!((paths.len(), reference.as_deref()), (2, Some("node:22")));
+    assert_eq!((paths.len(), reference.as_deref()), (2, Some("docker.io/library/node:22")));
     assert_eq!(saved, digest(&bytes(&image.config)), "there is no manifest to go by");
     let mut manifest = descriptor(MANIFEST, &bytes(&image.manifest()));
     manifest["annotations"] = json!({ "io.containerd.image.name": "docker.io/library/node:22", "org.opencontainers.image.ref.name": "22" });
