@@ -127,6 +127,7 @@ impl Control {
         tasks::reconcile::reconcile(&app).await.map_err(StartError::Reconcile)?;
         // A node that cannot be told now is told by the sweep; until then it lets nothing sealed out.
         app.push_all_access().await.map_err(StartError::Access)?;
+        app.resume_builds().await;
         tasks::spawn(&app);
         Ok(Self { app })
     }

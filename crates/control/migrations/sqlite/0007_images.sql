@@ -7,9 +7,12 @@ CREATE TABLE images (
     isolation    TEXT    NOT NULL,
     -- MiB its sandboxes have at least, as its manifest says; 0 = it does not say.
     memory_mb    INTEGER NOT NULL,
-    -- As it was sent, JSON. It holds the contents of files, so only a build reads it.
+    -- As it was sent, JSON. It holds the contents of files, so hardly anything reads it.
     manifest     TEXT    NOT NULL,
-    -- The same without long contents, for lists.
+    -- Where a snapshot is its base: the image that was, which its name may not stand for any more.
+    base_org     TEXT,
+    base_image   TEXT,
+    -- The manifest without long contents, for lists.
     shown        TEXT    NOT NULL,
     -- building, ready, failed.
     status       TEXT    NOT NULL,

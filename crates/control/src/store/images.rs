@@ -184,6 +184,18 @@ impl Store {
             .map_err(StoreError::query("read what an image is made of"))
     }
 
+    /// The image a snapshot stood for that is the base of this one.
+    pub(crate) async fn find_base_image(&self, id: &str) -> Result<Option<(OrgId, String)>, StoreError> {
+        let found: Option<(String, String)> = sqlx::query_as(
+            "SELECT base_org, base_image FROM images WHERE id = $1 AND base_org IS NOT NULL AND base_image IS NOT NULL",
+        )
+        .bind(id)
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(StoreError::query("read what an image starts from"))?;
+        Ok(found.map(|(org, id)| (OrgId(org), id)))
+    }
+
     /// Images that were being built, whoever owns them, and whether they have a name.
     pub(crate) async fn list_unfinished_images(&self) -> Result<Vec<(String, OrgId, bool)>, StoreError> {
         let rows: Vec<(String, String, i64)> = sqlx::query_as(

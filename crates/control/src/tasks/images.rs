@@ -1,4 +1,4 @@
-//! Gives back what images take beyond their budget, and sees to builds that the end of a server cut off.
+//! Gives back what images take beyond their budget, and what builds that were cut off have left behind.
 //!
 //! Removed, the longest unused first, while more is used than is allowed: layers no image ends in, images without a name,
 //! templates nothing is made from. Never what a build needs, and never what was used a moment ago. What has a name stays.
@@ -20,7 +20,6 @@ const FAILED_KEPT: i64 = 24 * 60 * 60 * 1_000_000;
 const BASE: &str = "base";
 
 pub(super) async fn sweep(app: Arc<App>) {
-    app.resume_builds().await;
     loop {
         tokio::time::sleep(app.image_space.every).await;
         if let Err(error) = make_room(&app).await {

@@ -47,7 +47,8 @@ async fn routes(api: &Api) -> Vec<Route> {
 async fn call(api: &Api, route: &Route, id: &str, credential: Option<(&str, &str)>) -> Answer {
     let path = route.path.replace("{id}", id).replace("{sid}", "0123abcd");
     let path = path.replace("{store}", id).replace("{name}", "KEY");
-    let path = path.replace("{snapshot}", "theirs").replace("{image}", "theirs").replace("{template}", "theirs");
+    let path =
+        path.replace("{snapshot}", "theirs").replace("{image}", "theirs").replace("{template}", "theirs");
     let path = path.replace("{cid}", CHECKPOINT).replace("{pid}", CHECKPOINT).replace("{port}", "3000");
     let mut request =
         Api { key: None, ..api.clone() }.request(route.method.clone(), &format!("{path}?path=/x"));
@@ -118,9 +119,11 @@ async fn no_route_opens_to_a_missing_wrong_or_foreign_credential() {
             let unknown = call(&server.acme, &route, STORE, Some(("x-api-key", &key))).await;
             assert_eq!(unknown.text, foreign.text, "{named}: foreign and unknown look the same");
         }
-        for (parameter, says) in
-            [("{snapshot}", "snapshot not found"), ("{image}", "image not found"), ("{template}", "template not found: theirs")]
-        {
+        for (parameter, says) in [
+            ("{snapshot}", "snapshot not found"),
+            ("{image}", "image not found"),
+            ("{template}", "template not found: theirs"),
+        ] {
             if route.path.contains(parameter) {
                 let foreign = call(&server.acme, &route, &theirs, Some(("x-api-key", &key))).await;
                 assert_eq!((foreign.status.as_u16(), foreign.error().as_str()), (404, says), "{named}");

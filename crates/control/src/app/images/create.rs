@@ -122,7 +122,7 @@ impl App {
     pub(crate) async fn make_from_image(self: &Arc<Self>, pending: Pending) -> Result<Created, CreateError> {
         let Pending { caller, over, key, base, owner, ensured, shown_template } = pending;
         let image = match ensured {
-            Ensured::Ready(row) => row,
+            Ensured::Ready(row) => *row,
             Ensured::Building(build) => self.built(&owner, &build).await?,
         };
         let gone = || Error::conflict("the image was deleted meanwhile; ask again, and it is built anew");
@@ -172,8 +172,8 @@ impl App {
                 self.ensure_stored(&image.org, &image.id, wanted).await
             }
             _ if image.status == ImageStatus::Ready => {
-                self.store.touch_image(&image.id).await?;
-                Ok(Ensured::Ready(image))
+                self.touch_image_soon(&image.id);
+                Ok(Ensured::Ready(Box::new(image)))
             }
             _ => Err(Error::internal("a snapshot that is not ready was taken for one that is")),
         }

@@ -40,22 +40,9 @@ pub(crate) struct ImageWanted {
     pub(super) auth: Option<RegistryAuth>,
 }
 
-impl ImageWanted {
-    /// The same, as a row that is there has it: what its base is called may stand for something else by now.
-    pub(super) fn under(self, row: ImageRow) -> Self {
-        let key = ImageKey {
-            org: row.org,
-            content_hash: row.content_hash,
-            isolation: row.isolation,
-            memory_mb: row.memory_mb,
-        };
-        Self { key, ..self }
-    }
-}
-
 #[derive(Debug)]
 pub(crate) enum Ensured {
-    Ready(ImageRow),
+    Ready(Box<ImageRow>),
     Building(Arc<Build>),
 }
 
@@ -148,12 +135,8 @@ impl App {
 
     /// The image, or the one build that makes it, which is started if it has to be.
     pub(super) async fn ensure_image(self: &Arc<Self>, wanted: ImageWanted) -> Result<Ensured, Error> {
-        let (app, caller_gone) = (Arc::clone(self), "an image is not begun half-way");
-        let begun = self.tasks.spawn(async move { app.ensure_image_now(wanted).await });
-        begun.await.unwrap_or_else(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "{caller_gone}");
-            Err(Error::internal("the server failed while it began a build; its log says why"))
-        })
+        let app = Arc::clone(self);
+        self.to_the_end(async move { app.ensure_image_now(wanted).await }).await
     }
 
     async fn ensure_image_now(self: &Arc<Self>, wanted: ImageWanted) -> Result<Ensured, Error> {
@@ -163,8 +146,8 @@ impl App {
         let _turn = self.key_locks.turn(&wanted.org, &turn).await;
         if let Some(row) = self.store.find_image_like(key).await? {
             if row.status == ImageStatus::Ready {
-                self.store.touch_image(&row.id).await?;
-                return Ok(Ensured::Ready(row));
+                self.touch_image_soon(&row.id);
+                return Ok(Ensured::Ready(Box::new(row)));
             }
             if let Some(build) = self.builds.find(&row.id) {
                 return Ok(Ensured::Building(build));
@@ -177,6 +160,10 @@ impl App {
         let new = NewImage {
             key: key.clone(),
             manifest: json(&wanted.manifest.sent),
+            base: match &wanted.base {
+                BaseWanted::Image { org, id } => Some((org.clone(), id.clone())),
+                BaseWanted::Template(_) | BaseWanted::Registry(_) | BaseWanted::Checkpoint(_) => None,
+            },
             shown: json(&wanted.manifest.shown()),
         };
         let (id, before) = self.store.begin_image(&new).await?;
@@ -188,6 +175,15 @@ impl App {
         Ok(Ensured::Building(build))
     }
 
+    /// Writes down that an image was used; nobody waits for that.
+    pub(super) fn touch_image_soon(&self, id: &str) {
+        let (store, id) = (self.store.clone(), id.to_owned());
+        self.tasks.spawn(async move {
+            // What went wrong is in the log of the store.
+            let _ = store.touch_image(&id).await.map_err(Error::from);
+        });
+    }
+
     /// An image that is stored, ready in that isolation: built first where it is not.
     pub(super) async fn image_for(
         self: &Arc<Self>,
@@ -196,7 +192,7 @@ impl App {
         isolation: Isolation,
     ) -> Result<ImageRow, Error> {
         match self.ensure_stored(org, id, isolation).await? {
-            Ensured::Ready(row) => Ok(row),
+            Ensured::Ready(row) => Ok(*row),
             Ensured::Building(build) => self.built(org, &build).await,
         }
     }
@@ -208,23 +204,38 @@ impl App {
         isolation: Isolation,
     ) -> Result<Ensured, Error> {
         let row = self.store.find_image(org, id).await?.ok_or_else(image_not_found)?;
-        let key = ImageKey {
-            org: row.org.clone(),
-            content_hash: row.content_hash.clone(),
-            isolation,
-            memory_mb: row.memory_mb,
-        };
-        if let Some(row) =
-            self.store.find_image_like(&key).await?.filter(|row| row.status == ImageStatus::Ready)
-        {
-            self.store.touch_image(&row.id).await?;
-            return Ok(Ensured::Ready(row));
+        let found = self.store.find_image_like(&key_of(&row, isolation)).await?;
+        match found.filter(|found| found.status == ImageStatus::Ready) {
+            Some(found) => {
+                self.touch_image_soon(&found.id);
+                Ok(Ensured::Ready(Box::new(found)))
+            }
+            None => self.ensure_image(self.wanted_again(&row, isolation).await?).await,
         }
-        let manifest = self.store.find_manifest(id, u32::MAX).await?.ok_or_else(image_not_found)?;
+    }
+
+    /// An image that is stored, to be built in that isolation. What its base is called may stand for something else by now:
+    /// it starts from what that was.
+    pub(super) async fn wanted_again(
+        &self,
+        row: &ImageRow,
+        isolation: Isolation,
+    ) -> Result<ImageWanted, Error> {
+        let manifest = self.store.find_manifest(&row.id, u32::MAX).await?.ok_or_else(image_not_found)?;
         let manifest = Manifest::stored(&manifest)?;
-        let wanted = self.image_wanted(org, manifest, Some(isolation), None).await?;
-        // Under the name it had: what its base is called may stand for something else by now.
-        self.ensure_image(ImageWanted { key, ..wanted }).await
+        let key = key_of(row, isolation);
+        if let Some((org, id)) = self.store.find_base_image(&row.id).await? {
+            let base = BaseWanted::Image { org, id };
+            return Ok(ImageWanted {
+                org: row.org.clone(),
+                key,
+                manifest: Arc::new(manifest),
+                base,
+                auth: None,
+            });
+        }
+        let wanted = self.image_wanted(&row.org, manifest, Some(isolation), None).await?;
+        Ok(ImageWanted { key, ..wanted })
     }
 
     /// Waits for a build; its image.
@@ -233,5 +244,14 @@ impl App {
         let row = self.store.find_image(org, &build.image_id).await?;
         row.filter(|row| row.status == ImageStatus::Ready)
             .ok_or_else(|| Error::new(ErrorKind::Gone, "the image was deleted as soon as it was built"))
+    }
+}
+
+fn key_of(row: &ImageRow, isolation: Isolation) -> ImageKey {
+    ImageKey {
+        org: row.org.clone(),
+        content_hash: row.content_hash.clone(),
+        isolation,
+        memory_mb: row.memory_mb,
     }
 }

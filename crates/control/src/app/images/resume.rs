@@ -6,11 +6,10 @@ use std::sync::Arc;
 use warren_node_api::Space;
 use warren_types::{Error, OrgId};
 
-use super::manifest::Manifest;
 use crate::app::{App, ImageSpace};
 
 impl App {
-    /// To be called once, when the server starts.
+    /// To be called once, when the server starts and before anybody can ask for anything.
     pub(crate) async fn resume_builds(self: &Arc<Self>) {
         let unfinished = match self.store.list_unfinished_images().await {
             Ok(unfinished) => unfinished,
@@ -33,10 +32,9 @@ impl App {
 
     async fn resume(self: &Arc<Self>, org: &OrgId, id: &str) -> Result<(), Error> {
         let row = self.store.find_image(org, id).await?.ok_or_else(super::image_not_found)?;
-        let manifest = self.store.find_manifest(id, u32::MAX).await?.ok_or_else(super::image_not_found)?;
-        let wanted = self.image_wanted(org, Manifest::stored(&manifest)?, Some(row.isolation), None).await?;
+        let wanted = self.wanted_again(&row, row.isolation).await?;
         tracing::info!(image = %id, "going on with a build that was cut off");
-        self.ensure_image(wanted.under(row)).await.map(drop)
+        self.ensure_image(wanted).await.map(drop)
     }
 
     async fn give_up(&self, org: &OrgId, id: &str) -> Result<(), Error> {

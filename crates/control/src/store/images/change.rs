@@ -13,6 +13,8 @@ use crate::store::{Store, StoreError, now_micros};
 pub(crate) struct NewImage {
     pub key: ImageKey,
     pub manifest: String,
+    /// The image a snapshot stands for that is its base.
+    pub base: Option<(OrgId, String)>,
     pub shown: String,
 }
 
@@ -62,8 +64,9 @@ impl Store {
             None => {
                 let id = uuid::Uuid::new_v4().to_string();
                 sqlx::query(
-                    "INSERT INTO images (id, org_id, content_hash, isolation, memory_mb, manifest, shown, status, envs, \
-                     created_at, last_used_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 'building', '{}', $8, $8)",
+                    "INSERT INTO images (id, org_id, content_hash, isolation, memory_mb, manifest, base_org, base_image, \
+                     shown, status, envs, created_at, last_used_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'building', \
+                     '{}', $10, $10)",
                 )
                 .bind(&id)
                 .bind(new.key.org.as_str())
@@ -71,6 +74,8 @@ impl Store {
                 .bind(new.key.isolation.as_str())
                 .bind(i64::from(new.key.memory_mb.unwrap_or(0)))
                 .bind(&new.manifest)
+                .bind(new.base.as_ref().map(|(org, _)| org.as_str()))
+                .bind(new.base.as_ref().map(|(_, id)| id))
                 .bind(&new.shown)
                 .bind(now)
                 .execute(&mut *tx)

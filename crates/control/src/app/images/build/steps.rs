@@ -185,8 +185,10 @@ impl Running<'_> {
             Exit { code, .. } => {
                 let told: String = String::from_utf8_lossy(&stderr).chars().take(TOLD).collect();
                 Err(Error::invalid(format!(
-                    "step {} ({}) failed (exit {code}): {told}",
-                    self.index, self.kind
+                    "step {} ({}) failed (exit {code}): {}",
+                    self.index,
+                    self.kind,
+                    told.trim_end()
                 )))
             }
         }
@@ -257,7 +259,8 @@ impl Running<'_> {
             Err(error) => return Err(self.failed(error)),
         };
         self.mkdir(path).await?;
-        if was_there {
+        // An image whose user is root may have no program for it either.
+        if was_there || user.uid == 0 {
             return Ok(());
         }
         let owner = format!("{}:{}", user.uid, user.gid);
