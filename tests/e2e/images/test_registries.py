@@ -183,11 +183,12 @@ def test_logins(server, api, closed_registry):
 
 
 def test_what_another_organisation_fetched_with_a_login_is_not_open_to_all(server, api, closed_registry):
-    reference = image(own()).push(closed_registry, "team/secret", "1")
+    made = image(own())
+    reference = made.push(closed_registry, "team/secret", "1")
     auth = {"username": registry.USER, "password": registry.PASSWORD}
-    with Snapshot(api, reference, registryAuth=auth):
-        with Api(server.url, server.other_key) as other:
-            build_fails(other, reference)
+    with Snapshot(api, reference, registryAuth=auth), Api(server.url, server.other_key) as other:
+        build_fails(other, reference)
+        build_fails(other, f"{closed_registry.address}/team/secret@{made.digest}")
 
 
 def test_a_template_from_a_line_of_dockerfile(api, open_registry):

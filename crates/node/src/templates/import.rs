@@ -115,15 +115,21 @@ impl Templates {
             return Ok(Box::new(report));
         }
         let (mut progress, _ticket) = self.join(&name, origin);
+        let mut told = None;
         loop {
             let now = progress.borrow_and_update().clone();
             match now {
                 Progress::Done(outcome) => return outcome,
                 // One that does not keep up is told less.
-                Progress::Step(step) => drop(lines.try_send(TemplateLine::Progress(step))),
+                Progress::Step(step) if told.as_ref() != Some(&step) => {
+                    let _ = lines.try_send(TemplateLine::Progress(step.clone()));
+                    told = Some(step);
+                }
+                Progress::Step(_) => {}
             }
-            tokio::time::sleep(LINE_EVERY).await;
-            if progress.changed().await.is_err() && !matches!(&*progress.borrow(), Progress::Done(_)) {
+            // The end is told at once, what comes before only so often.
+            let ended = progress.wait_for(|progress| matches!(progress, Progress::Done(_)));
+            if let Ok(Err(_)) = tokio::time::timeout(LINE_EVERY, ended).await {
                 return Err(Error::internal("an import was cut off"));
             }
         }

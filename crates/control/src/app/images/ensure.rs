@@ -146,7 +146,7 @@ impl App {
         let _turn = self.key_locks.turn(&wanted.org, &turn).await;
         if let Some(row) = self.store.find_image_like(key).await? {
             if row.status == ImageStatus::Ready {
-                self.store.touch_image(&row.id).await?;
+                self.touch_image_soon(&row.id);
                 return Ok(Ensured::Ready(Box::new(row)));
             }
             if let Some(build) = self.builds.find(&row.id) {
@@ -175,6 +175,15 @@ impl App {
         Ok(Ensured::Building(build))
     }
 
+    /// Writes down that an image was used; nobody waits for that.
+    pub(super) fn touch_image_soon(&self, id: &str) {
+        let (store, id) = (self.store.clone(), id.to_owned());
+        self.tasks.spawn(async move {
+            // What went wrong is in the log of the store.
+            let _ = store.touch_image(&id).await.map_err(Error::from);
+        });
+    }
+
     /// An image that is stored, ready in that isolation: built first where it is not.
     pub(super) async fn image_for(
         self: &Arc<Self>,
@@ -198,7 +207,7 @@ impl App {
         let found = self.store.find_image_like(&key_of(&row, isolation)).await?;
         match found.filter(|found| found.status == ImageStatus::Ready) {
             Some(found) => {
-                self.store.touch_image(&found.id).await?;
+                self.touch_image_soon(&found.id);
                 Ok(Ensured::Ready(Box::new(found)))
             }
             None => self.ensure_image(self.wanted_again(&row, isolation).await?).await,

@@ -259,7 +259,8 @@ impl Running<'_> {
             Err(error) => return Err(self.failed(error)),
         };
         self.mkdir(path).await?;
-        if was_there {
+        // An image whose user is root may have no program for it either.
+        if was_there || user.uid == 0 {
             return Ok(());
         }
         let owner = format!("{}:{}", user.uid, user.gid);
