@@ -28,6 +28,18 @@ fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
+fn a_layer_may_end_with_the_last_byte_of_its_last_file() {
+    let whole = tar(&[Item::file("a", "x"), Item::file("b", "y".repeat(700))]);
+    let end = 512 + 512 + 512 + 700;
+    for length in [end, end + 1, end + 324, end + 324 + 512] {
+        let root = tempfile::tempdir().unwrap();
+        let layers = [whole[..length].to_vec()];
+        crate::layout::unpack_into(&layers, root.path(), &Limits::default()).unwrap();
+        assert_eq!(text(root.path(), "b").len(), 700, "{length}");
+    }
+}
+
+#[test]
 fn a_layer_becomes_files_folders_links_and_fifos() {
     let (root, unpacked) = unpack(&[&[
         Item::folder("./").mode(0o751).mtime(5),

@@ -248,11 +248,8 @@ fn remove_lost_and_found(disk: &Disk) {
 fn unprepared(error: &io::Error) -> Error {
     let in_the_way = matches!(
         error.kind(),
-        io::ErrorKind::IsADirectory
-            | io::ErrorKind::NotADirectory
-            | io::ErrorKind::InvalidFilename
-            | io::ErrorKind::FilesystemLoop
-    );
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename
+    ) || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     if !in_the_way {
         return unwritten(error);
     }
