@@ -13,7 +13,7 @@ from harness.waiting import holds_for, wait_for
 @pytest.fixture
 def tight(open_registry):
     """A server that may keep nothing it does not need."""
-    with Server("--insecure-registry", open_registry.address, "--image-budget", "1", "--image-unused-for", "2") as running:
+    with Server(f"--insecure-registry={open_registry.address}", "--image-budget", "1", "--image-unused-for", "2") as running:
         yield running
         said = running.log()
     unexpected = log.unexpected(said)

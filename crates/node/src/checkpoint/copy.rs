@@ -72,7 +72,7 @@ impl Checkpoints {
         let (verified, folder) = (self.verified.clone(), self.folder.clone());
         let (written, at) = (manifest.clone(), unfinished.clone());
         let placed = tokio::task::spawn_blocking(move || {
-            let image = place(&whole.image, &written, at, &folder)?;
+            let image = place(&whole.image, &written, &at, &folder)?;
             verified.know(&image, &written.disk.digest)
         });
         match placed.await.map_err(io::Error::other).flatten() {
@@ -121,13 +121,13 @@ fn manifest_of_copy(id: &CheckpointId, original: &Manifest, spec: SandboxSpec) -
 }
 
 /// Blocks; returns the image in its place.
-fn place(from: &File, manifest: &Manifest, unfinished: PathBuf, folder: &Path) -> io::Result<File> {
-    let image = new_image(&unfinished)?;
+fn place(from: &File, manifest: &Manifest, unfinished: &Path, folder: &Path) -> io::Result<File> {
+    let image = new_image(unfinished)?;
     rustix::fs::ioctl_ficlone(&image, from)?;
     image.sync_all()?;
-    manifest.save(&unfinished)?;
-    File::open(&unfinished)?.sync_all()?;
-    fs::rename(&unfinished, folder.join(manifest.id.as_str()))?;
+    manifest.save(unfinished)?;
+    File::open(unfinished)?.sync_all()?;
+    fs::rename(unfinished, folder.join(manifest.id.as_str()))?;
     File::open(folder)?.sync_all()?;
     // Opened anew: from here on nobody has it for writing.
     File::open(folder.join(manifest.id.as_str()).join(IMAGE))

@@ -230,7 +230,7 @@ impl Checkpoints {
     }
 }
 
-pub(super) fn new_image(unfinished: &PathBuf) -> io::Result<File> {
+pub(super) fn new_image(unfinished: &Path) -> io::Result<File> {
     fs::create_dir(unfinished)?;
     OpenOptions::new().read(true).write(true).create_new(true).open(unfinished.join(IMAGE))
 }

@@ -96,7 +96,7 @@ impl Templates {
         let _turn = turn.ok_or_else(|| explain(ImageError::CalledOff))?;
         self.check_volume()?;
         let (source, work) = match origin {
-            Origin::Archive(source, work) => (source, work),
+            Origin::Archive(source, work) => (*source, work),
             Origin::Registry(resolved) => {
                 let work = Work::begin(&self.folder, name).map_err(|error| no_folder(&error))?;
                 let layers = work.layers();

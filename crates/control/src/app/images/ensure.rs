@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use warren_node_api::RegistryAuth;
+use warren_node_api::{RegistryAuth, TemplateImport};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, OrgId};
 
 use super::build::Build;
@@ -10,6 +10,7 @@ use super::manifest::{Base, Manifest};
 use super::names::SnapshotRef;
 use super::{Reader, image_not_found};
 use crate::app::App;
+use crate::app::guest::from_node;
 use crate::app::sandboxes::create::offered;
 use crate::store::checkpoints::Status;
 use crate::store::images::change::NewImage;
@@ -58,7 +59,12 @@ impl App {
         let mut isolation_wanted = isolation;
         let (base, identity) = match &manifest.base {
             Base::Template(name) => (BaseWanted::Template(name.clone()), manifest.base.canonical()),
-            Base::Registry(reference) => (BaseWanted::Registry(reference.clone()), manifest.base.canonical()),
+            Base::Registry(reference) => {
+                // A tag moves; what is built from it is another image then.
+                let import = TemplateImport { reference: reference.clone(), auth: auth.clone() };
+                let digest = self.node.resolve_image(&import).await.map_err(from_node)?.digest;
+                (BaseWanted::Registry(reference.clone()), Some(format!("{reference} {digest}")))
+            }
             Base::Snapshot(name) => {
                 let found = self.find_usable_snapshot(org, name).await?;
                 let identity = format!("image:{}", found.image.content_hash);
