@@ -14,8 +14,8 @@ use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size
 
 use crate::{
     CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, NodeInfo, Patch, PatchRun, Reboot,
-    Report, ResolvedImage, Restore, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Space, TemplateImport,
-    TemplateReport, Timeout, Usage, Wake,
+    Report, ResolvedImage, Restore, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Space,
+    TemplateImport, TemplateReport, Timeout, Usage, Wake,
 };
 
 /// Talks to one node, whatever carries the requests.

@@ -58,7 +58,8 @@ pub use egress::{
     Blocked, EgressReport, GrantedSecret, Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
 };
 pub use template::{
-    Held, ImageSettings, Import, RegistryAuth, ResolvedImage, Space, TemplateImport, TemplateLine, TemplateReport,
+    Held, ImageSettings, Import, RegistryAuth, ResolvedImage, Space, TemplateImport, TemplateLine,
+    TemplateReport,
 };
 
 /// How long a node lets the maker of a checkpoint wait for its capture.

@@ -213,7 +213,7 @@ async fn it_is_told_how_much_has_come() {
     let steps = Mutex::new(Vec::new());
     let limits = Limits::default();
     let read = read_archive(&archive[..], folder.path(), &limits, |step| {
-        steps.lock().unwrap().push(step.done_bytes)
+        steps.lock().unwrap().push(step.done_bytes);
     });
     assert!(read.await.is_err());
     let steps = steps.into_inner().unwrap();

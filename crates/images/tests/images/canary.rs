@@ -54,8 +54,11 @@ fn item(beside: &str) -> impl Strategy<Value = Item> + use<> {
     )
 }
 
+/// Name, number, mode, links, when it was changed, and content.
+type Seen = (String, u64, u32, u64, i64, i64, Vec<u8>);
+
 /// Everything that can be seen of a tree.
-fn seen(root: &Path) -> Vec<(String, u64, u32, u64, i64, i64, Vec<u8>)> {
+fn seen(root: &Path) -> Vec<Seen> {
     let of = |name: &str, path: &Path| {
         let found = fs::symlink_metadata(path).unwrap();
         let data = if found.is_file() { fs::read(path).unwrap() } else { Vec::new() };

@@ -50,7 +50,7 @@ pub(crate) struct Image {
 impl Image {
     /// Layers that are gzipped.
     pub(crate) fn new(layers: &[Vec<u8>]) -> Self {
-        Self::stored(layers, |layer| gzip(layer))
+        Self::stored(layers, gzip)
     }
 
     pub(crate) fn stored(layers: &[Vec<u8>], store: impl Fn(&[u8]) -> Vec<u8>) -> Self {

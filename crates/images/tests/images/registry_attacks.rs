@@ -216,7 +216,7 @@ async fn wrong_manifests_are_refused_by_name() {
         (with(&|manifest| manifest["schemaVersion"] = json!(3)), "schemaVersion is 3"),
         (
             with(&|manifest| {
-                manifest["mediaType"] = json!("application/vnd.docker.distribution.manifest.v1+prettyjws")
+                manifest["mediaType"] = json!("application/vnd.docker.distribution.manifest.v1+prettyjws");
             }),
             "schema 1",
         ),

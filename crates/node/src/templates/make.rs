@@ -253,7 +253,9 @@ fn unprepared(error: &io::Error) -> Error {
     if !in_the_way {
         return unwritten(error);
     }
-    Error::invalid(format!("this image cannot be prepared for sandboxes: something in it is in the way: {error}"))
+    Error::invalid(format!(
+        "this image cannot be prepared for sandboxes: something in it is in the way: {error}"
+    ))
 }
 
 fn unwritten(error: &io::Error) -> Error {

@@ -42,11 +42,7 @@ pub(crate) struct Trusted {
 }
 
 /// Makes an image, open at `root`, the file system that a sandbox starts from, with what `settings` say of its commands.
-pub(super) fn prepare(
-    root: BorrowedFd<'_>,
-    settings: &ImageSettings,
-    trusted: &Trusted,
-) -> io::Result<()> {
+pub(super) fn prepare(root: BorrowedFd<'_>, settings: &ImageSettings, trusted: &Trusted) -> io::Result<()> {
     let tree = Tree::new(root);
     rustix::fs::fchmod(&tree.folder("", 0o755, ROOT)?, rustix::fs::Mode::from_raw_mode(0o755))?;
     for path in MOUNT_POINTS {
@@ -180,7 +176,9 @@ mod tests {
         let user = User { name: "7".into(), uid: 7, gid: 8, home: "/".into() };
         prepare_at(image.path(), &user);
         let at = |path: &str| image.path().join(path);
-        for path in ["dev", "proc", "run", "sys", "tmp", "etc", "var/lib/warren", "workspace", "root", "srv/work"] {
+        for path in
+            ["dev", "proc", "run", "sys", "tmp", "etc", "var/lib/warren", "workspace", "root", "srv/work"]
+        {
             assert!(at(path).is_dir(), "{path}");
         }
         assert_eq!(fs::metadata(at("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);

@@ -206,7 +206,7 @@ async fn an_archive_becomes_a_template_that_is_found_again() {
     let again = end(templates.import(Wanted::Archive(image.archive()))).await.unwrap();
     assert_eq!(again, report);
     let reopened = open(folder.path(), "-----A-----\n", &[]);
-    assert_eq!(reopened.list()[1..], [report.clone()]);
+    assert_eq!(reopened.list()[1..], *std::slice::from_ref(&report));
     assert_eq!(reopened.names(), ["base", &report.name]);
     assert_eq!(reopened.find(&report.name), Some(file_system));
 }

@@ -249,7 +249,6 @@ impl Running<'_> {
             .await
     }
 
-
     async fn write(&self, path: &str, content: Bytes) -> Result<(), Error> {
         let path = format!("files?path={}&mode={FILE_MODE}", query_value(path));
         let mut headers = HeaderMap::new();
