@@ -34,7 +34,7 @@
 //! | `DELETE /v1/files?path=` | | 204 |
 //! | `GET /v1/files/list?path=` | | lines of [`files::Entry`] as JSON, by name |
 //! | `GET /v1/files/stat?path=` | | [`files::Stat`] |
-//! | `POST /v1/files/mkdir?path=` | | 204 |
+//! | `POST /v1/files/mkdir?path=&owner=` | | 204; with `owner=user` a new one is the user's wherever it is |
 //! | `POST /v1/files/move` | [`files::Move`] | 204 |
 //! | `POST /v1/files/chmod` | [`files::Chmod`] | 204 |
 //! | `GET /v1/files/archive?path=` | | a tar stream of that folder |

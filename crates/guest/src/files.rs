@@ -79,9 +79,14 @@ fn check_is_file(meta: &Metadata, path: &GuestPath) -> Result<()> {
     Err(Error::invalid(format!("{path} is {what}, not a file")))
 }
 
-/// Makes a folder and those above it. One that is there is fine.
-pub(crate) fn make_folder(path: &GuestPath, account: &Account) -> Result<()> {
-    make_folders(path, path.as_path(), account).map(drop)
+/// Makes a folder and those above it. One that is there is fine. With `is_users`, one that was not there is the user's wherever
+/// it is.
+pub(crate) fn make_folder(path: &GuestPath, account: &Account, is_users: bool) -> Result<()> {
+    let made = make_folders(path, path.as_path(), account)?;
+    if let Some(folder) = made.last().filter(|_| is_users) {
+        Owner::of_user(account).give(folder);
+    }
+    Ok(())
 }
 
 /// Makes `folder` with all above it; returns those that were not there, outermost first. `path` is for messages.

@@ -19,6 +19,10 @@ pub struct Config {
     pub cmd: Vec<String>,
 }
 
+/// `MAX_ARG_STRLEN` of the kernel, and the `=`.
+const LONGEST_VARIABLE: usize = (128 << 10) - 2;
+const MOST_VARIABLES: usize = 1000;
+
 /// The whole document, as far as it is of use.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageConfig {
@@ -66,9 +70,15 @@ impl ImageConfig {
         let diff_ids = document.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
         let diff_ids = diff_ids.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(broken)?;
         let run = document.config.unwrap_or_default();
+        let env = variables(&run.env.unwrap_or_default());
+        // More than this no process can be started with.
+        let longest = env.iter().map(|(name, value)| name.len() + value.len()).max();
+        if longest >= Some(LONGEST_VARIABLE) || env.len() > MOST_VARIABLES {
+            return Err(ImageError::TooLarge("no process can be started with its variables".to_owned()));
+        }
         Ok(Self {
             config: Config {
-                env: variables(&run.env.unwrap_or_default()),
+                env,
                 user: run.user.unwrap_or_default(),
                 workdir: run.working_dir.and_then(|path| absolute(&path)),
                 entrypoint: run.entrypoint,

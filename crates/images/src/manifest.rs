@@ -197,9 +197,10 @@ impl Descriptor {
         })
     }
 
-    /// What the image is called, where an archive says.
+    /// What the image is called, where an archive says. A tag alone is no name.
     pub(crate) fn name(&self) -> Option<&str> {
-        NAMES.iter().find_map(|name| self.annotations.get(*name)).map(String::as_str)
+        let names = NAMES.iter().filter_map(|name| self.annotations.get(*name));
+        names.map(String::as_str).find(|name| name.contains(['/', ':']))
     }
 }
 

@@ -115,8 +115,9 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn header(&mut self) -> Result<Option<Header>, ImageError> {
-        self.skip(self.remaining.saturating_add(self.padding))?;
-        (self.remaining, self.padding) = (0, 0);
+        self.skip(self.remaining)?;
+        self.remaining = 0;
+        self.skip_padding()?;
         if self.ended || self.input.fill_buf().map_err(read_error)?.is_empty() {
             return Ok(None);
         }
@@ -212,6 +213,22 @@ impl<R: BufRead> Reader<R> {
     fn start(&mut self, size: u64) {
         self.remaining = size;
         self.padding = size.wrapping_neg() % BLOCK as u64;
+    }
+
+    /// What fills up the last block of an entry. Some who write layers (umoci does) leave it out behind the last entry, and
+    /// engines do without.
+    fn skip_padding(&mut self) -> Result<(), ImageError> {
+        while self.padding > 0 {
+            let piece = self.input.fill_buf().map_err(read_error)?.len();
+            if piece == 0 {
+                self.padding = 0;
+                break;
+            }
+            let piece = usize::try_from(self.padding).map_or(piece, |padding| padding.min(piece));
+            self.input.consume(piece);
+            self.padding -= piece as u64;
+        }
+        Ok(())
     }
 
     fn skip(&mut self, mut length: u64) -> Result<(), ImageError> {

@@ -14,8 +14,8 @@ use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size
 
 use crate::{
     CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, NodeInfo, Patch, PatchRun, Reboot,
-    Report, Restore, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Space, TemplateImport,
-    TemplateReport, Timeout, Usage, Wake,
+    Report, ResolvedImage, Restore, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Space,
+    TemplateImport, TemplateReport, Timeout, Usage, Wake,
 };
 
 /// Talks to one node, whatever carries the requests.
@@ -157,7 +157,12 @@ impl NodeClient {
         self.send(request).await.map(Response::into_body)
     }
 
-    /// The same for an image in a tar archive.
+    /// What a reference stands for now; what it stood for when it was last fetched, where its registry does not answer.
+    pub async fn resolve_image(&self, import: &TemplateImport) -> Result<ResolvedImage, Error> {
+        self.call(Method::POST, "/v1/templates/resolve", Some(import)).await
+    }
+
+    /// Like [`NodeClient::import_template`], for an image in a tar archive.
     pub async fn import_archive(&self, archive: Body) -> Result<Body, Error> {
         let request = build(Method::POST, "/v1/templates/archive", archive, Some("application/x-tar"))?;
         self.send(request).await.map(Response::into_body)

@@ -33,6 +33,7 @@
 //! | `PUT /v1/checkpoints/{id}/copy` | [`CheckpointCopy`] | [`CheckpointReport`], ready |
 //! | `GET /v1/templates` | | array of [`TemplateReport`] |
 //! | `POST /v1/templates` | [`TemplateImport`] | JSON lines of [`TemplateLine`]; the last one says how it ended |
+//! | `POST /v1/templates/resolve` | [`TemplateImport`] | [`ResolvedImage`]: what the reference stands for now |
 //! | `POST /v1/templates/archive` | a tar stream: an OCI layout, or what `docker save` writes | the same |
 //! | `DELETE /v1/templates/{name}` | | 204, once nothing of it is left; unknown names too; 409 while anything is made from it |
 //! | `GET /v1/space` | | [`Space`] |
@@ -57,7 +58,8 @@ pub use egress::{
     Blocked, EgressReport, GrantedSecret, Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
 };
 pub use template::{
-    Held, ImageSettings, Import, RegistryAuth, Space, TemplateImport, TemplateLine, TemplateReport,
+    Held, ImageSettings, Import, RegistryAuth, ResolvedImage, Space, TemplateImport, TemplateLine,
+    TemplateReport,
 };
 
 /// How long a node lets the maker of a checkpoint wait for its capture.

@@ -32,6 +32,13 @@ pub struct TemplateImport {
     pub auth: Option<RegistryAuth>,
 }
 
+/// What a reference stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedImage {
+    /// Of the image's manifest for this node's platform, `sha256:…`.
+    pub digest: String,
+}
+
 /// Who asks a registry. Kept for as long as one import goes on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RegistryAuth {

@@ -15,6 +15,8 @@
 
 mod blank;
 pub(crate) mod digest;
+#[cfg(test)]
+pub(crate) mod scratch;
 pub(crate) mod trust;
 pub(crate) mod verified;
 mod volume;

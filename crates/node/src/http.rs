@@ -60,6 +60,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/checkpoints/{id}/patches", put(set_patches))
         .route("/v1/checkpoints/{id}/copy", put(copy_checkpoint))
         .route("/v1/templates", get(templates::list).post(templates::import))
+        .route("/v1/templates/resolve", post(templates::resolve))
         .route("/v1/templates/archive", post(templates::import_archive))
         .route("/v1/templates/{name}", delete(templates::remove))
         .route("/v1/space", get(templates::space))

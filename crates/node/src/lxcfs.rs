@@ -8,14 +8,43 @@ use std::time::Duration;
 
 use tokio::process::Command;
 use tracing::{info, warn};
+use warren_runtime::cgroup::{Cgroup, Hierarchies};
 
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Name of its group beside those of sandboxes.
+pub(crate) const CGROUP: &str = "lxcfs";
 
-/// Finds the lxcfs mounted at `folder`, or starts one there. `None` when this host has none.
-pub(crate) async fn ensure(folder: &Path) -> Option<PathBuf> {
-    if answers(folder) {
-        return Some(folder.to_owned());
+/// Finds the lxcfs mounted at `folder`, or starts one there. `None` when this host has none. It lives in a group below
+/// `parent`: a service manager that stops the server ends whatever is in the server's.
+pub(crate) async fn ensure(folder: &Path, hierarchies: &Hierarchies, parent: &str) -> Option<PathBuf> {
+    let found = if answers(folder) {
+        Some(folder.to_owned())
+    } else {
+        with_options_kept(hierarchies, start(folder)).await
+    };
+    let cgroup = hierarchies.group(parent, CGROUP);
+    if found.is_some()
+        && let Some(pid) = pid_of(folder)
+        && !cgroup.contains(pid)
+        && let Err(error) = cgroup.shelter(pid)
+    {
+        warn!(%error, "lxcfs stays in the server's cgroup and may end with it");
     }
+    found
+}
+
+/// Does something that starts an lxcfs. Most versions of it mount the host's version 2 tree for themselves, without its options,
+/// and so take them from everybody (`nsdelegate`, `memory_recursiveprot`).
+pub(crate) async fn with_options_kept<T>(hierarchies: &Hierarchies, work: impl Future<Output = T>) -> T {
+    let before = hierarchies.options();
+    let done = work.await;
+    if let Err(error) = before.and_then(|options| hierarchies.keep_options(&options)) {
+        warn!(%error, "lxcfs has changed the options of the cgroup tree, and they cannot be changed back");
+    }
+    done
+}
+
+async fn start(folder: &Path) -> Option<PathBuf> {
     // What a killed lxcfs leaves behind answers with an error until it is unmounted.
     let _ = rustix::mount::unmount(folder, rustix::mount::UnmountFlags::DETACH);
     if let Err(error) = std::fs::create_dir_all(folder) {
@@ -25,7 +54,7 @@ pub(crate) async fn ensure(folder: &Path) -> Option<PathBuf> {
     let mut command = Command::new("lxcfs");
     command
         .arg("--pidfile")
-        .arg(folder.with_extension("pid"))
+        .arg(pid_file(folder))
         .arg(folder)
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
@@ -57,8 +86,28 @@ pub(crate) async fn ensure(folder: &Path) -> Option<PathBuf> {
 }
 
 /// Ends the lxcfs mounted at `folder`; no sandbox may be running.
-pub(crate) fn stop(folder: &Path) {
+pub(crate) async fn stop(folder: &Path, cgroup: &Cgroup) {
     let _ = rustix::mount::unmount(folder, rustix::mount::UnmountFlags::DETACH);
+    let asked = tokio::time::Instant::now();
+    // It ends by itself once nothing is mounted; its group can be removed when it has.
+    while let Err(error) = cgroup.remove() {
+        if asked.elapsed() > DEADLINE {
+            warn!(%error, "lxcfs does not end");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn pid_file(folder: &Path) -> PathBuf {
+    folder.with_extension("pid")
+}
+
+/// The process that says it serves `folder`, if it is an lxcfs still.
+fn pid_of(folder: &Path) -> Option<i32> {
+    let pid = std::fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    (name.trim() == "lxcfs").then_some(pid)
 }
 
 fn answers(folder: &Path) -> bool {

@@ -108,9 +108,11 @@ impl Host {
         self.hierarchies.group(&self.cgroup_parent, name)
     }
 
-    /// Names of all groups of this node.
+    /// Names of the groups of all sandboxes and machines of this node.
     pub(crate) fn cgroups(&self) -> Vec<String> {
-        self.hierarchies.list(&self.cgroup_parent).unwrap_or_default()
+        let mut names = self.hierarchies.list(&self.cgroup_parent).unwrap_or_default();
+        names.retain(|name| name != lxcfs::CGROUP);
+        names
     }
 
     /// The launcher; another one when it has died.
@@ -188,9 +190,6 @@ impl Registry {
         let hierarchies = Hierarchies::detect()?;
         let cgroup_parent = format!("warren-{}", config.tag());
         hierarchies.ensure_parent(&cgroup_parent)?;
-        if let Err(error) = hierarchies.favour_moves() {
-            info!(%error, "this kernel cannot favour moves between cgroups: some creates will take longer");
-        }
         inotify::raise_limits();
         let agent_dir = config.data_dir.join("agent");
         let agent = agent::ensure(&agent_dir).map_err(|source| StartError::Folder {
@@ -198,7 +197,10 @@ impl Registry {
             path: agent_dir,
             source,
         })?;
-        let lxcfs = lxcfs::ensure(&run.join("lxcfs")).await;
+        let lxcfs = lxcfs::ensure(&run.join("lxcfs"), &hierarchies, &cgroup_parent).await;
+        if let Err(error) = hierarchies.favour_moves() {
+            info!(%error, "this kernel cannot favour moves between cgroups: some creates will take longer");
+        }
         let launcher = Launcher::spawn(&config.program).map_err(StartError::Launcher)?;
 
         let changes = Arc::new(Changes { sender: broadcast::channel(CHANGES).0, unsynced: Notify::new() });
@@ -486,7 +488,7 @@ impl Registry {
         }
         self.host.network.stop().await;
         if let Some(lxcfs) = &self.host.lxcfs {
-            lxcfs::stop(lxcfs);
+            lxcfs::stop(lxcfs, &self.host.cgroup(lxcfs::CGROUP)).await;
         }
         self.host.disks.stop().await;
         if let Err(error) = self.host.hierarchies.remove_parent(&self.host.cgroup_parent) {

@@ -44,6 +44,8 @@ pub(crate) use prepare::Trusted;
 
 const KIND: Kind = Kind { magic: "warren-template", format: 1 };
 const UNFINISHED: &str = "unfinished";
+/// Templates that are made at the same time; more wait their turn.
+const MADE: usize = 2;
 /// Digits of a name, behind its prefix.
 const NAME_DIGITS: usize = 32;
 
@@ -68,6 +70,8 @@ pub(crate) struct Templates {
     /// Images that were prepared in another way than is done now: of use to what is laid over them, and to nobody else.
     outdated: Mutex<Vec<Manifest>>,
     imports: import::Imports,
+    /// One's turn to make one: it takes the drive, a processor and space.
+    making: tokio::sync::Semaphore,
     /// Held by whoever gives files their names or removes them.
     changing: tokio::sync::Mutex<()>,
 }
@@ -100,6 +104,7 @@ impl Templates {
             entries: Mutex::default(),
             outdated: Mutex::default(),
             imports: import::Imports::default(),
+            making: tokio::sync::Semaphore::new(MADE),
             changing: tokio::sync::Mutex::default(),
         };
         templates.load()?;
@@ -184,9 +189,25 @@ impl Templates {
     /// included.
     pub(crate) fn file_systems(&self) -> BTreeMap<String, String> {
         let mut found = BTreeMap::from([(self.base.digest.clone(), BASE.to_owned())]);
-        let pair = |manifest: &Manifest| (manifest.file_system.clone(), manifest.report.name.clone());
-        found.extend(self.lock_outdated().iter().map(pair));
-        found.extend(self.lock().values().map(pair));
+        let outdated = |manifest: &Manifest| {
+            (manifest.file_system.clone(), name_of_another(&manifest.report.name, &manifest.file_system))
+        };
+        found.extend(self.lock_outdated().iter().map(outdated));
+        let current = |manifest: &Manifest| (manifest.file_system.clone(), manifest.report.name.clone());
+        found.extend(self.lock().values().map(current));
+        found
+    }
+
+    /// The same of all there are on the volume: earlier ones of `base` among them.
+    pub(crate) fn all_file_systems(&self) -> BTreeMap<String, String> {
+        let mut found = self.file_systems();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if let Some(file_system) = name.strip_suffix(".img") {
+                let other = || name_of_another(BASE, file_system);
+                found.entry(file_system.to_owned()).or_insert_with(other);
+            }
+        }
         found
     }
 
@@ -258,6 +279,11 @@ impl Drop for Changing<'_> {
 fn name_of(digest: &str) -> String {
     let digits = hex(&Sha256::digest(digest));
     format!("oci-{}", &digits[..NAME_DIGITS])
+}
+
+/// What a template is called beside another of its name.
+fn name_of_another(name: &str, file_system: &str) -> String {
+    format!("{name}.{}", file_system.get(..8).unwrap_or(file_system))
 }
 
 fn hex(bytes: &[u8]) -> String {

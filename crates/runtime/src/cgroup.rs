@@ -12,9 +12,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Controllers that limits need.
 pub const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
+
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
+/// Below the root of a container's tree: what was in the root before. systemd's name for the group of process 1, which
+/// programs that look for the root by that process know to leave out (lxcfs).
+const REST: &str = "init.scope";
+/// Processes of the root start others while they are moved, and a thread that is ending cannot be moved: it keeps the root busy
+/// until it has ended, with all it takes down (mounts). About a second.
+const HAND_OUT_TRIES: u32 = 100;
+const HAND_OUT_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a sandbox may use.
 #[derive(Debug, Clone)]
@@ -91,8 +101,7 @@ impl Hierarchies {
         let group = self.unified.join(parent);
         create(&group)?;
         if !wanted.is_empty() {
-            write(&self.unified.join("cgroup.subtree_control"), &wanted.join(" "))?;
-            write(&group.join("cgroup.subtree_control"), &wanted.join(" "))?;
+            self.hand_out(&group, &wanted.join(" "))?;
         }
         for (controller, root) in &self.legacy {
             let group = root.join(parent);
@@ -107,19 +116,75 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Makes moving processes between groups quick at the price of slightly slower forks: without it, the first move
-    /// after a pause waits tens of milliseconds for every CPU of the host (Linux 6.1 and later have the choice).
-    pub fn favour_moves(&self) -> Result<()> {
-        use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
-        use std::os::fd::AsFd;
+    /// Has the version 2 tree give `controllers` to `group` and `group` to those below it.
+    fn hand_out(&self, group: &Path, controllers: &str) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            if tries > 1 {
+                std::thread::sleep(HAND_OUT_PAUSE);
+            }
+            let handed = write(&self.unified.join(SUBTREE_CONTROL), controllers)
+                .and_then(|()| write(&group.join(SUBTREE_CONTROL), controllers));
+            tries += 1;
+            match handed {
+                Err(CgroupError::Write { source, path, .. }) if tries < HAND_OUT_TRIES => {
+                    match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+                        Some(rustix::io::Errno::BUSY) if path.parent() == Some(&self.unified) => {
+                            self.clear_root()?;
+                        }
+                        // Whoever else looks after the root (systemd) took them back in between. Once they are given on
+                        // below it, that is refused.
+                        Some(rustix::io::Errno::NOENT) => {}
+                        _ => return Err(CgroupError::Write { path, value: controllers.into(), source }),
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Moves the processes of the tree's root into a group of their own. In a container the root is a group like any other, and
+    /// such a group has processes or gives controllers on, not both.
+    fn clear_root(&self) -> Result<()> {
+        let rest = self.unified.join(REST);
+        create(&rest)?;
+        for pid in read(&self.unified.join("cgroup.procs"))?.lines() {
+            match write(&rest.join("cgroup.procs"), pid) {
+                // It has ended since.
+                Err(CgroupError::Write { source, .. })
+                    if source.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                moved => moved?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The options the version 2 tree is mounted with. There is one set for the whole host, however often it is mounted.
+    pub fn options(&self) -> Result<Vec<String>> {
         let path = Path::new("/proc/self/mountinfo");
         let text =
             fs::read_to_string(path).map_err(|source| CgroupError::Read { path: path.into(), source })?;
-        let mut options = unified_options(&text);
-        if options.iter().any(|option| option == "favordynmods") {
+        Ok(unified_options(&text))
+    }
+
+    /// Makes moving processes between groups quick at the price of slightly slower forks: without it, the first move
+    /// after a pause waits tens of milliseconds for every CPU of the host (Linux 6.1 and later have the choice).
+    pub fn favour_moves(&self) -> Result<()> {
+        self.keep_options(&["favordynmods".to_owned()])
+    }
+
+    /// Sees to it that the tree has these options beside those it has.
+    pub fn keep_options(&self, wanted: &[String]) -> Result<()> {
+        use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
+        use std::os::fd::AsFd;
+        let mut options = self.options()?;
+        let missing: Vec<String> =
+            wanted.iter().filter(|option| !options.contains(option)).cloned().collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        options.push("favordynmods".into());
+        let value = missing.join(",");
+        options.extend(missing);
         let reconfigure = || {
             let picked = fspick(rustix::fs::CWD, &self.unified, FsPickFlags::FSPICK_CLOEXEC)?;
             // What is not named again would be switched off.
@@ -128,7 +193,7 @@ impl Hierarchies {
         };
         reconfigure().map_err(|error: rustix::io::Errno| CgroupError::Write {
             path: self.unified.clone(),
-            value: "favordynmods".into(),
+            value,
             source: error.into(),
         })
     }
@@ -248,6 +313,14 @@ impl Cgroup {
     /// Moves this process into the group.
     pub fn enter(&self) -> Result<()> {
         self.admit(0)
+    }
+
+    /// Makes the group in the version 2 tree alone, without limits, and moves a process there: out of the group of the service
+    /// that started it, which would end it with itself.
+    pub fn shelter(&self, pid: i32) -> Result<()> {
+        let folder = self.hierarchies.unified.join(&self.path);
+        create(&folder)?;
+        write(&folder.join("cgroup.procs"), &pid.to_string())
     }
 
     /// Lets host id `id` make groups below this one and move processes among them. The limits stay ours.
@@ -454,16 +527,16 @@ fn parse_mounts(text: &str) -> (Option<PathBuf>, BTreeMap<String, PathBuf>) {
     (unified, legacy)
 }
 
-/// The options the version 2 tree is mounted with, but for `rw`.
+/// The options the version 2 tree is mounted with, but for `rw`, each once.
 fn unified_options(mountinfo: &str) -> Vec<String> {
-    mountinfo
+    let options: std::collections::BTreeSet<&str> = mountinfo
         .lines()
         .filter_map(|line| line.split_once(" - ")?.1.strip_prefix("cgroup2 "))
         .filter_map(|rest| rest.split(' ').nth(1))
         .flat_map(|options| options.split(','))
         .filter(|option| !matches!(*option, "rw" | "ro"))
-        .map(Into::into)
-        .collect()
+        .collect();
+    options.into_iter().map(Into::into).collect()
 }
 
 #[cfg(test)]
@@ -490,5 +563,45 @@ mod tests {
         assert_eq!(legacy.get("cpu").map(PathBuf::as_path), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
         assert_eq!(legacy.get("io").map(PathBuf::as_path), Some(Path::new("/sys/fs/cgroup/blkio")));
         assert_eq!(legacy.len(), 2);
+    }
+
+    #[test]
+    fn options_are_found_once_however_often_the_tree_is_mounted() {
+        let text = "29 22 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n\
+                    88 22 0:26 / /run/lxcfs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
+        assert_eq!(unified_options(text), ["memory_recursiveprot", "nsdelegate"]);
+    }
+
+    /// Folders in the place of a tree: the kernel's part of it is played where it matters.
+    fn tree(name: &str, controllers: &[&str]) -> (Hierarchies, PathBuf) {
+        let root = std::env::temp_dir().join(format!("warren-cgroup-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(root.join("nodes")).unwrap();
+        for folder in [root.clone(), root.join("nodes")] {
+            fs::write(folder.join(SUBTREE_CONTROL), "").unwrap();
+            fs::write(folder.join("cgroup.procs"), "").unwrap();
+        }
+        let unified_controllers = controllers.iter().map(|&name| name.to_owned()).collect();
+        (Hierarchies { unified: root.clone(), unified_controllers, legacy: BTreeMap::new() }, root)
+    }
+
+    #[test]
+    fn the_controllers_there_are_are_handed_out_on_both_levels() {
+        let (hierarchies, root) = tree("handed", &["cpu", "memory", "rdma"]);
+        hierarchies.ensure_parent("nodes").unwrap();
+        for folder in [root.clone(), root.join("nodes")] {
+            assert_eq!(fs::read_to_string(folder.join(SUBTREE_CONTROL)).unwrap(), "+cpu +memory");
+        }
+        assert!(!root.join(REST).exists(), "nobody is moved where nothing is in the way");
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_handed_out_is_said_in_the_end() {
+        let (hierarchies, root) = tree("refused", &["cpu"]);
+        fs::remove_file(root.join("nodes").join(SUBTREE_CONTROL)).unwrap();
+        let refused = hierarchies.ensure_parent("nodes").unwrap_err();
+        assert!(matches!(refused, CgroupError::Write { .. }), "{refused}");
+        fs::remove_dir_all(&root).unwrap();
     }
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .oci import Layer, entry, folder, symlink
 
-PROGRAMS = ("sh", "cat", "id", "ls", "stat", "env", "pwd", "echo", "sleep", "test", "printf", "mkdir", "rm", "find", "sort", "perl", "sha256sum", "head")
+PROGRAMS = ("sh", "cat", "id", "ls", "stat", "env", "pwd", "echo", "sleep", "test", "printf", "mkdir", "chown", "rm", "find", "sort", "perl", "sha256sum", "head")
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1234:5678:App:/home/app:/bin/sh\nlost:x:4000:4000::/does/not/exist:/bin/sh\n"
 GROUP = "root:x:0:\napp:x:5678:\nextra:x:6000:app\n"
 

@@ -41,7 +41,7 @@ def liar():
 
 @pytest.fixture(scope="session")
 def server(open_registry, closed_registry, liar):
-    flags = [word for each in (open_registry, closed_registry, liar) for word in ("--insecure-registry", each.address)]
+    flags = [f"--insecure-registry={each.address}" for each in (open_registry, closed_registry, liar)]
     with Server(*flags) as running:
         running.other_key = running.make_key("e2e-other")
         yield running

@@ -145,7 +145,7 @@ def main():
     os.environ.pop("WARREN_SERVE_ARGS", None)
     if not registry.PROGRAM:
         sys.exit("there is no registry; on Debian: apt-get install docker-registry")
-    with registry.Registry() as store, Server("--insecure-registry", store.address, "--runtime", "container") as server, server.api() as api:
+    with registry.Registry() as store, Server(f"--insecure-registry={store.address}", "--runtime", "container") as server, server.api() as api:
         print(json.dumps(imports(api, store, options) + sharing(api, store, options)))
 
 

@@ -44,6 +44,14 @@ CREATE TABLE image_names (
     PRIMARY KEY (org_id, name, version)
 ) STRICT;
 
+-- Versions that were deleted: the highest of each name. A number stands for one image for ever.
+CREATE TABLE image_versions (
+    org_id  TEXT    NOT NULL REFERENCES orgs (id),
+    name    TEXT    NOT NULL,
+    deleted INTEGER NOT NULL,
+    PRIMARY KEY (org_id, name)
+) STRICT;
+
 CREATE INDEX image_names_image ON image_names (image_id);
 CREATE INDEX image_names_public ON image_names (name, version) WHERE is_public <> 0;
 

@@ -141,6 +141,7 @@ impl SimNode {
             .route("/v1/checkpoints/{id}/patches", put(checkpoints::set_patches))
             .route("/v1/checkpoints/{id}/copy", put(templates::copy))
             .route("/v1/templates", get(templates::list).post(templates::import))
+            .route("/v1/templates/resolve", post(templates::resolve))
             .route("/v1/templates/archive", post(templates::archive))
             .route("/v1/templates/{name}", axum::routing::delete(templates::absent))
             .route("/v1/space", get(templates::space))

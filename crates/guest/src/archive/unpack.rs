@@ -32,7 +32,7 @@ struct Target {
 
 /// Unpacks everything, making the folder if it is not there.
 pub(super) fn unpack(path: &GuestPath, input: impl Read, account: &Account) -> Result<()> {
-    crate::files::make_folder(path, account)?;
+    crate::files::make_folder(path, account, false)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let failed = |error: std::io::Error| explain(&error, path);
     let root =

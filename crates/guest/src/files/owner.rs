@@ -25,6 +25,10 @@ impl Owner {
         folder.map_or(Self::ROOT, |folder| Self::inside(&folder, account))
     }
 
+    pub(crate) fn of_user(account: &Account) -> Self {
+        Self { uid: account.user.uid, gid: account.user.gid }
+    }
+
     /// The owner of something new in a folder without symlinks in its path.
     pub(crate) fn inside(folder: &Path, account: &Account) -> Self {
         let is_users = |own: &str| {

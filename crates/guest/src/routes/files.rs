@@ -47,7 +47,8 @@ async fn dispatch(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answer {
         }
         (["mkdir"], &Method::POST) => {
             let (path, account) = (path(agent, &call)?, agent.account());
-            done(agent, move || files::make_folder(&path, &account)).await
+            let is_users = call.query.get("owner") == Some(&b"user"[..]);
+            done(agent, move || files::make_folder(&path, &account, is_users)).await
         }
         (["move"], &Method::POST) => {
             let (asked, account) = (request::json(call.body).await?, agent.account());

@@ -7,7 +7,7 @@ use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::shown;
 use crate::manifest::{Document, Manifest, NESTING, choose};
-use crate::{ImageError, Limits, Source};
+use crate::{ImageError, Limits, Reference, Source};
 
 const INDEX: &str = "index.json";
 const SAVED: &str = "manifest.json";
@@ -49,7 +49,7 @@ fn from_layout(members: &Members, index: &[u8], limits: &Limits) -> Result<Sourc
         };
         let chosen = choose(&index)?;
         digest = chosen.digest;
-        reference = reference.or_else(|| chosen.name().map(ToOwned::to_owned));
+        reference = reference.or_else(|| chosen.name().and_then(named));
         let json = members.blob(digest)?.read("its manifest", limits.manifest_bytes)?;
         document = Document::parse(&json, Some(&chosen.media_type))?;
     }
@@ -76,6 +76,11 @@ fn from_manifest(
         files.push((member.file.clone(), member.size));
     }
     Source::new(digest, reference, config, files)
+}
+
+/// What an archive says of itself, if it can be so.
+fn named(text: &str) -> Option<String> {
+    text.parse().ok().map(|reference: Reference| reference.to_string())
 }
 
 fn from_saved(members: &Members, json: &[u8], limits: &Limits) -> Result<Source, ImageError> {
@@ -113,6 +118,6 @@ fn from_saved(members: &Members, json: &[u8], limits: &Limits) -> Result<Source,
     }
     let files = image.layers.iter().map(|name| member(name).map(|member| (member.file.clone(), member.size)));
     let files = files.collect::<Result<_, _>>()?;
-    let reference = image.repo_tags.as_ref().and_then(|tags| tags.first().cloned());
+    let reference = image.repo_tags.as_ref().and_then(|tags| named(tags.first()?));
     Source::new(config.digest, reference, ImageConfig::parse(&json)?, files)
 }

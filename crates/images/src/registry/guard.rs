@@ -3,11 +3,11 @@
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, Url, redirect};
+use reqwest::{Client, ClientBuilder, Url, redirect};
 
 use crate::ImageError;
 
@@ -20,9 +20,10 @@ pub(super) struct Guard {
     reach: Reach,
     /// Hosts with their ports that the operator has listed.
     insecure: Vec<(String, u16)>,
-    /// Connects to addresses that `reach` lets it only.
-    guarded: Client,
-    /// For listed hosts.
+    /// Connects to addresses that `reach` lets it only. Made when it is first used: a host without certificates of
+    /// authorities can still have images of listed hosts.
+    guarded: OnceLock<Client>,
+    /// For listed hosts. It trusts nobody's certificate.
     open: Client,
 }
 
@@ -49,22 +50,8 @@ struct GuardedResolver(Reach);
 impl Guard {
     pub(super) fn new(reach: Reach, insecure: Vec<String>) -> Result<Self, ImageError> {
         let insecure = insecure.into_iter().map(|entry| listed(&entry)).collect::<Result<_, _>>()?;
-        // The system's proxies are for the host's programs: through one, no address could be checked.
-        let builder = || {
-            Client::builder()
-                .no_proxy()
-                .redirect(redirect::Policy::none())
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .connect_timeout(CONNECT)
-                .user_agent(concat!("warren/", env!("CARGO_PKG_VERSION")))
-        };
-        let failed =
-            |error: reqwest::Error| ImageError::io("prepare connections", std::io::Error::other(error));
-        let guarded =
-            builder().dns_resolver(Arc::new(GuardedResolver(reach.clone()))).build().map_err(failed)?;
-        let open = builder().build().map_err(failed)?;
-        Ok(Self { reach, insecure, guarded, open })
+        let open = build(builder().tls_certs_only([]))?;
+        Ok(Self { reach, insecure, guarded: OnceLock::new(), open })
     }
 
     /// Where a registry is: `host` or `host:port`.
@@ -82,7 +69,7 @@ impl Guard {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(unreachable(&host, "its address has a login in it"));
         }
-        if self.is_listed(url) && matches!(url.scheme(), "http" | "https") {
+        if url.scheme() == "http" && self.is_listed(url) {
             return Ok(&self.open);
         }
         if url.scheme() != "https" {
@@ -99,7 +86,11 @@ impl Guard {
         {
             return Err(unreachable(&host, &Blocked(address).to_string()));
         }
-        Ok(&self.guarded)
+        if let Some(client) = self.guarded.get() {
+            return Ok(client);
+        }
+        let client = build(builder().dns_resolver(Arc::new(GuardedResolver(self.reach.clone()))))?;
+        Ok(self.guarded.get_or_init(|| client))
     }
 
     fn is_listed(&self, url: &Url) -> bool {
@@ -110,6 +101,21 @@ impl Guard {
             _ => false,
         }
     }
+}
+
+/// The system's proxies are for the host's programs: through one, no address could be checked.
+fn builder() -> ClientBuilder {
+    Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT)
+        .user_agent(concat!("warren/", env!("CARGO_PKG_VERSION")))
+}
+
+fn build(builder: ClientBuilder) -> Result<Client, ImageError> {
+    builder.build().map_err(|error| ImageError::io("prepare connections", std::io::Error::other(error)))
 }
 
 /// Host and port, for errors.

@@ -12,7 +12,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -112,12 +112,12 @@ impl Checkpoints {
         id: &CheckpointId,
         create: CheckpointCreate,
         sandbox: &Handle,
-        unfinished: &PathBuf,
+        unfinished: &Path,
         called_off: &Arc<AtomicBool>,
     ) -> Result<Manifest, String> {
         let target = new_image(unfinished).map_err(|error| format!("no image could be made: {error}"))?;
         let target =
-            Target { disk: Arc::new(target), folder: unfinished.clone(), disk_only: create.disk_only };
+            Target { disk: Arc::new(target), folder: unfinished.to_owned(), disk_only: create.disk_only };
         let taken = tokio::time::timeout(DEADLINE, sandbox.capture(target.clone()))
             .await
             .map_err(|_| "the disk was not written out in time".to_owned())?
@@ -230,7 +230,7 @@ impl Checkpoints {
     }
 }
 
-pub(super) fn new_image(unfinished: &PathBuf) -> io::Result<File> {
+pub(super) fn new_image(unfinished: &Path) -> io::Result<File> {
     fs::create_dir(unfinished)?;
     OpenOptions::new().read(true).write(true).create_new(true).open(unfinished.join(IMAGE))
 }

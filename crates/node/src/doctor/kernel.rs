@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use warren_runtime::cgroup::Hierarchies;
+
 use super::{Check, DEADLINE};
+use crate::lxcfs::with_options_kept;
 use crate::template::CommandError;
 use crate::template::contained::Contained;
 
@@ -99,7 +102,11 @@ pub(super) async fn lxcfs(folder: &Path) -> Check {
             fix,
         );
     }
-    match script(folder, text).await {
+    let tried = match Hierarchies::detect() {
+        Ok(hierarchies) => with_options_kept(&hierarchies, script(folder, text)).await,
+        Err(_) => script(folder, text).await,
+    };
+    match tried {
         Ok(()) => Check::ok(name, "answers with a sandbox's own memory"),
         Err(error) => {
             Check::warn(name, format!("programs in sandboxes see the host's memory in `free`: {error}"), fix)

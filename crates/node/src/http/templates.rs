@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use warren_images::{ImageError, Login, Reference};
-use warren_node_api::{TemplateImport, TemplateLine};
+use warren_node_api::{ResolvedImage, TemplateImport, TemplateLine};
 use warren_types::Error;
 
 use super::{Result, Shared, decode, json};
@@ -19,11 +19,20 @@ pub(super) async fn list(State(registry): Shared) -> Response {
 
 /// Answers in lines, the last of which says how it ended: an import takes longer than a client waits for nothing.
 pub(super) async fn import(State(registry): Shared, body: Body) -> Result<Response> {
-    let TemplateImport { reference, auth } = decode(body).await?;
-    let reference: Reference =
-        reference.parse().map_err(|error: ImageError| Error::invalid(error.to_string()))?;
-    let login = auth.map(|auth| Login { username: auth.username, password: auth.password });
+    let (reference, login) = asked_for(body).await?;
     Ok(lines(registry.import(Wanted::Registry { reference, login })?))
+}
+
+pub(super) async fn resolve(State(registry): Shared, body: Body) -> Result<Response> {
+    let (reference, login) = asked_for(body).await?;
+    let digest = registry.templates().resolve(&reference, login.as_ref()).await?;
+    Ok(json(StatusCode::OK, &ResolvedImage { digest }))
+}
+
+async fn asked_for(body: Body) -> Result<(Reference, Option<Login>)> {
+    let TemplateImport { reference, auth } = decode(body).await?;
+    let reference = reference.parse().map_err(|error: ImageError| Error::invalid(error.to_string()))?;
+    Ok((reference, auth.map(|auth| Login { username: auth.username, password: auth.password })))
 }
 
 pub(super) async fn import_archive(State(registry): Shared, body: Body) -> Result<Response> {

@@ -75,7 +75,7 @@ impl Registry {
         };
         let files = Files {
             volume: self.host.disks.volume().to_owned(),
-            templates: self.host.templates.file_systems().into_iter().map(image).collect(),
+            templates: self.host.templates.all_file_systems().into_iter().map(image).collect(),
             checkpoints: self.host.checkpoints.files(),
         };
         let counted = tokio::task::spawn_blocking(move || files.count()).await;

@@ -47,7 +47,7 @@ pub(crate) enum Wanted {
 pub(super) enum Origin {
     Registry(Box<Resolved>),
     /// Its layers are in this folder.
-    Archive(Source, Work),
+    Archive(Box<Source>, Work),
 }
 
 /// Imports under way, by name of the template.
@@ -100,6 +100,31 @@ impl Templates {
         })
     }
 
+    /// Digest of what a reference stands for now; of what it stood for when it was last fetched, where its registry does
+    /// not answer.
+    pub(crate) async fn resolve(
+        &self,
+        reference: &Reference,
+        login: Option<&Login>,
+    ) -> Result<String, Error> {
+        let error = match self.registries.resolve(reference, login).await {
+            Ok(resolved) => return Ok(resolved.digest),
+            Err(error) => explain(error),
+        };
+        let asked_as = reference.to_string();
+        let known = self.lock().values().find_map(|known| {
+            let is_it = known.report.reference.as_ref() == Some(&asked_as);
+            is_it.then(|| known.report.digest.clone())
+        });
+        match known.filter(|_| error.kind == ErrorKind::Unavailable) {
+            Some(digest) => {
+                info!(reference = asked_as, %error, "a registry does not answer; going on with what it said last");
+                Ok(digest)
+            }
+            None => Err(error),
+        }
+    }
+
     async fn follow(
         self: &Arc<Self>,
         wanted: Wanted,
@@ -115,15 +140,21 @@ impl Templates {
             return Ok(Box::new(report));
         }
         let (mut progress, _ticket) = self.join(&name, origin);
+        let mut told = None;
         loop {
             let now = progress.borrow_and_update().clone();
             match now {
                 Progress::Done(outcome) => return outcome,
                 // One that does not keep up is told less.
-                Progress::Step(step) => drop(lines.try_send(TemplateLine::Progress(step))),
+                Progress::Step(step) if told.as_ref() != Some(&step) => {
+                    let _ = lines.try_send(TemplateLine::Progress(step.clone()));
+                    told = Some(step);
+                }
+                Progress::Step(_) => {}
             }
-            tokio::time::sleep(LINE_EVERY).await;
-            if progress.changed().await.is_err() && !matches!(&*progress.borrow(), Progress::Done(_)) {
+            // The end is told at once, what comes before only so often.
+            let ended = progress.wait_for(|progress| matches!(progress, Progress::Done(_)));
+            if let Ok(Err(_)) = tokio::time::timeout(LINE_EVERY, ended).await {
                 return Err(Error::internal("an import was cut off"));
             }
         }
@@ -149,7 +180,7 @@ impl Templates {
                 let told = |step: Step| drop(lines.try_send(TemplateLine::Progress(import_of(step))));
                 let (stream, layers) = (StreamReader::new(bytes.boxed()), work.layers());
                 let source = read_archive(stream, &layers, &self.limits, told).await.map_err(explain)?;
-                Ok((source.digest.clone(), Origin::Archive(source, work)))
+                Ok((source.digest.clone(), Origin::Archive(Box::new(source), work)))
             }
         }
     }
@@ -253,6 +284,7 @@ pub(super) fn no_folder(error: &io::Error) -> Error {
 }
 
 /// What became of an image, for whoever asked for it.
+#[expect(clippy::needless_pass_by_value, reason = "it is what a failed call hands over")]
 pub(super) fn explain(error: ImageError) -> Error {
     let kind = match &error {
         ImageError::Reference { .. }

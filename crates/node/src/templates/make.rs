@@ -89,9 +89,14 @@ impl Templates {
         signal: &Signal,
         meter: &Meter,
     ) -> Result<TemplateReport, Error> {
+        if self.making.available_permits() == 0 {
+            meter.say("waiting for other imports");
+        }
+        let turn = signal.cancelled.run_until_cancelled(self.making.acquire()).await;
+        let _turn = turn.ok_or_else(|| explain(ImageError::CalledOff))?;
         self.check_volume()?;
         let (source, work) = match origin {
-            Origin::Archive(source, work) => (source, work),
+            Origin::Archive(source, work) => (*source, work),
             Origin::Registry(resolved) => {
                 let work = Work::begin(&self.folder, name).map_err(|error| no_folder(&error))?;
                 let layers = work.layers();
@@ -213,8 +218,9 @@ impl Unpacking {
         let Self { image, source, limits, trusted, signal, meter } = self;
         let disk = Disk::attach_sealed(&image).map_err(|error| unwritten(&io::Error::other(error)))?;
         let device = disk.device().to_owned();
-        // A name for our own descriptor; nobody else can reach what is mounted there.
-        let root = PathBuf::from(format!("/proc/self/fd/{}", disk.as_fd().as_raw_fd()));
+        // A name for our own descriptor; nobody else can reach what is mounted there. With the dot it is the folder, without
+        // it a link to it.
+        let root = PathBuf::from(format!("/proc/self/fd/{}/.", disk.as_fd().as_raw_fd()));
         remove_lost_and_found(&disk);
         source.unpack(&root, &limits, &signal.called_off, &|step| meter.tell(step)).map_err(explain)?;
         let user = find_user(&root, &source.config.user).map_err(explain)?;
@@ -226,11 +232,9 @@ impl Unpacking {
             rustix::fs::Mode::empty(),
         )
         .map_err(|error| unwritten(&error.into()))?;
-        prepare(folder.as_fd(), &user, &trusted).map_err(|error| {
-            Error::invalid(format!("this image cannot be prepared for sandboxes: {error}"))
-        })?;
-        rustix::fs::syncfs(&folder).map_err(|error| unwritten(&error.into()))?;
         let settings = ImageSettings { user: Some(user), workdir: source.config.workdir.clone() };
+        prepare(folder.as_fd(), &settings, &trusted).map_err(|error| unprepared(&error))?;
+        rustix::fs::syncfs(&folder).map_err(|error| unwritten(&error.into()))?;
         Ok((settings, source, device))
     }
 }
@@ -238,6 +242,20 @@ impl Unpacking {
 /// A new ext4 has it; an image has none unless it brings one.
 fn remove_lost_and_found(disk: &Disk) {
     let _ = rustix::fs::unlinkat(disk.as_fd(), "lost+found", rustix::fs::AtFlags::REMOVEDIR);
+}
+
+/// What of an image is in the way is the image's fault, anything else this host's.
+fn unprepared(error: &io::Error) -> Error {
+    let in_the_way = matches!(
+        error.kind(),
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename
+    ) || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    if !in_the_way {
+        return unwritten(error);
+    }
+    Error::invalid(format!(
+        "this image cannot be prepared for sandboxes: something in it is in the way: {error}"
+    ))
 }
 
 fn unwritten(error: &io::Error) -> Error {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use warren_guest_api::boot::{self, User};
+use warren_node_api::ImageSettings;
 
 use super::tree::{Owner, ROOT, Tree};
 use crate::disk::trust;
@@ -40,8 +41,8 @@ pub(crate) struct Trusted {
     pub(crate) of_host: Vec<(String, String)>,
 }
 
-/// Makes an image, open at `root`, the file system that a sandbox starts from. `user` is who it runs as.
-pub(super) fn prepare(root: BorrowedFd<'_>, user: &User, trusted: &Trusted) -> io::Result<()> {
+/// Makes an image, open at `root`, the file system that a sandbox starts from, with what `settings` say of its commands.
+pub(super) fn prepare(root: BorrowedFd<'_>, settings: &ImageSettings, trusted: &Trusted) -> io::Result<()> {
     let tree = Tree::new(root);
     rustix::fs::fchmod(&tree.folder("", 0o755, ROOT)?, rustix::fs::Mode::from_raw_mode(0o755))?;
     for path in MOUNT_POINTS {
@@ -57,17 +58,26 @@ pub(super) fn prepare(root: BorrowedFd<'_>, user: &User, trusted: &Trusted) -> i
     tree.write("etc/hostname", "sandbox\n", 0o644)?;
     tree.write("etc/machine-id", "", 0o444)?;
     trust_all(&tree, trusted)?;
+    tree.folder("root", 0o700, ROOT)?;
     let usual = add_usual_user(&tree)?;
-    for user in [usual.as_ref(), Some(user)].into_iter().flatten() {
-        if user.home != NO_HOME && user.home.starts_with('/') {
-            let owner = Owner { uid: user.uid, gid: user.gid };
-            tree.folder(user.home.trim_matches('/'), 0o755, owner)?;
-        }
+    for user in usual.iter().chain(&settings.user).filter(|user| user.home != NO_HOME) {
+        tree.folder(user.home.trim_matches('/'), 0o755, Owner::from(user))?;
+    }
+    let owner = settings.user.as_ref().map_or(ROOT, Owner::from);
+    // Engines make it when they start something, whether the image has it or not.
+    if let Some(workdir) = &settings.workdir {
+        tree.folder(workdir.trim_matches('/'), 0o755, owner)?;
     }
     if !tree.has(WORKSPACE) {
-        tree.folder(WORKSPACE, 0o755, Owner { uid: user.uid, gid: user.gid })?;
+        tree.folder(WORKSPACE, 0o755, owner)?;
     }
     Ok(())
+}
+
+impl From<&User> for Owner {
+    fn from(user: &User) -> Self {
+        Self { uid: user.uid, gid: user.gid }
+    }
 }
 
 fn trust_all(tree: &Tree<'_>, trusted: &Trusted) -> io::Result<()> {
@@ -138,7 +148,9 @@ mod tests {
     }
 
     fn prepare_at(image: &Path, user: &User) {
-        if let Err(error) = prepare(File::open(image).unwrap().as_fd(), user, &trusted()) {
+        let workdir = Some("/srv/./app/../work/".to_owned());
+        let settings = ImageSettings { user: Some(user.clone()), workdir };
+        if let Err(error) = prepare(File::open(image).unwrap().as_fd(), &settings, &trusted()) {
             panic!("{error}");
         }
     }
@@ -164,12 +176,15 @@ mod tests {
         let user = User { name: "7".into(), uid: 7, gid: 8, home: "/".into() };
         prepare_at(image.path(), &user);
         let at = |path: &str| image.path().join(path);
-        for path in ["dev", "proc", "run", "sys", "tmp", "etc", "var/lib/warren", "workspace"] {
+        for path in
+            ["dev", "proc", "run", "sys", "tmp", "etc", "var/lib/warren", "workspace", "root", "srv/work"]
+        {
             assert!(at(path).is_dir(), "{path}");
         }
         assert_eq!(fs::metadata(at("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
         assert_eq!(fs::metadata(image.path()).unwrap().permissions().mode() & 0o7777, 0o755);
         assert_eq!(fs::metadata(at("workspace")).unwrap().uid(), 7);
+        assert_eq!(fs::metadata(at("srv/work")).unwrap().uid(), 7);
         assert_eq!(fs::read_to_string(at("etc/machine-id")).unwrap(), "");
         assert!(fs::read_to_string(at("etc/resolv.conf")).unwrap().contains("nameserver"));
         assert!(!at("etc/passwd").exists(), "it has no accounts, and gets none");

@@ -172,7 +172,7 @@ impl App {
                 self.ensure_stored(&image.org, &image.id, wanted).await
             }
             _ if image.status == ImageStatus::Ready => {
-                self.store.touch_image(&image.id).await?;
+                self.touch_image_soon(&image.id);
                 Ok(Ensured::Ready(Box::new(image)))
             }
             _ => Err(Error::internal("a snapshot that is not ready was taken for one that is")),

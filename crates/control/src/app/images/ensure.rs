@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use warren_node_api::RegistryAuth;
+use warren_node_api::{RegistryAuth, TemplateImport};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, OrgId};
 
 use super::build::Build;
@@ -10,6 +10,7 @@ use super::manifest::{Base, Manifest};
 use super::names::SnapshotRef;
 use super::{Reader, image_not_found};
 use crate::app::App;
+use crate::app::guest::from_node;
 use crate::app::sandboxes::create::offered;
 use crate::store::checkpoints::Status;
 use crate::store::images::change::NewImage;
@@ -58,7 +59,12 @@ impl App {
         let mut isolation_wanted = isolation;
         let (base, identity) = match &manifest.base {
             Base::Template(name) => (BaseWanted::Template(name.clone()), manifest.base.canonical()),
-            Base::Registry(reference) => (BaseWanted::Registry(reference.clone()), manifest.base.canonical()),
+            Base::Registry(reference) => {
+                // A tag moves; what is built from it is another image then.
+                let import = TemplateImport { reference: reference.clone(), auth: auth.clone() };
+                let digest = self.node.resolve_image(&import).await.map_err(from_node)?.digest;
+                (BaseWanted::Registry(reference.clone()), Some(format!("{reference} {digest}")))
+            }
             Base::Snapshot(name) => {
                 let found = self.find_usable_snapshot(org, name).await?;
                 let identity = format!("image:{}", found.image.content_hash);
@@ -146,7 +152,7 @@ impl App {
         let _turn = self.key_locks.turn(&wanted.org, &turn).await;
         if let Some(row) = self.store.find_image_like(key).await? {
             if row.status == ImageStatus::Ready {
-                self.store.touch_image(&row.id).await?;
+                self.touch_image_soon(&row.id);
                 return Ok(Ensured::Ready(Box::new(row)));
             }
             if let Some(build) = self.builds.find(&row.id) {
@@ -175,6 +181,15 @@ impl App {
         Ok(Ensured::Building(build))
     }
 
+    /// Writes down that an image was used; nobody waits for that.
+    pub(super) fn touch_image_soon(&self, id: &str) {
+        let (store, id) = (self.store.clone(), id.to_owned());
+        self.tasks.spawn(async move {
+            // What went wrong is in the log of the store.
+            let _ = store.touch_image(&id).await.map_err(Error::from);
+        });
+    }
+
     /// An image that is stored, ready in that isolation: built first where it is not.
     pub(super) async fn image_for(
         self: &Arc<Self>,
@@ -198,7 +213,7 @@ impl App {
         let found = self.store.find_image_like(&key_of(&row, isolation)).await?;
         match found.filter(|found| found.status == ImageStatus::Ready) {
             Some(found) => {
-                self.store.touch_image(&found.id).await?;
+                self.touch_image_soon(&found.id);
                 Ok(Ensured::Ready(Box::new(found)))
             }
             None => self.ensure_image(self.wanted_again(&row, isolation).await?).await,

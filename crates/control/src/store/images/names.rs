@@ -165,7 +165,14 @@ impl Store {
         if newest.is_some() && !new_version {
             return Ok(Naming::Taken);
         }
-        let version = newest.unwrap_or(0) + 1;
+        let deleted: Option<i64> =
+            sqlx::query_scalar("SELECT deleted FROM image_versions WHERE org_id = $1 AND name = $2")
+                .bind(org.as_str())
+                .bind(name)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(&failed)?;
+        let version = newest.max(deleted).unwrap_or(0) + 1;
         let inserted = sqlx::query(
             "INSERT INTO image_names (org_id, name, version, image_id, is_public, created_at) \
              SELECT $1, $2, $3, id, 0, $5 FROM images WHERE id = $4",
@@ -192,15 +199,35 @@ impl Store {
         name: &str,
         version: Option<u32>,
     ) -> Result<Vec<String>, StoreError> {
-        sqlx::query_scalar(
+        let failed = StoreError::query("take the name of an image away");
+        let version = i64::from(version.unwrap_or(0));
+        let mut tx = self.begin().await?;
+        // What nobody could use needs no number.
+        sqlx::query(
+            "INSERT INTO image_versions (org_id, name, deleted) \
+             SELECT n.org_id, n.name, max(n.version) FROM image_names n JOIN images i ON i.id = n.image_id \
+             WHERE n.org_id = $1 AND n.name = $2 AND ($3 = 0 OR n.version = $3) AND i.status = 'ready' \
+             GROUP BY n.org_id, n.name \
+             ON CONFLICT (org_id, name) DO UPDATE SET deleted = excluded.deleted \
+             WHERE excluded.deleted > image_versions.deleted",
+        )
+        .bind(org.as_str())
+        .bind(name)
+        .bind(version)
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+        let removed = sqlx::query_scalar(
             "DELETE FROM image_names WHERE org_id = $1 AND name = $2 AND ($3 = 0 OR version = $3) RETURNING image_id",
         )
         .bind(org.as_str())
         .bind(name)
-        .bind(i64::from(version.unwrap_or(0)))
-        .fetch_all(&self.writer)
+        .bind(version)
+        .fetch_all(&mut *tx)
         .await
-        .map_err(StoreError::query("take the name of an image away"))
+        .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
+        Ok(removed)
     }
 
     /// Images of the same content, of which none has a name.

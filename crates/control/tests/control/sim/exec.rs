@@ -171,7 +171,7 @@ fn script(start: &ExecStart) -> String {
         (Some("apt-get"), args) if args.iter().any(|package| package == "nonsense") => {
             "err E: Unable to locate package nonsense\n;exit 100".to_owned()
         }
-        (Some(program @ ("apt-get" | "python3" | "chown")), args) => {
+        (Some(program @ ("apt-get" | "python3")), args) => {
             format!("out {program} {}", args.join(" ").replace([';', '&'], " "))
         }
         _ => start.cmd.clone(),

@@ -10,7 +10,7 @@ use http::StatusCode;
 use warren_guest_api::boot::User;
 use warren_node_api::{
     CheckpointCopy, CheckpointOrigin, CheckpointReport, CheckpointState, Held, Holds, ImageSettings, Import,
-    Space, TemplateImport, TemplateLine, TemplateReport,
+    ResolvedImage, Space, TemplateImport, TemplateLine, TemplateReport,
 };
 use warren_types::{CheckpointId, Error, SandboxId};
 
@@ -50,7 +50,7 @@ impl SimNode {
         let report = TemplateReport {
             name: name.clone(),
             reference: Some(reference.to_owned()),
-            digest: format!("sha256:{digits}"),
+            digest: digest_of(reference),
             settings: ImageSettings {
                 user: Some(User { name: "app".into(), uid: 7, gid: 8, home: "/srv".into() }),
                 workdir: Some("/srv/app".into()),
@@ -65,6 +65,16 @@ impl SimNode {
     pub(super) fn template_names(&self) -> Vec<String> {
         std::iter::once("base".to_owned()).chain(self.state().templates.imported.keys().cloned()).collect()
     }
+}
+
+/// Digest of the image of that reference.
+fn digest_of(reference: &str) -> String {
+    let digits: String = reference.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits}")
+}
+
+pub(super) async fn resolve(Json(import): Json<TemplateImport>) -> Json<ResolvedImage> {
+    Json(ResolvedImage { digest: digest_of(&import.reference) })
 }
 
 pub(super) async fn list(State(node): State<SimNode>) -> Json<Vec<TemplateReport>> {

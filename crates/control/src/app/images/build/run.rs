@@ -182,8 +182,7 @@ impl App {
             let spec = work.build_spec(point.layer.as_ref());
             match (work.workshop.open(self, &spec).await, point.layer.clone()) {
                 (Ok(id), _) => {
-                    let user = work.start.settings.user.clone().unwrap_or_default();
-                    return Ok((point, Some(Site::new(id, user))));
+                    return Ok((point, Some(Site::new(id))));
                 }
                 // It is damaged, or was removed meanwhile: the one before it has to do.
                 (Err(error), Some(layer))

@@ -8,7 +8,6 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use tokio::time::Instant;
-use warren_guest_api::boot::User;
 use warren_guest_api::exec::{ExecStart, Exit, ExitReason, ShellUse};
 use warren_guest_api::files::Stat;
 use warren_guest_api::frame::Frame;
@@ -41,7 +40,6 @@ pub(super) struct Config {
 #[derive(Debug)]
 pub(super) struct Site {
     pub id: SandboxId,
-    pub user: User,
     /// The lists of packages were fetched.
     updated: bool,
     /// Looked for once.
@@ -78,8 +76,8 @@ impl Config {
 // === impl Site ===
 
 impl Site {
-    pub(super) fn new(id: SandboxId, user: User) -> Self {
-        Self { id, user, updated: false, shell: None }
+    pub(super) fn new(id: SandboxId) -> Self {
+        Self { id, updated: false, shell: None }
     }
 
     /// Runs a step. What goes wrong is told with its number, from 0.
@@ -111,7 +109,7 @@ impl Site {
                 let start = as_user(config, shell, vec!["-c".to_owned(), commands.join(" && ")]);
                 running.exec(start).await
             }
-            Step::Workdir { path } => running.make_folder(path, &self.user).await,
+            Step::Workdir { path } => running.mkdir(path, "&owner=user").await,
             Step::AddFile { path, content } => running.write(path, content.clone()).await,
             Step::AddDir { path, files } => running.write_all(path, files).await,
             Step::Env { .. } => Ok(()),
@@ -245,26 +243,10 @@ impl Running<'_> {
         self.app.node.guest_json(self.site, Method::GET, &path, None::<&()>).await
     }
 
-    async fn mkdir(&self, path: &str) -> Result<(), Error> {
-        let path = format!("files/mkdir?path={}", query_value(path));
+    async fn mkdir(&self, path: &str, more: &str) -> Result<(), Error> {
+        let path = format!("files/mkdir?path={}{more}", query_value(path));
         self.within(self.app.node.guest(self.site, Method::POST, &path, HeaderMap::new(), Body::empty()))
             .await
-    }
-
-    /// A folder that belongs to the user, unless it was there before.
-    async fn make_folder(&self, path: &str, user: &User) -> Result<(), Error> {
-        let was_there = match self.stat(path).await {
-            Ok(_) => true,
-            Err(error) if error.kind == ErrorKind::NotFound => false,
-            Err(error) => return Err(self.failed(error)),
-        };
-        self.mkdir(path).await?;
-        if was_there {
-            return Ok(());
-        }
-        let owner = format!("{}:{}", user.uid, user.gid);
-        let args = vec!["--".to_owned(), owner, path.to_owned()];
-        self.exec(as_root(&Config::default(), "chown", args, &[])).await
     }
 
     async fn write(&self, path: &str, content: Bytes) -> Result<(), Error> {
@@ -275,7 +257,7 @@ impl Running<'_> {
     }
 
     async fn write_all(&self, path: &str, files: &[DirFile]) -> Result<(), Error> {
-        self.mkdir(path).await?;
+        self.mkdir(path, "").await?;
         for file in files {
             let path = format!("{}/{}", path.trim_end_matches('/'), file.relative_path);
             self.write(&path, file.content.clone()).await?;

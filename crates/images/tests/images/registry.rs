@@ -1,0 +1,186 @@
+//! Registries that do as they should.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use serde_json::json;
+use warren_images::{ImageError, Limits, Registries};
+
+use crate::layout::{Image, bytes, digest};
+use crate::server::{Seen, Server, login};
+use crate::tars::{Item, tar};
+
+fn image() -> Image {
+    let shared = tar(&[Item::file("shared", "x".repeat(100_000))]);
+    Image::new(&[tar(&[Item::file("a", "one")]), shared.clone(), tar(&[Item::file("b", "two")]), shared])
+}
+
+fn basic() -> String {
+    format!("Basic {}", base64::prelude::BASE64_STANDARD.encode("me:hunter2"))
+}
+
+/// Asks for a token of its own service, which wants `wanted`, and lets only those with the token in.
+fn with_tokens(seen: &Seen, wanted: Option<&str>) -> Option<Response> {
+    let host = seen.headers[header::HOST].to_str().unwrap();
+    if seen.path == "/token" {
+        let is_right = seen.authorization() == wanted;
+        return Some(if is_right {
+            axum::Json(json!({ "token": "secret-token" })).into_response()
+        } else {
+            StatusCode::UNAUTHORIZED.into_response()
+        });
+    }
+    let challenge =
+        format!(r#"Bearer realm="http://{host}/token",service="r",scope="repository:team/image:pull""#);
+    (seen.authorization() != Some("Bearer secret-token"))
+        .then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
+}
+
+#[tokio::test]
+async fn an_image_is_fetched_and_unpacked() {
+    let server = Server::start(image()).await;
+    let registries = server.registries();
+    let resolved = registries.resolve(&server.reference(), None).await.unwrap();
+    assert_eq!(resolved.digest, server.image.blobs().1);
+    assert_eq!(resolved.config().user, "node");
+    let folder = tempfile::tempdir().unwrap();
+    let steps = Mutex::new(Vec::new());
+    let progress =
+        |step: warren_images::Step| steps.lock().unwrap().push((step.done_bytes, step.total_bytes));
+    let source = registries.fetch(&resolved, folder.path(), &Limits::default(), progress).await.unwrap();
+    assert_eq!(source.reference, Some(server.reference().to_string()));
+    assert_eq!(source.layers(), 4);
+    let last = *steps.lock().unwrap().last().unwrap();
+    assert_eq!(Some(last.0), last.1, "all of it came");
+    let root = tempfile::tempdir().unwrap();
+    source.unpack(root.path(), &Limits::default(), &AtomicBool::new(false), &|_| {}).unwrap();
+    assert_eq!(crate::layout::paths(root.path()), ["a", "b", "shared"]);
+    let blobs = server.seen().iter().filter(|seen| seen.path.contains("/blobs/")).count();
+    assert_eq!(blobs, 4, "the configuration and three layers: one is there twice");
+}
+
+#[tokio::test]
+async fn it_may_be_asked_for_by_digest() {
+    let server = Server::start(image()).await;
+    let manifest = server.image.blobs().1;
+    let reference = format!("{}/team/image@{manifest}", server.host).parse().unwrap();
+    assert_eq!(server.registries().resolve(&reference, None).await.unwrap().digest, manifest);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_once_and_kept() {
+    let server = Server::answering(image(), |seen| with_tokens(seen, None)).await;
+    server.fetch().await.unwrap();
+    let tokens: Vec<Seen> = server.seen().into_iter().filter(|seen| seen.path == "/token").collect();
+    assert_eq!(tokens.len(), 1);
+    assert_eq!(tokens[0].query, "service=r&scope=repository%3Ateam%2Fimage%3Apull");
+}
+
+#[tokio::test]
+async fn a_login_is_for_the_token_service_and_the_token_for_the_registry() {
+    let server = Server::answering(image(), |seen| with_tokens(seen, Some(&basic()))).await;
+    server.fetch_as(Some(&login())).await.unwrap();
+    for seen in server.seen() {
+        let is_login = seen.authorization() == Some(&basic());
+        assert_eq!(is_login, seen.path == "/token", "{}", seen.path);
+    }
+    let error = server.fetch().await.unwrap_err();
+    assert!(matches!(&error, ImageError::Denied { why, .. } if why.contains("none was given")), "{error}");
+}
+
+#[tokio::test]
+async fn a_registry_may_want_the_login_itself() {
+    let server = Server::answering(image(), |seen| {
+        let challenge = [(header::WWW_AUTHENTICATE, "Basic realm=\"here\"")];
+        (seen.authorization() != Some(&basic()))
+            .then(|| (StatusCode::UNAUTHORIZED, challenge).into_response())
+    })
+    .await;
+    server.fetch_as(Some(&login())).await.unwrap();
+    assert!(server.refused().await.contains("it wants a login, and none was given"));
+}
+
+#[tokio::test]
+async fn the_operators_logins_are_used_where_none_is_given() {
+    let server = Server::answering(image(), |seen| with_tokens(seen, Some(&basic()))).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let auth = base64::prelude::BASE64_STANDARD.encode("me:hunter2");
+    std::fs::write(file.path(), bytes(&json!({ "auths": { &server.host: { "auth": auth } } }))).unwrap();
+    let registries = Registries::new(
+        std::sync::Arc::new(|_| false),
+        vec![server.host.clone()],
+        Some(file.path().to_owned()),
+    )
+    .unwrap();
+    server.fetch_with(&registries, None, &Limits::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_that_ran_out_is_renewed_once() {
+    let uses = Mutex::new(0);
+    let server = Server::answering(image(), move |seen| {
+        let mut uses = uses.lock().unwrap();
+        if seen.path.contains("/blobs/") {
+            *uses += 1;
+        }
+        let runs_out = *uses == 2;
+        if runs_out && seen.authorization() == Some("Bearer secret-token") && seen.path.contains("/blobs/") {
+            let mut renewed = seen.clone();
+            renewed.headers.remove(header::AUTHORIZATION);
+            return with_tokens(&renewed, None);
+        }
+        with_tokens(seen, None)
+    })
+    .await;
+    server.fetch().await.unwrap();
+    assert_eq!(server.seen().iter().filter(|seen| seen.path == "/token").count(), 2);
+}
+
+#[tokio::test]
+async fn blobs_may_be_elsewhere() {
+    let image = image();
+    let (blobs, _) = image.blobs();
+    let elsewhere = Server::answering(image.clone(), move |seen| {
+        let blob = blobs.get(seen.path.strip_prefix("/signed/")?)?;
+        Some(blob.clone().into_response())
+    })
+    .await;
+    let host = elsewhere.host.clone();
+    let server = Server::answering(image, move |seen| {
+        let granted = with_tokens(seen, Some(&basic()));
+        let digest = seen.path.strip_prefix("/v2/team/image/blobs/");
+        granted.or_else(|| {
+            Some(
+                (
+                    StatusCode::TEMPORARY_REDIRECT,
+                    [(header::LOCATION, format!("http://{host}/signed/{}?X-Signature=s", digest?))],
+                )
+                    .into_response(),
+            )
+        })
+    })
+    .await;
+    let registries = crate::server::registries(&[&server.host, &elsewhere.host]);
+    server.fetch_with(&registries, Some(&login()), &Limits::default()).await.unwrap();
+    let seen = elsewhere.seen();
+    assert!(
+        !seen.is_empty() && seen.iter().all(|seen| seen.authorization().is_none()),
+        "credentials are the registry's"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let server = Server::start(image()).await;
+    let reference = format!("{}/team/image:other", server.host).parse().unwrap();
+    let error = server.registries().resolve(&reference, None).await.unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error:?}");
+    let sentence = error.to_string();
+    assert!(sentence.contains("team/image:other") && sentence.contains("`manifest unknown`"), "{sentence}");
+    let reference = format!("{}/team/image@{}", server.host, digest(b"other")).parse().unwrap();
+    let error = server.registries().resolve(&reference, None).await.unwrap_err();
+    assert!(matches!(error, ImageError::NotFound { .. }), "{error:?}");
+}
