@@ -224,7 +224,7 @@ async fn wrong_manifests_are_refused_by_name() {
         (with(&|manifest| manifest["manifests"] = json!([])), "neither a manifest nor an index"),
         (
             with(&|manifest| {
-                manifest["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json")
+                manifest["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json");
             }),
             "helm",
         ),

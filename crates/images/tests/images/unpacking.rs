@@ -390,7 +390,7 @@ fn it_says_how_far_it_is_and_can_be_called_off() {
     let steps: Mutex<Vec<Step>> = Mutex::default();
     source
         .unpack(root.path(), &Limits::default(), &AtomicBool::new(false), &|step| {
-            steps.lock().unwrap().push(step)
+            steps.lock().unwrap().push(step);
         })
         .unwrap();
     let steps = steps.into_inner().unwrap();
