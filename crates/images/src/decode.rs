@@ -99,8 +99,9 @@ impl Producer<'_> {
         let mut reader = open(Counted { inner: file, read: self.read })?;
         loop {
             let mut piece = self.spent.try_recv().unwrap_or_default();
-            piece.clear();
-            reader.by_ref().take(PIECE as u64).read_to_end(&mut piece).map_err(inflate_error)?;
+            piece.resize(PIECE, 0);
+            let length = fill(&mut reader, &mut piece).map_err(inflate_error)?;
+            piece.truncate(length);
             if piece.is_empty() {
                 return Ok(true);
             }
@@ -109,6 +110,20 @@ impl Producer<'_> {
             }
         }
     }
+}
+
+/// Reads until the buffer is full or nothing more comes.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// A reader of what a layer holds.

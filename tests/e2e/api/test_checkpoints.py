@@ -240,8 +240,8 @@ def test_forks_one_after_the_other_hold_each_its_own_checkpoint_and_nothing_else
         # Time for the next one to be prepared.
         time.sleep(0.3)
     # A disk that is larger than what is kept ready for creates, and a fork with more memory than its checkpoint.
-    with box.api.fork(ids[0], memoryMB=2048) as fork:
-        assert fork.read("/home/sandbox/f") == b"of 0" and fork.view()["memoryMB"] == 2048
+    with box.api.fork(ids[0], memoryMB=4096) as fork:
+        assert fork.read("/home/sandbox/f") == b"of 0" and fork.view()["memoryMB"] == 4096
 
 
 def test_a_repeated_key_is_one_checkpoint_and_one_fork(box):

@@ -125,9 +125,11 @@ def test_forks_of_a_checkpoint_lately_forked_are_like_the_first(api, create):
         origin.start("sh", "-c", TICK)
         wait_for(lambda: origin.run("test -s ~/tick")["exitCode"] == 0, "it ticks")
         origin.out("mkdir /dev/shm/d; echo in memory > /dev/shm/d/f")
+        # The kernel makes it up when it is first asked for.
+        boot = "cat /proc/sys/kernel/random/boot_id"
+        origin.out(boot)
         one = origin.checkpoint("one")
         at_most = ticks(origin)
-        boot = "cat /proc/sys/kernel/random/boot_id"
         seen, random = {origin.out("cat /etc/machine-id")}, set()
         for number in range(4):
             with api.fork(one, envs={"N": str(number)}) as fork:
@@ -143,8 +145,8 @@ def test_forks_of_a_checkpoint_lately_forked_are_like_the_first(api, create):
             # Long enough for the next ones to be ready and to run on, if they would.
             time.sleep(8)
         assert len(seen) == 5 and len(random) == 4, (seen, random)
-        with api.fork(one, memoryMB=2048) as larger:
-            assert larger.view()["memoryMB"] == 2048 and not larger.is_alive("echo tick"), "memory of another size is of no use"
+        with api.fork(one, memoryMB=4096) as larger:
+            assert larger.view()["memoryMB"] == 4096 and not larger.is_alive("echo tick"), "memory of another size is of no use"
         assert origin.call("DELETE", f"/checkpoints/{one}").status_code == 204
 
 

@@ -79,8 +79,6 @@ def test_what_cannot_be_is_refused_with_a_reason(api, fields, status, says):
     "fields",
     [
         {"previewAuth": {"scheme": "none"}},
-        {"image": {"base": "base", "steps": []}},
-        {"snapshot": "snap"},
         {"webhooks": [{"url": "https://example.com"}]},
     ],
     ids=lambda fields: next(iter(fields)),

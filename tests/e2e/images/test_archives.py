@@ -166,7 +166,7 @@ def test_a_failed_build_and_a_login(program, closed_registry):
     assert done.returncode == 1 and b"step 0 (run) failed (exit 3): why" in done.stderr and b"before" in done.stderr, done
     reference = marked("closed").push(closed_registry, "team/cli-closed", "1")
     name = a_name()
-    assert program.run("build", reference, "--name", name).returncode == 1
+    assert program.run("build", reference, "--name", name).returncode == 3, "refused before anything was built"
     user, password = closed_registry.auth
     program.must("build", reference, "--name", name, "--registry-user", user, "--registry-password-stdin", input=f"{password}\n".encode())
     program.must("snapshots", "rm", name)

@@ -81,12 +81,9 @@ def layer_of(attack):
 
 
 def files_of(server):
-    """What there is on the volume, without databases, logs and what belongs to sandboxes."""
-    found = set()
-    for folder, folders, names in os.walk(server.data_dir):
-        folders[:] = [each for each in folders if each not in ("sandboxes", "stock")]
-        found |= {os.path.join(folder, name) for name in names if ".db" not in name and ".sqlite" not in name and not name.endswith(".log")}
-    return {each for each in found if "/templates/" in each or "import" in each or "tmp" in each.lower()}
+    """What there is of templates and of imports on the volume."""
+    templates = os.path.join(server.data_dir, "volume", "templates")
+    return {os.path.join(folder, name) for folder, folders, names in os.walk(templates) for name in (*folders, *names)}
 
 
 @pytest.mark.parametrize("what", ATTACKS)

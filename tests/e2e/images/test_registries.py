@@ -15,7 +15,7 @@ from harness.builds import Snapshot, a_name, build_fails, create, manifest, path
 from harness.client import SMALL, Api, Box
 from harness.sockets import PtySocket
 
-XATTR = r"""perl -e '$b = "\0" x 100; $n = syscall(191, "/data/attributes\0", "user.%s\0", $b, 100); print $n < 0 ? "none: $!" : substr($b, 0, $n)'"""
+XATTR = r"""perl -e '$b = "\0" x 100; $n = syscall(191, $p = "/data/attributes\0", $a = "user.%s\0", $b, 100); print $n < 0 ? "none: $!" : substr($b, 0, $n)'"""
 
 
 def image(*layers, **config):
@@ -165,10 +165,10 @@ def test_layers_of_other_kinds(api, open_registry):
 def test_logins(server, api, closed_registry):
     reference = image(own()).push(closed_registry, "team/closed", "1")
     outcome = build_fails(api, reference)
-    assert closed_registry.address in outcome.error, outcome.error
+    assert closed_registry.address in outcome.refusal, outcome.body
     for auth in ({"username": registry.USER, "password": "wrong-password-xyz"}, {"username": "nobody", "password": registry.PASSWORD}):
         outcome = post(api, "/api/snapshots", {"name": a_name(), "image": reference, "registryAuth": auth})
-        assert outcome.error and auth["password"] not in outcome.body.decode(), outcome.body
+        assert outcome.refusal and auth["password"] not in outcome.body.decode(), outcome.body
     auth = {"username": registry.USER, "password": registry.PASSWORD}
     with Snapshot(api, manifest(run("echo built > /data/f"), base=reference), registryAuth=auth) as snapshot:
         assert registry.PASSWORD not in snapshot.outcome.body.decode() and "registryAuth" not in json.dumps(snapshot.get())

@@ -9,9 +9,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use warren_api::sandboxes::SandboxCreate;
 use warren_types::{Error, ErrorKind};
 
 use super::errors::ApiError;
+use crate::app::images::create::is_from_image;
 
 const MAX_BYTES: usize = 1024 * 1024;
 /// Commands carry scripts and input.
@@ -37,6 +39,10 @@ pub(super) type ExecBody<T> = JsonObject<T, MAX_EXEC_BYTES, true>;
 /// A manifest of an image, or what holds one.
 pub(super) type ImageBody<T> = JsonObject<T, MAX_IMAGE_BYTES, true>;
 
+/// A create: as large as a manifest may be where it has one, and as any other body where not.
+#[derive(Debug)]
+pub(super) struct CreateBody(pub SandboxCreate);
+
 impl<S, T, const MAX: usize, const EMPTY_OK: bool> FromRequest<S> for JsonObject<T, MAX, EMPTY_OK>
 where
     S: Sync,
@@ -45,20 +51,40 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let within = if MAX > MAX_EXEC_BYTES { LARGE_ARRIVES_WITHIN } else { ARRIVES_WITHIN };
-        let bytes = tokio::time::timeout(within, read(request.into_body(), MAX))
-            .await
-            .map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))??;
+        let bytes = read_in_time(request, MAX).await?;
         let bytes: &[u8] = if bytes.is_empty() && EMPTY_OK { b"{}" } else { &bytes };
         Ok(Self(parse(bytes)?))
     }
+}
+
+impl<S: Sync> FromRequest<S> for CreateBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = read_in_time(request, MAX_IMAGE_BYTES).await?;
+        let body = parse(if bytes.is_empty() { b"{}" } else { &bytes })?;
+        if bytes.len() > MAX_BYTES && !is_from_image(&body) {
+            return Err(too_large(MAX_BYTES).into());
+        }
+        Ok(Self(body))
+    }
+}
+
+async fn read_in_time(request: Request, max: usize) -> Result<Bytes, ApiError> {
+    let within = if max > MAX_EXEC_BYTES { LARGE_ARRIVES_WITHIN } else { ARRIVES_WITHIN };
+    let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
+    Ok(tokio::time::timeout(within, read(request.into_body(), max)).await.map_err(late)??)
+}
+
+fn too_large(max: usize) -> Error {
+    Error::new(ErrorKind::TooLarge, format!("the body is larger than {max} bytes"))
 }
 
 async fn read(body: axum::body::Body, max: usize) -> Result<Bytes, Error> {
     let read = Limited::new(body, max).collect().await;
     read.map(http_body_util::Collected::to_bytes).map_err(|error| {
         if error.is::<LengthLimitError>() {
-            Error::new(ErrorKind::TooLarge, format!("the body is larger than {max} bytes"))
+            too_large(max)
         } else {
             Error::invalid("the body broke off before its end")
         }
@@ -89,7 +115,6 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warren_api::sandboxes::SandboxCreate;
 
     #[test]
     fn what_is_wrong_is_named() {

@@ -14,7 +14,7 @@ use warren_api::sandboxes::{
 use warren_api::{ErrorBody, IDEMPOTENCY_KEY_HEADER};
 use warren_types::Error;
 
-use super::body::{Body, ImageBody, JsonObject};
+use super::body::{Body, CreateBody, JsonObject};
 use super::errors::ApiError;
 use super::events;
 use super::headers::PublicBase;
@@ -60,7 +60,7 @@ async fn sandbox_create(
     caller: Caller,
     PublicBase(base): PublicBase,
     headers: HeaderMap,
-    JsonObject(mut body): ImageBody<SandboxCreate>,
+    CreateBody(mut body): CreateBody,
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
     let streams = is_from_image(&body) && events::are_wanted(&headers);

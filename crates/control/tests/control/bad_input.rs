@@ -29,7 +29,7 @@ async fn bodies_that_cannot_be_read_are_refused() {
         ("/api/sandboxes", "{\"alias\": \"a\\nb\"}", 400),
         ("/api/sandboxes", "{\"templateID\": \"../x\"}", 404),
         ("/api/sandboxes", "{\"tags\": {\"oc:x\": \"\"}}", 400),
-        ("/api/sandboxes", huge.as_str(), 400),
+        ("/api/sandboxes", huge.as_str(), 413),
         ("/api/sandboxes", nested.as_str(), 400),
         (run.as_str(), "", 400),
         (run.as_str(), "{\"cmd\": \"\"}", 400),
