@@ -1,5 +1,7 @@
 """Section 12: terminals."""
 
+import time
+
 import pytest
 
 from harness.client import marker
@@ -33,8 +35,12 @@ def test_text_and_bytes_both_reach_the_shell(shared):
 def test_control_characters_do_what_they_do(shared):
     with PtySocket(shared, open_pty(shared)) as pty:
         # The terminal echoes what is typed before the shell has read it; only the shell itself can say that it has.
-        pty.send("echo re''ady; sleep 600\n")
+        long = marker()
+        pty.send(f"echo re''ady; sleep {long}\n")
         pty.until("ready")
+        # A shell gives its terminal to a command a moment after it has started it; what comes before that is the shell's.
+        wait_for(lambda: shared.is_alive(f"sleep {long}"), "it sleeps")
+        time.sleep(0.2)
         pty.send(b"\x03")
         pty.send("echo $?-after\n")
         pty.until("130-after")
