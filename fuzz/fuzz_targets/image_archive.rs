@@ -14,7 +14,9 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread
 fuzz_target!(|archive: &[u8]| {
     let folder = tempfile::tempdir().unwrap();
     let (root, stored) = (folder.path().join("root"), folder.path().join("stored"));
-    [&root, &stored].map(|folder| fs::create_dir(folder).unwrap());
+    for folder in [&root, &stored] {
+        fs::create_dir(folder).unwrap();
+    }
     let limits = Limits { unpacked_bytes: 1 << 20, stored_bytes: 1 << 20, entries: 1000, ..Limits::default() };
     if let Ok(source) = RUNTIME.block_on(read_archive(archive, &stored, &limits, |_| {})) {
         let _ = source.unpack(&root, &limits, &AtomicBool::new(false), &|_| {});

@@ -23,7 +23,9 @@ fuzz_target!(|bytes: &[u8]| {
     let layers = if how & 1 == 0 { vec![rest.to_vec()] } else { entries(rest) };
     let folder = tempfile::tempdir().unwrap();
     let (root, stored) = (folder.path().join("root"), folder.path().join("stored"));
-    [&root, &stored].map(|folder| fs::create_dir(folder).unwrap());
+    for folder in [&root, &stored] {
+        fs::create_dir(folder).unwrap();
+    }
     fs::write(folder.path().join("canary"), "sings").unwrap();
     let limits = Limits { unpacked_bytes: 1 << 20, entries: 1000, ..Limits::default() };
     let archive = saved(&layers);

@@ -70,7 +70,12 @@ fn last_step(last: usize) -> String {
 async fn creates(bench: &mut Bench, machines: bool) -> anyhow::Result<Vec<Line>> {
     let name = if machines { "bench-machine" } else { "bench" };
     let isolation = if machines { "vm" } else { "container" };
-    bench.warren.build(name, &manifest(0), isolation).await?;
+    let mut image = manifest(0);
+    if machines {
+        // One of another size would be booted, or have memory taken from it first.
+        image["runtimeMemoryMB"] = MACHINE_MEMORY.into();
+    }
+    bench.warren.build(name, &image, isolation).await?;
     let measured = take_turns(bench, name, machines).await;
     bench.warren.delete_snapshot(name).await?;
     let (plain, from_snapshot) = measured?;
