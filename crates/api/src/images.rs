@@ -86,7 +86,7 @@ pub struct RegistryLogin {
 pub struct Snapshot {
     pub id: String,
     pub org_id: String,
-    /// Of base and steps, with sorted keys; the same whichever SDK sent them.
+    /// Of base (and what its tag stood for) and steps, with sorted keys; the same whichever SDK sent them.
     pub content_hash: String,
     /// What sandboxes are made from; absent until it is built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
