@@ -203,6 +203,17 @@ def test_identical_builds_at_once_are_one(api):
             list(pool.map(Box.__exit__, boxes))
 
 
+def test_builds_at_once_that_share_their_first_steps(api):
+    """Each keeps a layer of the same name, and the one that is replaced is what another is about to end in."""
+    for _ in range(3):
+        shared = run(f"head -c 120000000 /dev/urandom > ~/f # {uuid.uuid4()}")
+        images = [manifest(shared), manifest(shared, run("echo more > ~/g")), manifest(shared, run("sleep 0.1")), manifest(shared, run("echo a", "echo b"))]
+        with ThreadPoolExecutor(4) as pool:
+            boxes = list(pool.map(lambda image: create(api, image=image), images))
+            assert {box.out("wc -c < ~/f") for box in boxes} == {"120000000\n"}
+            list(pool.map(Box.__exit__, boxes))
+
+
 def test_one_of_two_leaves_and_the_build_goes_on(api):
     image = manifest(run(f"sleep 2; echo done > ~/f # {uuid.uuid4()}"))
     with ThreadPoolExecutor(1) as pool:

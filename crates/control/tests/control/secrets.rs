@@ -128,7 +128,12 @@ async fn secrets_go_in_and_never_come_out() {
     // Nothing of it is on the disk in clear.
     let (_, dir) = server.stop().await;
     for file in std::fs::read_dir(dir.path()).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let file = file.unwrap().path();
+        let bytes = match std::fs::read(&file) {
+            // The files beside a database go when its last connection is closed, which nobody waits for.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.unwrap(),
+        };
         assert!(!bytes.windows(7).any(|window| window == b"hunter2" || window == b"hunter3"));
     }
 }

@@ -8,6 +8,7 @@ use tracing::Instrument;
 use warren_node_api::{CheckpointCopy, SandboxSpec};
 use warren_types::{CheckpointId, Error, OrgId, SandboxId};
 
+use super::Needed;
 use crate::app::App;
 use crate::app::guest::from_node;
 use crate::store::access::AccessRecord;
@@ -126,14 +127,17 @@ impl App {
         }
     }
 
-    /// Keeps the state after a step, to be found again by its key.
+    /// Keeps the state after a step, to be found again by its key. What was found by it before is removed, by the sweep where
+    /// a build still needs it.
     pub(super) async fn put_layer(
         &self,
         org: &OrgId,
         key: &str,
         checkpoint: &CheckpointId,
     ) -> Result<(), Error> {
-        if let Some(before) = self.store.put_layer(org, key, checkpoint).await? {
+        if let Some(before) = self.store.put_layer(org, key, checkpoint).await?
+            && !self.builds.is_needed(&Needed::Checkpoint(before.clone()))
+        {
             self.delete_checkpoint_row(&before).await?;
         }
         Ok(())

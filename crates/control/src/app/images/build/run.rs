@@ -143,7 +143,7 @@ impl App {
             config.apply(step);
         }
         if work.last == 0 && point.layer.is_none() {
-            point.layer = self.keep_layer(&work, site.as_ref(), 0).await?;
+            point.layer = self.keep_layer(&work, site.as_ref(), 0, &mut need).await?;
         }
         for (index, step) in steps.iter().enumerate().skip(point.done) {
             let number = index + 1;
@@ -153,7 +153,8 @@ impl App {
             }
             config.apply(step);
             if number == work.last || (step.makes_layer() && number < work.last) {
-                point.layer = self.keep_layer(&work, site.as_ref(), number).await?.or(point.layer);
+                let kept = self.keep_layer(&work, site.as_ref(), number, &mut need).await?;
+                point.layer = kept.or(point.layer);
             }
             build.log.say(number, step.kind(), format!("Step {number}/{} completed", steps.len()));
         }
@@ -173,6 +174,11 @@ impl App {
             let point = self.deepest(work).await?;
             if let Some(layer) = &point.layer {
                 need.add(Needed::Checkpoint(layer.clone()));
+                // Another build may have put its own in its place before this one said that it needs it.
+                let still = self.store.find_layer(&work.wanted.org, &work.keys[point.done]).await?;
+                if still.as_ref() != Some(layer) {
+                    continue;
+                }
             }
             let nothing_to_run =
                 point.done >= work.last && (point.layer.is_some() || work.start.checkpoint.is_some());
@@ -217,6 +223,7 @@ impl App {
         work: &Work<'_>,
         site: Option<&Site>,
         done: usize,
+        need: &mut super::Need,
     ) -> Result<Option<CheckpointId>, Error> {
         let Some(site) = site else { return Ok(None) };
         let key = &work.keys[done];
@@ -228,6 +235,8 @@ impl App {
             from: From::Sandbox { id: site.id.clone(), kind: Kind::DiskOnly },
         };
         let layer = self.take_for_build(taken).await?;
+        // Another build that has come to the same state puts its own in its place, and this one still ends in it.
+        need.add(Needed::Checkpoint(layer.clone()));
         self.put_layer(&work.wanted.org, key, &layer).await?;
         Ok(Some(layer))
     }
