@@ -115,7 +115,6 @@ def test_deleting_what_is_being_built_cancels_it(api):
     answer = api.post("/api/snapshots?async=1", json={"name": name, "image": image})
     assert answer.status_code == 202, answer.text
     wait_for(lambda: host.find_process("sleep", mark), "the step runs", 20)
-    time.sleep(1)  # A layer is found again once it is on the drive.
     begun = time.monotonic()
     assert api.delete(path_of(name)).status_code == 204
     wait_for(lambda: not host.find_process("sleep", mark), "the step has ended", 10)

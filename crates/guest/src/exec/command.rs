@@ -60,8 +60,10 @@ impl Command {
             (account, false) => account,
             (account, true) => Arc::new(account.as_root()),
         };
-        let variables = environment.variables(&account, &start.envs);
+        let mut variables = environment.variables(&account, &start.envs);
         let folder = folder(start.cwd.as_deref(), &account);
+        // A program that starts in a link to a folder calls it by the name it was given, as in a shell that went there.
+        variables.entry("PWD".to_owned()).or_insert_with(|| folder.clone());
         let program = program(&start, &variables, &folder)?;
         let no_pipe = |error: io::Error| spawn::no_room(&error, cgroups);
         let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;

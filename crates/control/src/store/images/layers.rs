@@ -13,7 +13,7 @@ pub(crate) enum Unused {
 }
 
 impl Store {
-    /// The checkpoint of a layer that is whole.
+    /// The checkpoint of a layer that is whole, or will be in a moment.
     pub(crate) async fn find_layer(
         &self,
         org: &OrgId,
@@ -21,7 +21,7 @@ impl Store {
     ) -> Result<Option<CheckpointId>, StoreError> {
         let found: Option<String> = sqlx::query_scalar(
             "SELECT l.checkpoint_id FROM image_layers l JOIN checkpoints c ON c.id = l.checkpoint_id \
-             WHERE l.org_id = $1 AND l.key = $2 AND c.status = 'ready'",
+             WHERE l.org_id = $1 AND l.key = $2 AND c.status IN ('processing', 'ready')",
         )
         .bind(org.as_str())
         .bind(key)

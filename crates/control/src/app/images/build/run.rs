@@ -179,6 +179,10 @@ impl App {
                 if still.as_ref() != Some(layer) {
                     continue;
                 }
+                if let Err(error) = self.wait_until_ready(layer).await {
+                    self.forget_layer(work, point.done, layer, &error).await?;
+                    continue;
+                }
             }
             let nothing_to_run =
                 point.done >= work.last && (point.layer.is_some() || work.start.checkpoint.is_some());
@@ -194,16 +198,26 @@ impl App {
                 (Err(error), Some(layer))
                     if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Conflict) =>
                 {
-                    tracing::warn!(checkpoint = %layer, %error, "a layer cannot be used; building it anew");
-                    let key = &work.keys[point.done];
-                    if self.store.remove_layer(&work.wanted.org, key, &layer).await? {
-                        self.delete_checkpoint_row(&layer).await?;
-                    }
+                    self.forget_layer(work, point.done, &layer, &error).await?;
                 }
                 (Err(error), _) => return Err(error),
             }
         }
         Err(Error::unavailable("too many layers of the image turned out to be damaged; try again"))
+    }
+
+    async fn forget_layer(
+        &self,
+        work: &Work<'_>,
+        done: usize,
+        layer: &CheckpointId,
+        error: &Error,
+    ) -> Result<(), Error> {
+        tracing::warn!(checkpoint = %layer, %error, "a layer cannot be used; building it anew");
+        if self.store.remove_layer(&work.wanted.org, &work.keys[done], layer).await? {
+            self.delete_checkpoint_row(layer).await?;
+        }
+        Ok(())
     }
 
     async fn deepest(&self, work: &Work<'_>) -> Result<Point, Error> {
