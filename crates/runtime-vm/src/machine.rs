@@ -26,8 +26,11 @@ const MAX_COMPLAINTS: u64 = 16 * 1024;
 /// Largest part of the console that is shown.
 const MAX_CONSOLE: usize = 2000;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// Of a balloon's way to its size.
-const BALLOON_DEADLINE: Duration = Duration::from_secs(10);
+/// Of a balloon's way to its size, as long as it moves. A guest whose processors are emulated on a busy host gives back a gigabyte
+/// in ten seconds.
+const BALLOON_DEADLINE: Duration = Duration::from_secs(50);
+/// A balloon that has not moved for so long has come to what the guest needs.
+const BALLOON_STUCK: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -215,7 +218,7 @@ impl Machine {
             if actual != last.0 {
                 last = (actual, Instant::now());
             }
-            let stuck = last.1.elapsed() > BALLOON_DEADLINE / 5;
+            let stuck = last.1.elapsed() > BALLOON_STUCK;
             if actual == wanted || stuck || started.elapsed() > BALLOON_DEADLINE {
                 return Ok(u32::try_from(actual >> 20).unwrap_or(u32::MAX));
             }

@@ -11,6 +11,6 @@ SERVER_PID = int(os.environ.get("WARREN_SERVER_PID", "0") or 0)
 #: How much longer than usual everything may take: on a machine that is emulated, or beside other work.
 PATIENCE = float(os.environ.get("WARREN_PATIENCE", "1"))
 #: Whether sandboxes are virtual machines unless they ask for something else.
-MACHINES = "--runtime vm" in os.environ.get("WARREN_SERVE_ARGS", "")
+MACHINES = "--runtime vm" in os.environ.get("WARREN_SERVE_ARGS", "").replace("=", " ")
 #: The program, for suites that start servers of their own.
 PROGRAM = os.environ.get("WARREN_BIN", "")

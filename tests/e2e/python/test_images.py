@@ -186,7 +186,7 @@ async def test_a_data_science_image(snapshots, name):
         result = await sandbox.exec.run("pwd; python3 analyze.py; tree --version; python3 -c 'import humanize; print(humanize.intcomma(1000))'; wc -l < ~/data/numbers")
         assert result.exit_code == 0, result
         lines = result.stdout.splitlines()
-        assert lines[:2] == ["/home/sandbox", "45 /workspace"] and lines[2].startswith("tree v") and lines[3:] == ["1,000", "10"], lines
+        assert lines[:2] == ["/workspace", "45 /workspace"] and lines[2].startswith("tree v") and lines[3:] == ["1,000", "10"], lines
     # What comes after is built on the packages that are there.
     logs.clear()
     async with await Sandbox.create(image=image.run_commands(f"tree --version # {uuid.uuid4()}"), memory_mb=1024, on_build_log=logs.append):

@@ -20,6 +20,9 @@ use super::io::Io;
 pub(crate) const HTTP_2: &[u8] = b"h2";
 pub(crate) const HTTP_1: &[u8] = b"http/1.1";
 const SESSIONS: usize = 4096;
+/// Bytes that are encrypted before they are sent. More than a piece of a body with the length before it, which would go out
+/// in two otherwise, the second of a few bytes.
+const SEND_BUFFER: usize = 512 * 1024;
 
 pub(crate) struct Tls {
     authority: Authority,
@@ -63,7 +66,9 @@ impl Tls {
         let mut config = self.server.clone();
         config.cert_resolver = Arc::new(SingleCertAndKey::from(leaf));
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-        TlsAcceptor::from(Arc::new(config)).accept(stream).await
+        let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
+        stream.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
+        Ok(stream)
     }
 
     /// Is a client of the host, speaking what the sandbox's own client offered.
