@@ -67,12 +67,11 @@ export class Claude {
             },
         });
         this.#query = running;
-        turn.stopped.then(async () => {
-            const patience = setTimeout(() => abort.abort(), WIND_DOWN_MS);
-            await running.interrupt().catch(() => {});
-            input.end();
-            await running.return?.().catch(() => {});
-            clearTimeout(patience);
+        // It writes down how far it came, and ends by itself; its last message is the result.
+        let patience;
+        turn.stopped.then(() => {
+            patience = setTimeout(() => abort.abort(), WIND_DOWN_MS);
+            running.interrupt().catch(() => abort.abort());
         });
         let failed;
         try {
@@ -92,6 +91,7 @@ export class Claude {
             }
             throw error;
         } finally {
+            clearTimeout(patience);
             input.end();
             this.#query = undefined;
         }

@@ -6,6 +6,7 @@ import { join } from "node:path";
 
 import * as events from "./events.mjs";
 import { findProgram, notInstalled } from "./packages.mjs";
+import { descendants, endSince } from "./processes.mjs";
 import { Rpc } from "./rpc.mjs";
 import { ResumeFailed } from "./session.mjs";
 
@@ -31,6 +32,8 @@ export class Codex {
     #thread;
     #model;
     #running;
+    /** The turn before this one; it may still have something to say. */
+    #over;
 
     static missing() {
         return findProgram(KIND, PACKAGE, "codex") ? undefined : notInstalled("Codex", KIND, PACKAGE);
@@ -45,7 +48,7 @@ export class Codex {
             agent: KIND, session_id: this.#thread, model: this.#model, cwd: turn.config.cwd, permissionMode: turn.config.permissionMode,
             version: this.#started,
         }));
-        const running = { turn, mode, said: "", turns: 0, usage: undefined, changes: new Map() };
+        const running = { turn, mode, said: "", turns: 0, usage: undefined, changes: new Map(), open: new Set(), before: descendants(this.#rpc.pid) };
         const ended = new Promise((resolve, reject) => Object.assign(running, { resolve, reject }));
         ended.catch(() => {});
         this.#running = running;
@@ -62,13 +65,17 @@ export class Codex {
             running.id ??= started.turn.id;
             if (turn.signal.aborted) this.#interrupt(running);
             const { status, error } = await ended;
+            // A command it was waiting for would go on by itself.
+            if (status === "interrupted" && running.open.size > 0) endSince(this.#rpc.pid, running.before);
             const failed = status === "failed";
             const subtype = running.tooMany ? "error_max_turns" : failed ? "error_during_execution" : "success";
             await turn.emit(events.result(this.#thread, {
                 subtype, text: running.said, begun, turns: running.turns, usage: running.usage,
                 errors: failed ? [error?.message ?? "the turn failed"] : undefined,
             }));
+            if (failed) throw new Error(`Codex returned an error result: ${error?.message ?? "the turn failed"}`);
         } finally {
+            this.#over = running.id;
             this.#running = undefined;
         }
     }
@@ -136,6 +143,7 @@ export class Codex {
     async #notice(method, params) {
         const running = this.#running;
         if (!running || (params.threadId && params.threadId !== this.#thread)) return;
+        if (params.turnId !== undefined && params.turnId === this.#over) return;
         const { turn } = running;
         switch (method) {
             case "turn/started":
@@ -181,11 +189,13 @@ export class Codex {
             running.tooMany = true;
             return this.#interrupt(running);
         }
+        if (item.type === "commandExecution") running.open.add(item.id);
         await running.turn.emit(events.assistant(this.#thread, this.#model, events.toolUse(item.id, use.name, use.input)));
     }
 
     async #done(running, item) {
         const { turn } = running;
+        running.open.delete(item.id);
         const say = (...content) => turn.emit(events.assistant(this.#thread, this.#model, ...content));
         if (item.type === "agentMessage") {
             running.said = item.text;

@@ -7,7 +7,8 @@
 
 import { readLines } from "./lines.mjs";
 import { Output, log } from "./output.mjs";
-import { endMarked, Session } from "./session.mjs";
+import { endMarked, mark } from "./processes.mjs";
+import { Session } from "./session.mjs";
 
 const AGENTS = {
     "claude-code": async () => (await import("./claude.mjs")).Claude,
@@ -44,6 +45,7 @@ async function main() {
     const Agent = await AGENTS[kind]();
     const missing = Agent.missing();
     if (missing) return fail(missing);
+    mark();
     output.write({ type: "ready" });
 
     const session = new Session(new Agent(), output, end);
@@ -57,7 +59,7 @@ async function main() {
             log(`ended by ${signal}`);
             setTimeout(() => process.exit(code), 3000).unref();
             await session.close();
-            await endMarked();
+            endMarked();
             await end(code);
         });
     }

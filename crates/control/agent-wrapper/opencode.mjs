@@ -63,6 +63,7 @@ export class OpenCode {
                 usage: usage && { input_tokens: usage.inputTokens, output_tokens: usage.outputTokens },
                 errors: subtype === "success" ? undefined : [`the turn ended: ${stopReason}`],
             }));
+            if (subtype === "error_during_execution") throw new Error(`OpenCode ended the turn: ${stopReason}`);
         } finally {
             this.#running = undefined;
         }
@@ -195,10 +196,11 @@ export class OpenCode {
         const { toolCall } = params;
         const { config } = running.turn;
         const mode = MODES[config.permissionMode] ?? MODES.default;
-        const input = running.tools.get(toolCall.toolCallId)?.input ?? toolCall.rawInput ?? {};
+        const tool = running.tools.get(toolCall.toolCallId);
+        const input = tool?.input ?? toolCall.rawInput ?? {};
         const free = mode.allow?.includes(toolCall.kind);
         const { behavior } = free ? { behavior: "allow" } : await running.turn.permit({
-            id: toolCall.toolCallId, agent: KIND, tool_name: NAMES[toolCall.kind] ?? toolCall.kind ?? "tool", input, title: toolCall.title,
+            id: toolCall.toolCallId, agent: KIND, tool_name: NAMES[toolCall.kind] ?? tool?.name ?? "tool", input, title: toolCall.title,
         });
         return behavior === "allow" ? outcome(["allow_once", "allow_always"]) : outcome(["reject_once", "reject_always"]);
     }

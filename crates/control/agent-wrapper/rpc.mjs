@@ -36,6 +36,10 @@ export class Rpc {
         this.#read();
     }
 
+    get pid() {
+        return this.#child.pid;
+    }
+
     get isGone() {
         return this.why !== undefined;
     }

@@ -19,8 +19,6 @@ import { log } from "./output.mjs";
 const MAX_WAITING = 1000;
 const STATES = "/tmp/.warren-agents";
 const STATE_MS = 24 * 60 * 60 * 1000;
-/** In the environment of everything a session starts, so that it can be found and ended. */
-const MARK = "WARREN_AGENT_MARK";
 
 const OPTIONS = {
     model: isText,
@@ -50,10 +48,10 @@ export class Session {
     #inputEnded = false;
     #code = 0;
     #permissions = new Map();
+    #asked = new Set();
     #ending = false;
 
     constructor(agent, output, end) {
-        process.env[MARK] = randomUUID();
         process.env.IS_SANDBOX = "1";
         this.#agent = agent;
         this.#output = output;
@@ -179,6 +177,7 @@ export class Session {
         } finally {
             // Nobody is asked for what has ended.
             for (const { answer } of this.#permissions.values()) answer({ behavior: "deny", message: "the turn has ended" });
+            this.#asked.clear();
             this.#turn = undefined;
         }
     }
@@ -226,7 +225,9 @@ export class Session {
 
     /** Asks whoever is attached. */
     #permit({ id, ...request }, signal) {
-        const name = typeof id === "string" && id !== "" && !this.#permissions.has(id) ? id : randomUUID();
+        // One use of a tool may be asked about more than once.
+        const name = isText(id) && !this.#asked.has(id) ? id : randomUUID();
+        this.#asked.add(name);
         if (this.#config.permissionMode === "bypassPermissions") return { behavior: "allow", updatedInput: request.input };
         if (this.#inputEnded || signal.aborted) return { behavior: "deny", message: "nobody is there to ask" };
         return new Promise((resolve) => {
@@ -289,18 +290,6 @@ function forgetOld() {
         }
     } catch {
         // There is none, or not ours.
-    }
-}
-
-/** Ends everything this session has started and that still runs, wherever it went. */
-export async function endMarked() {
-    const mark = `${MARK}=${process.env[MARK]}`;
-    for (const name of readdirSync("/proc").filter((entry) => /^\d+$/.test(entry) && Number(entry) !== process.pid)) {
-        try {
-            if (readFileSync(`/proc/${name}/environ`, "latin1").split("\0").includes(mark)) process.kill(Number(name), "SIGKILL");
-        } catch {
-            // Not ours, or gone.
-        }
     }
 }
 

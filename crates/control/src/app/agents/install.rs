@@ -21,7 +21,7 @@ macro_rules! files {
     };
 }
 
-const FILES: [(&str, &str); 10] = files![
+const FILES: [(&str, &str); 11] = files![
     "main.mjs",
     "session.mjs",
     "lines.mjs",
@@ -32,6 +32,7 @@ const FILES: [(&str, &str); 10] = files![
     "opencode.mjs",
     "rpc.mjs",
     "events.mjs",
+    "processes.mjs",
 ];
 const LAUNCHER: &str = include_str!("../../../agent-wrapper/launcher.sh");
 /// What the launcher has where the folder of its version belongs.
