@@ -1,5 +1,7 @@
 // Lines out of a stream of bytes, each of bounded length.
 
+import { log } from "./output.mjs";
+
 export const MAX_LINE = 16 * 1024 * 1024;
 
 /** Calls `on.line(text)` for each line that is not blank, `on.tooLong(bytes)` for each that is left out, `on.end()` once. */
@@ -21,7 +23,7 @@ export function readLines(stream, on, max = MAX_LINE) {
 /** The lines of a stream, one at a time: what is not asked for stays in the pipe. */
 export async function* linesOf(stream, max = MAX_LINE) {
     let ready = [];
-    const splitter = new Splitter({ line: (line) => ready.push(line), tooLong: () => {} }, max);
+    const splitter = new Splitter({ line: (line) => ready.push(line), tooLong: (bytes) => log(`a line of ${bytes} bytes of the agent is too long and was left out`) }, max);
     for await (const chunk of stream) {
         splitter.push(chunk);
         const lines = ready;

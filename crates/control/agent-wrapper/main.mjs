@@ -5,10 +5,15 @@
 //
 // Who starts it sends lines and reads events; docs/agents.md of Warren describes both.
 
+import * as module from "node:module";
+
 import { readLines } from "./lines.mjs";
 import { Output, log } from "./output.mjs";
 import { endMarked, mark } from "./processes.mjs";
 import { Session } from "./session.mjs";
+
+// The second session in a sandbox reads the agent's library as it was compiled by the first; from Node.js 22.8 on.
+module.enableCompileCache?.();
 
 const AGENTS = {
     "claude-code": async () => (await import("./claude.mjs")).Claude,

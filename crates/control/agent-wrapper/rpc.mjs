@@ -6,6 +6,8 @@ import { spawn } from "node:child_process";
 import { linesOf } from "./lines.mjs";
 import { log } from "./output.mjs";
 
+const MAX_MESSAGE = 64 * 1024 * 1024;
+
 export class Rpc {
     #child;
     #next = 1;
@@ -77,15 +79,10 @@ export class Rpc {
     }
 
     async #read() {
-        for await (const line of linesOf(this.#child.stdout)) {
-            let message;
-            try {
-                message = JSON.parse(line);
-            } catch {
-                log(`not a message of the agent: ${line.slice(0, 200)}`);
-                continue;
-            }
-            if (message.method !== undefined && message.id !== undefined) this.#serve(message);
+        for await (const line of linesOf(this.#child.stdout, MAX_MESSAGE)) {
+            const message = parse(line);
+            if (message === undefined) log(`not a message of the agent: ${line.slice(0, 200)}`);
+            else if (message.method !== undefined && message.id !== undefined) this.#serve(message);
             else if (message.method !== undefined) await this.#notice(message);
             else this.#settle(message);
         }
@@ -112,5 +109,14 @@ export class Rpc {
         this.#calls.delete(id);
         if (error) call?.reject(Object.assign(new Error(error.message ?? JSON.stringify(error)), { code: error.code, data: error.data }));
         else call?.resolve(result);
+    }
+}
+
+function parse(line) {
+    try {
+        const message = JSON.parse(line);
+        return typeof message === "object" && message !== null ? message : undefined;
+    } catch {
+        return undefined;
     }
 }

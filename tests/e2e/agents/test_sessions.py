@@ -42,7 +42,8 @@ def test_a_session_says_what_its_agent_does(box, model, keys, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupt_acts_at_once_and_the_conversation_goes_on(box, model, kind):
     sandbox = box(kind)
-    mark = model.script({"shell": "python3 -c 'import time; time.sleep(297)'"}, {"text": "I was interrupted, and go on."})
+    # Some agents note an interrupt as something that was said.
+    mark = model.script({"shell": "python3 -c 'import time; time.sleep(297)'"}, *[{"text": "I was interrupted, and go on."}] * 2)
     with agents.session(sandbox, **options(kind, prompt=f"Wait. {mark}")) as session:
         session.until("assistant")
         runs = "pgrep -f '[t]ime.sleep.297'"
@@ -189,7 +190,7 @@ def test_bad_luck_is_told_and_the_session_goes_on(box, model):
             session.prompt(f"Go. {mark}")
             assert agents.said(session.turn()) == [f"After {wrong}."], session.told()
         # The agent itself is killed; what comes next is the same conversation.
-        mark = model.script({"shell": "python3 -c 'import time; time.sleep(297)'"}, {"text": "I am back."})
+        mark = model.script({"shell": "python3 -c 'import time; time.sleep(297)'"}, *[{"text": "I am back."}] * 2)
         session.prompt(f"Go. {mark}")
         session.until("assistant")
         sandbox.run("pkill -9 -f '[c]laude-agent-sdk-linux-x64/claude'")

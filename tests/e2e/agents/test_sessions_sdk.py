@@ -11,7 +11,7 @@ from opencomputer import Sandbox
 
 from harness import settings
 
-HERE = Path(__file__).parent
+TYPESCRIPT = Path(__file__).parents[1] / "typescript"
 
 
 async def within(seconds, future):
@@ -104,8 +104,8 @@ def test_the_typescript_sdk(box, model, server):
     mark = model.script({"shell": "echo hello > made.txt"}, {"text": "Made."}, {"text": "Again."}, {"text": "Resumed."})
     held = model.script({"text": "Never said.", "hold": "typescript"})
     done = subprocess.run(
-        ["node", "--import", "./setup.mjs", str(HERE / "sessions.mjs"), sandbox.id, mark, held],
-        cwd=HERE.parent / "typescript", capture_output=True, text=True, timeout=90 * settings.PATIENCE, check=False,
+        ["node", "--import", "./setup.mjs", "./agent-sessions.mjs", sandbox.id, mark, held],
+        cwd=TYPESCRIPT, capture_output=True, text=True, timeout=90 * settings.PATIENCE, check=False,
         env=os.environ | {"OPENCOMPUTER_API_URL": server.url, "OPENCOMPUTER_API_KEY": server.key},
     )
     model.release("typescript")

@@ -7,6 +7,42 @@ from . import settings
 from .sockets import EXIT, REPLAY_END, STDERR, STDOUT, ExecSocket
 
 
+#: In the place of Claude's SDK: a program's lines become messages, taken in as fast as they come, as the real one does.
+SDK = """
+import { createInterface } from 'node:readline'
+export function query({ prompt, options }) {
+  const child = options.spawnClaudeCodeProcess({ command: process.execPath, args: [process.env.STAND_IN], cwd: options.cwd, env: options.env })
+  const queue = []
+  let wake = () => {}
+  let ended = false
+  createInterface({ input: child.stdout }).on('line', (line) => { queue.push(JSON.parse(line)); wake() }).on('close', () => { ended = true; wake() })
+  const all = (async function* () {
+    for (;;) {
+      while (queue.length) yield queue.shift()
+      if (ended) return
+      await new Promise((resolve) => (wake = resolve))
+    }
+  })()
+  all.interrupt = async () => child.kill('SIGKILL')
+  all.setModel = async () => {}
+  all.setPermissionMode = async () => {}
+  return all
+}
+"""
+SDK_PACKAGE = json.dumps({"name": "@anthropic-ai/claude-agent-sdk", "type": "module", "exports": "./sdk.mjs"})
+
+
+def stand_in(box, program):
+    """Puts a program of a few lines in the place of Claude's SDK; the sandbox's environment must have STAND_IN and a key."""
+    package = "/home/sandbox/node_modules/@anthropic-ai/claude-agent-sdk"
+    box.write(f"{package}/package.json", SDK_PACKAGE)
+    box.write(f"{package}/sdk.mjs", SDK)
+    box.write(STAND_IN["STAND_IN"], program)
+
+
+STAND_IN = {"STAND_IN": "/home/sandbox/agent.mjs", "ANTHROPIC_API_KEY": "x"}
+
+
 class AgentSocket:
     """An attached session. Every line of its output must be one JSON object."""
 

@@ -71,7 +71,7 @@ impl App {
         }
         // A wrapper that ended at once has said why in its output, which is there to be attached to.
         self.send_lines(live, &exec.id, lines).await?;
-        view(live, exec, None)
+        view(live, &exec, None)
     }
 
     /// Running sessions, and those that ended a short while ago.
@@ -85,7 +85,7 @@ impl App {
         stream::iter(listed)
             .map(async |exec| {
                 let conversation = self.conversation(live, &exec.id).await;
-                view(live, exec, conversation)
+                view(live, &exec, conversation)
             })
             .buffered(ASKED_AT_ONCE)
             .collect::<Vec<_>>()
@@ -212,7 +212,7 @@ fn line(message: &impl Serialize) -> Result<Vec<u8>, Error> {
     Ok(line)
 }
 
-fn view(live: &Live, exec: Exec, conversation: Option<String>) -> Result<AgentSession, Error> {
+fn view(live: &Live, exec: &Exec, conversation: Option<String>) -> Result<AgentSession, Error> {
     Ok(AgentSession {
         session_id: exec.id.to_string(),
         sandbox_id: live.id().to_string(),

@@ -1,19 +1,21 @@
 //! Putting the wrapper into a sandbox: the same in every image, old checkpoints included.
 //!
-//! One command, run by root of the sandbox, which does nothing when this version is there. Versions live beside each
-//! other in folders named by their content, and what starts them is replaced in one step, so a session that runs keeps
-//! the version it was started with.
+//! It is written as root's files, and only where this version is not there. Versions live beside each other in folders
+//! named by their content, and what starts them is replaced in one step and last, so a session that runs keeps the version
+//! it was started with.
 
 use std::sync::LazyLock;
 
+use axum::body::{Body, to_bytes};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
 use warren_api::agents::WRAPPER;
-use warren_guest_api::exec::{ExecStart, ShellUse};
-use warren_types::{Error, ErrorKind};
+use warren_types::Error;
 
 use crate::app::App;
 use crate::app::auth::Live;
-use crate::app::exec::run::Ran;
+use crate::app::files::{FileMode, FilePath};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -37,27 +39,16 @@ const FILES: [(&str, &str); 11] = files![
 const LAUNCHER: &str = include_str!("../../../agent-wrapper/launcher.sh");
 /// What the launcher has where the folder of its version belongs.
 const FOLDER: &str = "@FOLDER@";
-const INSTALL_WITHIN_MS: u64 = 30_000;
+/// Files that are written at the same time.
+const WRITTEN_AT_ONCE: usize = 4;
 
-/// Arguments: the folder, the program, its text, then names and texts of files.
-const SCRIPT: &str = r#"set -e
-umask 022
-folder=$1 program=$2 text=$3
-shift 3
-if [ -f "$folder/.whole" ] && [ "$(cat "$program" 2>/dev/null)" = "$text" ]; then exit 0; fi
-mkdir -p "$folder" "$(dirname "$program")"
-while [ $# -gt 1 ]; do
-    printf %s "$2" >"$folder/.$1.$$"
-    mv -f "$folder/.$1.$$" "$folder/$1"
-    shift 2
-done
-: >"$folder/.whole"
-printf '%s\n' "$text" >"$program.$$"
-chmod 755 "$program.$$"
-mv -f "$program.$$" "$program"
-"#;
+/// This version: its folder, and what starts it.
+struct Version {
+    folder: String,
+    launcher: String,
+}
 
-static ARGUMENTS: LazyLock<Vec<String>> = LazyLock::new(|| {
+static VERSION: LazyLock<Version> = LazyLock::new(|| {
     let mut hash = Sha256::new();
     for (name, text) in FILES.into_iter().chain([("", LAUNCHER)]) {
         hash.update(name);
@@ -67,40 +58,47 @@ static ARGUMENTS: LazyLock<Vec<String>> = LazyLock::new(|| {
     }
     let version: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let folder = format!("/usr/local/lib/warren/agent-wrapper-{version}");
-    let launcher = LAUNCHER.trim_end().replace(FOLDER, &folder);
-    let fixed = ["-c".to_owned(), SCRIPT.to_owned(), "install".to_owned(), folder];
-    let files = FILES.into_iter().flat_map(|(name, text)| [name.to_owned(), text.to_owned()]);
-    fixed.into_iter().chain([format!("/usr/local/bin/{WRAPPER}"), launcher]).chain(files).collect()
+    Version { launcher: LAUNCHER.replace(FOLDER, &folder), folder }
 });
 
 impl App {
     /// Sees to it that this version of the wrapper is there.
     pub(super) async fn install_wrapper(&self, live: &Live) -> Result<(), Error> {
-        let start = ExecStart {
-            cmd: "/bin/sh".to_owned(),
-            args: ARGUMENTS.clone(),
-            cwd: Some("/".to_owned()),
-            shell: ShellUse::WhenNeeded,
-            timeout_ms: Some(INSTALL_WITHIN_MS),
-            as_root: true,
-            ..ExecStart::default()
-        };
-        match self.run_exec(live, &start).await? {
-            Ran::Whole(result) if result.exit_code == 0 => Ok(()),
-            Ran::Whole(result) => {
-                let why = result.stderr.trim();
-                let why = &why[..why.floor_char_boundary(500)];
-                Err(Error::new(
-                    ErrorKind::SandboxFailed,
-                    format!(
-                        "{WRAPPER} could not be put into the sandbox: {why} (exit code {})",
-                        result.exit_code
-                    ),
-                ))
-            }
-            Ran::Large { .. } => {
-                Err(Error::new(ErrorKind::SandboxFailed, "/bin/sh of the sandbox does not work as a shell"))
-            }
+        let Version { folder, launcher } = &*VERSION;
+        let program = path(format!("/usr/local/bin/{WRAPPER}"))?;
+        let main = path(format!("{folder}/main.mjs"))?;
+        let (is_current, is_there) =
+            tokio::join!(self.holds(live, &program, launcher), self.holds(live, &main, FILES[0].1));
+        if is_current && is_there {
+            return Ok(());
         }
+        stream::iter(FILES)
+            .map(async |(name, text)| {
+                let path = path(format!("{folder}/{name}"))?;
+                self.write_file(
+                    live,
+                    &path,
+                    Some(FileMode::parse("0644")?),
+                    HeaderMap::new(),
+                    Body::from(text),
+                )
+                .await
+            })
+            .buffer_unordered(WRITTEN_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let mode = FileMode::parse("0755")?;
+        self.write_file(live, &program, Some(mode), HeaderMap::new(), Body::from(launcher.as_str())).await
     }
+
+    /// Whether a file of the sandbox is there and has exactly this text.
+    async fn holds(&self, live: &Live, path: &FilePath, text: &str) -> bool {
+        let answer = self.guest_file(live, Method::GET, "files", path, HeaderMap::new(), Body::empty()).await;
+        let Ok(answer) = answer else { return false };
+        to_bytes(answer.into_body(), text.len()).await.is_ok_and(|found| found == text.as_bytes())
+    }
+}
+
+fn path(path: String) -> Result<FilePath, Error> {
+    FilePath::from_query(Some(path))
 }

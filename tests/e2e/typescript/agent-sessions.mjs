@@ -1,10 +1,7 @@
-// Every method of agent sessions by the published TypeScript SDK; run by test_sessions_sdk.py.
+// Every method of agent sessions by the published TypeScript SDK; run by agents/test_sessions_sdk.py.
 import assert from 'node:assert/strict'
-import { createRequire } from 'node:module'
-import { pathToFileURL } from 'node:url'
+import { Sandbox } from '@opencomputer/sdk'
 
-const packages = createRequire(`${process.cwd()}/package.json`)
-const { Sandbox } = await import(pathToFileURL(packages.resolve('@opencomputer/sdk')))
 const [id, mark, held] = process.argv.slice(2)
 
 async function within(seconds, promise, what) {
