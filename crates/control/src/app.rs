@@ -5,6 +5,7 @@
 //! leaves no half-made thing.
 
 pub(crate) mod access;
+pub(crate) mod agents;
 pub(crate) mod auth;
 pub(crate) mod checkpoints;
 pub(crate) mod exec;

@@ -5,6 +5,7 @@
 //!
 //! Which host a request is for is looked at before any of that: names of previews never reach these routes ([`preview_host`]).
 
+mod agents;
 mod auth;
 mod body;
 mod channel;
@@ -91,7 +92,12 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 }
 
 fn data_plane() -> OpenApiRouter<Arc<App>> {
-    exec::routes().merge(exec_ws::routes()).merge(pty::routes()).merge(files::routes()).merge(tools::routes())
+    exec::routes()
+        .merge(exec_ws::routes())
+        .merge(agents::routes())
+        .merge(pty::routes())
+        .merge(files::routes())
+        .merge(tools::routes())
 }
 
 /// Any page may call, with a key it was given; browsers never add credentials by themselves.

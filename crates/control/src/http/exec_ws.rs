@@ -14,7 +14,7 @@ use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use warren_api::{EXEC_OFFSET_HEADER, ErrorBody};
-use warren_types::Error;
+use warren_types::{Error, ExecId};
 
 use super::errors::ApiError;
 use super::params::ExecPath;
@@ -36,7 +36,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     get, path = "/sandboxes/{id}/exec/{sid}", tag = "exec", security(("api_key" = []), ("sandbox_token" = [])),
     params(
         ("id" = String, Path), ("sid" = String, Path),
-        ("offset" = Option<u64>, Query, description = "First byte of output to replay; the newest MiB when absent"),
+        ("offset" = Option<u64>, Query, description = "First byte of output to replay; when absent the newest MiB, of an agent session all that is kept"),
         ("api_key" = Option<String>, Query, description = "For clients that cannot set headers"),
         ("token" = Option<String>, Query, description = "For clients that cannot set headers")
     ),
@@ -50,13 +50,22 @@ async fn exec_attach(
     query: Query,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let upgrade = wanted(upgrade)?;
+    attach(&app, &live, &exec, &query, wanted(upgrade)?).await
+}
+
+pub(super) async fn attach(
+    app: &Arc<App>,
+    live: &Live,
+    exec: &ExecId,
+    query: &Query,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
     let offset = query
         .get("offset")
         .map(|offset| offset.parse().map_err(|_| Error::invalid("offset must be a number of bytes")))
         .transpose()?;
-    let (attached, offset) = app.attach_exec(&live, &exec, offset).await?;
-    let mut response = answer(&app, upgrade, attached, Protocol::Exec);
+    let (attached, offset) = app.attach_exec(live, exec, offset).await?;
+    let mut response = answer(app, upgrade, attached, Protocol::Exec);
     response.headers_mut().insert(EXEC_OFFSET_HEADER, HeaderValue::from(offset));
     Ok(response)
 }

@@ -7,6 +7,7 @@ use http::request::Parts;
 use warren_types::{CheckpointId, Error, ExecId, PtyId, SandboxId};
 
 use super::errors::ApiError;
+use crate::app::agents::agent_not_found;
 use crate::app::auth::sandbox_not_found;
 use crate::app::checkpoints::checkpoint_not_found;
 use crate::app::exec::exec_not_found;
@@ -22,6 +23,10 @@ pub(super) struct SandboxPath(pub SandboxId);
 /// Of `{sid}` on routes of commands.
 #[derive(Debug, Clone)]
 pub(super) struct ExecPath(pub ExecId);
+
+/// Of `{sid}` on routes of agent sessions.
+#[derive(Debug, Clone)]
+pub(super) struct AgentPath(pub ExecId);
 
 /// Of `{sid}` on routes of terminals.
 #[derive(Debug, Clone)]
@@ -84,6 +89,14 @@ impl<S: Send + Sync> FromRequestParts<S> for ExecPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         param(parts, state, "sid", exec_not_found).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for AgentPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        param(parts, state, "sid", agent_not_found).await.map(Self)
     }
 }
 

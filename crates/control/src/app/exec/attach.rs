@@ -56,8 +56,27 @@ impl Input {
 }
 
 impl App {
-    /// Attaches to a command; returns also the offset of the first byte that will come.
+    /// Attaches to a command; returns also the offset of the first byte that will come. Who names no offset gets the
+    /// newest output of a command, and all that is kept of an agent session, from the beginning of a line.
     pub(crate) async fn attach_exec(
+        &self,
+        live: &Live,
+        exec: &ExecId,
+        offset: Option<u64>,
+    ) -> Result<(Attached, u64), Error> {
+        let (attached, found) = self.attach_at(live, exec, offset).await?;
+        if offset.is_some() || found == 0 || !self.is_agent(live, exec).await? {
+            return Ok((attached, found));
+        }
+        drop(attached);
+        let (mut attached, found) = self.attach_at(live, exec, Some(0)).await?;
+        if found > 0 {
+            attached.output.begin_with_a_line();
+        }
+        Ok((attached, found))
+    }
+
+    async fn attach_at(
         &self,
         live: &Live,
         exec: &ExecId,
@@ -74,20 +93,38 @@ impl App {
     }
 
     async fn attach(&self, live: &Live, path: &str, query: &str) -> Result<Attached, Error> {
+        let output_path = format!("{path}/attach{query}");
+        let (output, input) = tokio::try_join!(
+            self.guest(live, Method::POST, &output_path, HeaderMap::new(), Body::empty()),
+            self.open_input(live, path),
+        )?;
+        Ok(Attached { output: OutputStream::new(output.into_body()), input })
+    }
+
+    /// Where the input of a command or terminal goes, without its output.
+    async fn open_input(&self, live: &Live, path: &str) -> Result<Input, Error> {
         let (pieces, receiver) = mpsc::channel(INPUT_QUEUE);
         let body =
             Body::from_stream(stream::unfold(receiver, async |mut receiver: mpsc::Receiver<Bytes>| {
                 let bytes = receiver.recv().await?;
                 Some((Ok::<_, std::convert::Infallible>(bytes), receiver))
             }));
-        let (output_path, input_path) = (format!("{path}/attach{query}"), format!("{path}/input"));
-        let (output, grants) = tokio::try_join!(
-            self.guest(live, Method::POST, &output_path, HeaderMap::new(), Body::empty()),
-            self.guest(live, Method::POST, &input_path, HeaderMap::new(), body),
-        )?;
-        Ok(Attached {
-            output: OutputStream::new(output.into_body()),
-            input: Input { pieces, credit: Credit::default(), grants: Frames::new(grants.into_body()) },
-        })
+        let path = format!("{path}/input");
+        let grants = self.guest(live, Method::POST, &path, HeaderMap::new(), body).await?;
+        Ok(Input { pieces, credit: Credit::default(), grants: Frames::new(grants.into_body()) })
+    }
+
+    /// Sends one piece of input to a command and leaves; `false` when the command takes no more. Several pieces that
+    /// are sent at the same time do not mix.
+    pub(crate) async fn send_input(&self, live: &Live, exec: &ExecId, bytes: Bytes) -> Result<bool, Error> {
+        let mut input = self.open_input(live, &format!("exec/{exec}")).await?;
+        let mut frame = Frame::Stdin(bytes).to_bytes();
+        while !frame.is_empty() {
+            if !input.send(&mut frame).await {
+                return Ok(false);
+            }
+        }
+        input.finish().await;
+        Ok(true)
     }
 }

@@ -16,6 +16,8 @@ const TIMED_OUT: &str = "\nProcess timed out";
 #[derive(Debug)]
 pub(crate) struct OutputStream {
     frames: Frames,
+    /// What comes is the rest of a line whose beginning is no longer there; it is left out.
+    in_cut_line: bool,
 }
 
 /// Output that fits in memory.
@@ -29,12 +31,29 @@ pub(crate) struct Collected {
 
 impl OutputStream {
     pub(crate) fn new(body: Body) -> Self {
-        Self { frames: Frames::new(body) }
+        Self { frames: Frames::new(body), in_cut_line: false }
+    }
+
+    /// Leaves standard output out up to the end of the line it is in.
+    pub(super) fn begin_with_a_line(&mut self) {
+        self.in_cut_line = true;
     }
 
     pub(crate) async fn next(&mut self) -> Result<Frame, Error> {
-        let next = self.frames.next().await.map_err(|error| lost(&error))?;
-        next.ok_or_else(|| lost(&"it ended without saying how the command did"))
+        loop {
+            let next = self.frames.next().await.map_err(|error| lost(&error))?;
+            match next.ok_or_else(|| lost(&"it ended without saying how the command did"))? {
+                Frame::Stdout(mut bytes) if self.in_cut_line => {
+                    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { continue };
+                    self.in_cut_line = false;
+                    drop(bytes.split_to(end + 1));
+                    if !bytes.is_empty() {
+                        return Ok(Frame::Stdout(bytes));
+                    }
+                }
+                frame => return Ok(frame),
+            }
+        }
     }
 
     /// Takes the frame that every stream of a command starts with: its id and the offset of what follows.

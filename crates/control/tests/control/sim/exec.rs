@@ -168,6 +168,8 @@ fn begin(node: &SimNode, id: &SandboxId, start: ExecStart) -> Answer<Arc<Exec>> 
 fn script(start: &ExecStart) -> String {
     match (start.cmd.rsplit('/').next(), &start.args[..]) {
         (Some("bash" | "sh"), [option, script]) if option == "-c" => script.clone(),
+        // The wrapper of agents: its lines come back.
+        (Some("claude-agent-wrapper"), _) => "cat".to_owned(),
         (Some("apt-get"), args) if args.iter().any(|package| package == "nonsense") => {
             "err E: Unable to locate package nonsense\n;exit 100".to_owned()
         }
