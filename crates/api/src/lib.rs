@@ -3,6 +3,7 @@
 //! Everything here is compatible with the OpenComputer API. Fields marked *additive* are Warren's own; clients of
 //! the published SDKs never send or need them. Unknown fields in requests are ignored, as those clients expect.
 
+pub mod audit;
 pub mod checkpoints;
 pub mod egress;
 pub mod error;
