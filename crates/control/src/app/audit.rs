@@ -206,9 +206,12 @@ impl Note {
         self
     }
 
-    /// A fact. Text is cut where it is longer than a detail takes.
+    /// A fact; null is none. Text is cut where it is longer than a detail takes.
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.detail.insert(name.to_owned(), detail::bounded(value.into()));
+        let value = value.into();
+        if !value.is_null() {
+            self.detail.insert(name.to_owned(), detail::bounded(value));
+        }
         self
     }
 
@@ -273,7 +276,7 @@ pub(crate) struct Audit {
     written: watch::Receiver<()>,
     ends: Ends,
     folds: Folds,
-    ended: Mutex<HashSet<String>>,
+    ended: Arc<Mutex<HashSet<String>>>,
     seal: Seal,
     /// Up to where each chain was sealed by this process.
     sealed: tokio::sync::Mutex<HashMap<String, i64>>,
@@ -292,7 +295,7 @@ impl Audit {
             written,
             ends,
             folds: Folds::default(),
-            ended: Mutex::default(),
+            ended: Arc::default(),
             seal,
             sealed: tokio::sync::Mutex::default(),
             reads,
@@ -316,11 +319,7 @@ impl Audit {
 
     /// The same where nothing can wait: a task waits when the queue is full.
     pub(crate) fn tell_now(&self, note: Note) {
-        let job = Job::Write(note.entry(), None);
-        if let Err(mpsc::error::TrySendError::Full(job)) = self.jobs.try_send(job) {
-            let jobs = self.jobs.clone();
-            tokio::spawn(async move { jobs.send(job).await.is_ok() });
-        }
+        send_now(&self.jobs, note);
     }
 
     /// Records what is asked for while it is done, and then what came of it.
@@ -362,19 +361,14 @@ impl Audit {
         }
     }
 
-    /// Records how a command ended, once.
-    pub(crate) fn exec_ended(&self, live: &Live, exec: &ExecId, code: i32) {
-        {
-            let mut ended = self.ended.lock().expect("nothing panics while it holds this lock");
-            if ended.len() >= MAX_ENDED {
-                ended.clear();
-            }
-            if !ended.insert(format!("{}/{exec}", live.id())) {
-                return;
-            }
+    /// Records how a command ended, when that is seen, once.
+    pub(crate) fn exit_of(&self, live: &Live, exec: &ExecId) -> Exit {
+        Exit {
+            jobs: self.jobs.clone(),
+            ended: Arc::clone(&self.ended),
+            exec: format!("{}/{exec}", live.id()),
+            note: live.note(Kind::Exec).with("outcome", "ended").with("exec", exec.as_str()),
         }
-        let facts = live.note(Kind::Exec).with("outcome", "ended").with("exec", exec.to_string());
-        self.tell_now(facts.with("exitCode", code));
     }
 
     /// Waits until everything is written, also what is still being counted.
@@ -403,6 +397,38 @@ impl Audit {
                 Error::internal("the server could not write its audit record of this; its log says why")
             })
         }
+    }
+}
+
+fn send_now(jobs: &mpsc::Sender<Job>, note: Note) {
+    let job = Job::Write(note.entry(), None);
+    if let Err(mpsc::error::TrySendError::Full(job)) = jobs.try_send(job) {
+        let jobs = jobs.clone();
+        tokio::spawn(async move { jobs.send(job).await.is_ok() });
+    }
+}
+
+/// The end of a command, which whoever is attached to it sees.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    jobs: mpsc::Sender<Job>,
+    ended: Arc<Mutex<HashSet<String>>>,
+    exec: String,
+    note: Note,
+}
+
+impl Exit {
+    pub(crate) fn seen(self, code: i32) {
+        {
+            let mut ended = self.ended.lock().expect("nothing panics while it holds this lock");
+            if ended.len() >= MAX_ENDED {
+                ended.clear();
+            }
+            if !ended.insert(self.exec) {
+                return;
+            }
+        }
+        send_now(&self.jobs, self.note.with("exitCode", code));
     }
 }
 

@@ -68,6 +68,7 @@ impl App {
         let path = format!("exec/{exec}");
         let note = live.note(Kind::ExecAttach).with("exec", exec.as_str());
         let mut attached = self.audit.around(note, self.attach(live, &path, &query)).await?;
+        attached.output.record_exit(self.audit.exit_of(live, exec));
         let (_, offset) = attached.output.started().await?;
         Ok((attached, offset))
     }

@@ -8,6 +8,7 @@ use warren_guest_api::frame::Frame;
 use warren_types::{Error, ErrorKind, ExecId};
 
 use super::frames::Frames;
+use crate::app::audit;
 
 const TIMED_OUT: &str = "\nProcess timed out";
 
@@ -16,6 +17,8 @@ const TIMED_OUT: &str = "\nProcess timed out";
 #[derive(Debug)]
 pub(crate) struct OutputStream {
     frames: Frames,
+    /// Told how the command ended.
+    on_exit: Option<audit::Exit>,
 }
 
 /// Output that fits in memory.
@@ -29,12 +32,23 @@ pub(crate) struct Collected {
 
 impl OutputStream {
     pub(crate) fn new(body: Body) -> Self {
-        Self { frames: Frames::new(body) }
+        Self { frames: Frames::new(body), on_exit: None }
+    }
+
+    /// Has the end of the command recorded when it comes by.
+    pub(super) fn record_exit(&mut self, exit: audit::Exit) {
+        self.on_exit = Some(exit);
     }
 
     pub(crate) async fn next(&mut self) -> Result<Frame, Error> {
         let next = self.frames.next().await.map_err(|error| lost(&error))?;
-        next.ok_or_else(|| lost(&"it ended without saying how the command did"))
+        let next = next.ok_or_else(|| lost(&"it ended without saying how the command did"))?;
+        if let Frame::Exit(exit) = &next
+            && let Some(on_exit) = self.on_exit.take()
+        {
+            on_exit.seen(exit.code);
+        }
+        Ok(next)
     }
 
     /// Takes the frame that every stream of a command starts with: its id and the offset of what follows.

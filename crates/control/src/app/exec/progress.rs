@@ -21,7 +21,7 @@ impl App {
     pub(crate) async fn exec_progress(&self, live: &Live, exec: &ExecId) -> Result<ExecProgress, Error> {
         let found = self.wait_exec(live, exec, HOLD_MS).await?;
         if let Some(exit) = found.exit {
-            self.audit.exec_ended(live, exec, exit.code);
+            self.audit.exit_of(live, exec).seen(exit.code);
         }
         let (collected, truncated) = self.replay(live, exec).await?;
         let (stdout, stderr) = collected.into_text(found.exit);
