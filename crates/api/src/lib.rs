@@ -4,6 +4,7 @@
 //! the published SDKs never send or need them. Unknown fields in requests are ignored, as those clients expect.
 
 pub mod agents;
+pub mod audit;
 pub mod checkpoints;
 pub mod egress;
 pub mod error;

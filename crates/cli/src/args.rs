@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get,
+    audit, build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get,
     hibernate, images, keys, kill, logs, ls, mcp, preview, reboot, scale, secret, secret_store, secrets,
     shell, snapshots, tags, templates, timeout, version, wake,
 };
@@ -119,6 +119,8 @@ pub(crate) enum Command {
     /// Secrets of a store: set, list, delete, see what they were used for
     #[command(subcommand)]
     Secret(secret::SecretCommand),
+    /// Show what was done, and by whom; export the records, verify them
+    Audit(audit::AuditArgs),
     /// Show or store the server's address and the key
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -141,7 +143,10 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it works on this machine's server rather than talks to one.
     pub(crate) fn is_server_side(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Keys(_) | Self::Secrets(_) | Self::Doctor(_))
+        match self {
+            Self::Audit(args) => args.is_server_side(),
+            _ => matches!(self, Self::Serve(_) | Self::Keys(_) | Self::Secrets(_) | Self::Doctor(_)),
+        }
     }
 }
 
@@ -176,6 +181,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Egress(command) => egress::run(&context, command).await,
         Command::SecretStore(command) => secret_store::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,
+        Command::Audit(args) => audit::run(&context, args).await,
         Command::Config(command) => config::run(&context, command),
         Command::Serve(args) => serve::run(args).await,
         Command::Keys(command) => keys::run(&context, command).await,

@@ -4,6 +4,7 @@
 //! follow it there), connects within [`CONNECT_LIMIT`], and bounds what it reads. Calls with JSON answers have an overall
 //! time limit; streams have none, but may not fall silent for longer than [`SILENCE_LIMIT`].
 
+mod audit;
 mod checkpoints;
 mod egress;
 mod events;
@@ -31,6 +32,7 @@ use crate::config::Config;
 use crate::failure::{About, Refused, Unreachable, chain_of, hinted};
 use crate::ws;
 
+pub(crate) use audit::AuditFilter;
 pub(crate) use events::{Ended, EventStream};
 pub(crate) use images::ArchiveImport;
 pub(crate) use logs::{LogFilter, LogStream};

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 use warren_control::listen::{Listener, Peer, TlsFiles};
-use warren_control::{Config as ControlConfig, Control, SandboxDomain};
+use warren_control::{AuditSettings, Config as ControlConfig, Control, OtlpTarget, SandboxDomain};
 use warren_network::{GatewaySettings, Limits, Reach};
 use warren_node::template::{self, BuildOptions};
 use warren_node::{Config as NodeConfig, ImagesConfig, NetworkConfig, Node, Shutdown};
@@ -104,6 +104,24 @@ pub(crate) struct ServeArgs {
     /// How long an image must not have been used to be removed for that
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) image_unused_for: u64,
+    /// How many days audit records are kept; 0 is for ever
+    #[arg(long, value_name = "DAYS", default_value_t = AuditSettings::DEFAULT_RETENTION_DAYS)]
+    pub(crate) audit_retention: u32,
+    /// Record reads of files too, not only changes
+    #[arg(long)]
+    pub(crate) audit_reads: bool,
+    /// OpenTelemetry collector to send audit records to, over OTLP/HTTP, such as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Header to send to the collector, NAME=VALUE; may be repeated, or be separated by commas in the environment
+    #[arg(
+        long,
+        value_name = "NAME=VALUE",
+        env = "OTEL_EXPORTER_OTLP_HEADERS",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub(crate) otlp_header: Vec<String>,
     /// Running sandboxes an organisation may have
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) max_running: u32,
@@ -177,6 +195,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         info!("connections were still open after {} s", DRAIN.as_secs());
     }
     node.shutdown(if args.stop_sandboxes { Shutdown::StopSandboxes } else { Shutdown::KeepSandboxes }).await;
+    control.finish().await;
     info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
@@ -217,7 +236,10 @@ async fn start(
         },
     };
     let node = Node::start(config, stop.clone(), tasks.clone()).await.context("the node could not start")?;
+    let otlp =
+        args.otlp_endpoint.clone().map(|endpoint| otlp_target(endpoint, &args.otlp_header)).transpose()?;
     let config = ControlConfig {
+        audit: AuditSettings { retention_days: args.audit_retention, reads: args.audit_reads, otlp },
         region: args.region.clone(),
         secrets_key_file: args.secrets_key_file.clone(),
         public_url: args.public_url.clone(),
@@ -270,6 +292,35 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
         format!("another server is running on {}; stop it or choose another --data-dir", data_dir.display())
     })?;
     Ok(file)
+}
+
+/// Where audit records are sent, with what.
+fn otlp_target(endpoint: String, headers: &[String]) -> anyhow::Result<OtlpTarget> {
+    let mut map = reqwest::header::HeaderMap::new();
+    for header in headers.iter().filter(|header| !header.is_empty()) {
+        // The value is not repeated: it may be a credential.
+        let bad = || {
+            anyhow::anyhow!("--otlp-header must be NAME=VALUE, with a name and a value that headers can have")
+        };
+        let (name, value) = header.split_once('=').ok_or_else(bad)?;
+        let name: reqwest::header::HeaderName = name.trim().parse().map_err(|_| bad())?;
+        let mut value: reqwest::header::HeaderValue = value.trim().parse().map_err(|_| bad())?;
+        value.set_sensitive(true);
+        map.append(name, value);
+    }
+    Ok(OtlpTarget { endpoint, headers: map })
+}
+
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    let is_address = |url: reqwest::Url| {
+        matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none()
+    };
+    let refused = || "it must be an address such as http://127.0.0.1:4318".to_owned();
+    text.parse()
+        .ok()
+        .filter(|url: &reqwest::Url| is_address(url.clone()))
+        .map(|_| text.to_owned())
+        .ok_or_else(refused)
 }
 
 /// Bytes, as `500M`, `50G` or `1T` in powers of 1024, or as a plain number.

@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 pub(crate) mod agents;
+pub(crate) mod audit;
 pub(crate) mod auth;
 pub(crate) mod checkpoints;
 pub(crate) mod exec;
@@ -15,7 +16,7 @@ pub(crate) mod idempotency;
 pub(crate) mod identity;
 pub(crate) mod images;
 pub(crate) mod in_flight;
-mod key_file;
+pub(crate) mod key_file;
 pub(crate) mod logs;
 pub(crate) mod previews;
 pub(crate) mod pty;
@@ -42,6 +43,7 @@ use crate::domain::SandboxDomain;
 use crate::keyring::Keyring;
 use crate::store::Store;
 use access::Changes as AccessChanges;
+use audit::{Audit, Note, Refusal};
 use auth::UsedKeys;
 use idempotency::KeyLocks;
 use images::build::Builds;
@@ -55,6 +57,7 @@ const NODE_ANSWER: Duration = Duration::from_secs(2);
 
 pub(crate) struct App {
     pub(crate) store: Store,
+    pub(crate) audit: Audit,
     pub(crate) node: NodeClient,
     pub(crate) in_flight: InFlight,
     pub(crate) checkpoints_in_flight: CheckpointsInFlight,
@@ -103,6 +106,7 @@ pub(crate) struct ImageSpace {
 /// What an [`App`] is made of.
 pub(crate) struct Parts {
     pub store: Store,
+    pub audit: Audit,
     pub node: NodeClient,
     pub node_info: NodeInfo,
     pub tokens: TokenSigner,
@@ -125,6 +129,7 @@ impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             store: parts.store,
+            audit: parts.audit,
             ports: PortClient::new(parts.node.clone()),
             node: parts.node,
             in_flight: InFlight::default(),
@@ -170,6 +175,20 @@ impl App {
     pub(crate) async fn check_ready(&self) -> Result<(), Error> {
         self.store.ping().await?;
         self.refresh_node_info().await.map(drop)
+    }
+
+    /// Runs a change to its end, and records it and what came of it.
+    async fn change<T, E>(
+        self: &Arc<Self>,
+        note: Note,
+        change: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Refusal + Send + 'static,
+    {
+        let app = Arc::clone(self);
+        self.to_the_end(async move { app.audit.around(note, change).await }).await
     }
 
     /// Runs a change to its end even when whoever asked for it stops waiting.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::app::audit::export::OtlpTarget;
 use crate::domain::SandboxDomain;
 
 /// Settings of the control plane, read once.
@@ -33,6 +34,28 @@ pub struct Config {
     pub image_unused_for: Duration,
     /// How often that is looked at.
     pub image_sweep_every: Duration,
+    pub audit: AuditSettings,
+}
+
+/// What becomes of audit records.
+#[derive(Debug, Clone)]
+pub struct AuditSettings {
+    /// How many days they are kept; 0 = for ever.
+    pub retention_days: u32,
+    /// Whether reads of files are recorded.
+    pub reads: bool,
+    /// Where they are sent.
+    pub otlp: Option<OtlpTarget>,
+}
+
+impl AuditSettings {
+    pub const DEFAULT_RETENTION_DAYS: u32 = 90;
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self { retention_days: Self::DEFAULT_RETENTION_DAYS, reads: false, otlp: None }
+    }
 }
 
 impl Config {
@@ -59,6 +82,7 @@ impl Config {
             image_budget_bytes: None,
             image_unused_for: Self::DEFAULT_IMAGE_UNUSED_FOR,
             image_sweep_every: Duration::from_secs(60),
+            audit: AuditSettings::default(),
         }
     }
 }

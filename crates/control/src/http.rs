@@ -6,6 +6,7 @@
 //! Which host a request is for is looked at before any of that: names of previews never reach these routes ([`preview_host`]).
 
 mod agents;
+mod audit;
 mod auth;
 mod body;
 mod channel;
@@ -73,6 +74,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 /// Every route that clients may know of, with its description.
 fn documented() -> OpenApiRouter<Arc<App>> {
     let api = sandboxes::routes()
+        .merge(audit::routes())
         .merge(checkpoints::routes())
         .merge(patches::routes())
         .merge(snapshots::routes())

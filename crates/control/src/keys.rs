@@ -6,6 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use warren_types::{OrgId, Secret};
 
+use crate::app::audit::{Kind, Note, Recorder, RecorderError, Who};
 use crate::app::auth::{generate_key, hash_key};
 use crate::store::keys::KeyRow;
 use crate::store::{Store, StoreError};
@@ -19,6 +20,7 @@ const ID_BYTES: usize = 36;
 #[derive(Debug)]
 pub struct Keys {
     store: Store,
+    recorder: Recorder,
 }
 
 /// A key, without what makes it one.
@@ -40,6 +42,8 @@ pub struct KeyInfo {
 pub enum KeysError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("what was done could not be recorded")]
+    Record(#[from] RecorderError),
     #[error("{what} must be 1 to {MAX_NAME_BYTES} bytes without control characters")]
     BadName { what: &'static str },
     #[error("no key has the id or prefix {0:?}; `keys list` shows them")]
@@ -50,7 +54,9 @@ pub enum KeysError {
 
 /// Opens the keys kept in `data_dir`, making the store when there is none yet.
 pub async fn open(data_dir: impl AsRef<Path>) -> Result<Keys, KeysError> {
-    Ok(Keys { store: Store::open(data_dir.as_ref()).await? })
+    let store = Store::open(data_dir.as_ref()).await?;
+    let recorder = Recorder::open(data_dir.as_ref(), &store).await?;
+    Ok(Keys { store, recorder })
 }
 
 impl Keys {
@@ -68,6 +74,7 @@ impl Keys {
         let key = Secret::new(generate_key());
         let prefix: String = key.expose().chars().take(PREFIX_CHARS).collect();
         let row = self.store.insert_key(org_name, label, &hash_key(key.expose()), &prefix).await?;
+        self.recorder.record(&self.store, &row.org_id, |who| note_of(who, &row, "create")).await?;
         Ok((key, row.into()))
     }
 
@@ -92,13 +99,23 @@ impl Keys {
         let found: Vec<&KeyRow> = keys.iter().filter(|key| means(key)).collect();
         match found[..] {
             [] => Err(KeysError::NotFound(id_or_prefix.get(..ID_BYTES).unwrap_or(id_or_prefix).to_owned())),
-            [key] => Ok(self.store.revoke_key(&key.id).await?.into()),
+            [key] => {
+                let row = self.store.revoke_key(&key.id).await?;
+                self.recorder.record(&self.store, &row.org_id, |who| note_of(who, &row, "revoke")).await?;
+                Ok(row.into())
+            }
             _ => Err(KeysError::Ambiguous {
                 prefix: id_or_prefix.chars().take(PREFIX_CHARS).collect(),
                 count: found.len(),
             }),
         }
     }
+}
+
+/// Who can do this has the server's own files; there is no name to tell.
+fn note_of(who: &Who, row: &KeyRow, action: &str) -> Note {
+    let note = who.note(Kind::ApiKey).with("action", action).with("key", row.id.as_str());
+    note.with("prefix", row.prefix.as_str()).with("label", row.label.clone()).with("outcome", "done")
 }
 
 impl From<KeyRow> for KeyInfo {

@@ -12,6 +12,7 @@
 //! stand side by side in the store; after a crash at any point the reconciler makes them and the node agree.
 
 mod app;
+pub mod audit;
 mod config;
 mod domain;
 mod http;
@@ -32,15 +33,19 @@ use tokio_util::task::TaskTracker;
 use warren_node_api::NodeClient;
 use warren_types::Error;
 
+pub use app::audit::export::OtlpTarget;
+use app::audit::{Audit, Ends};
 use app::signed::{self, UrlSigner};
 use app::token::{self, TokenSigner};
 use app::{App, ImageSpace, Pace, Parts};
-pub use config::Config;
+use audit::seal::Seal;
+pub use config::{AuditSettings, Config};
 pub use domain::{ParseDomainError, SandboxDomain};
 use keyring::Keyring;
 pub use keyring::KeyringError;
 use store::Store;
 pub use store::StoreError;
+use store::audit::AuditStore;
 
 /// A control plane that is ready to serve.
 #[derive(Clone)]
@@ -68,6 +73,10 @@ pub enum StartError {
     Node(#[source] Error),
     #[error("the key of signed URLs, {path}, cannot be used; if it is damaged, remove it and they all end")]
     UrlKey { path: String, source: io::Error },
+    #[error(
+        "the key of the audit records, {path}, cannot be used; put the old file back: without it their seals cannot be checked"
+    )]
+    AuditKey { path: String, source: io::Error },
     #[error("what the node has could not be compared with what is stored")]
     Reconcile(#[source] Error),
     #[error("what sandboxes may reach could not be read")]
@@ -98,6 +107,7 @@ impl Control {
             source,
         })?;
         let keyring = open_keyring(&config, &store).await?;
+        let audit = open_audit(&config, &store).await?;
         let urls = UrlSigner::open(&config.data_dir).map_err(|source| StartError::UrlKey {
             path: config.data_dir.join(signed::FILE_NAME).display().to_string(),
             source,
@@ -105,6 +115,7 @@ impl Control {
         let node_info = node.get_node().await.map_err(StartError::Node)?;
         let app = Arc::new(App::new(Parts {
             store,
+            audit,
             node,
             node_info,
             tokens,
@@ -128,13 +139,18 @@ impl Control {
         // A node that cannot be told now is told by the sweep; until then it lets nothing sealed out.
         app.push_all_access().await.map_err(StartError::Access)?;
         app.resume_builds().await;
-        tasks::spawn(&app);
+        tasks::spawn(&app, &config.audit);
         Ok(Self { app })
     }
 
     /// Compares what is stored with what the node has, now. It happens by itself as well, every half minute.
     pub async fn reconcile(&self) -> Result<(), Error> {
         tasks::reconcile::reconcile(&self.app).await
+    }
+
+    /// Writes and seals the audit records that are under way. To be called when everything else has ended.
+    pub async fn finish(&self) {
+        self.app.finish_audit().await;
     }
 
     /// All routes.
@@ -158,6 +174,17 @@ async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartEr
         }
     }
     Ok(keyring)
+}
+
+/// The audit records go on where they ended.
+async fn open_audit(config: &Config, store: &Store) -> Result<Audit, StartError> {
+    let seal = Seal::open(&config.data_dir).map_err(|source| StartError::AuditKey {
+        path: config.data_dir.join(audit::seal::FILE_NAME).display().to_string(),
+        source,
+    })?;
+    let records = AuditStore::open(&config.data_dir).await?;
+    let ends = Ends::read(&records, &store.list_audit_heads().await?).await?;
+    Ok(Audit::start(records, ends, seal, config.audit.reads))
 }
 
 /// The reconciler removes what no row knows. Over a lost database that would be everything.

@@ -9,6 +9,8 @@
 //! Nothing here decides anything: no rights, no defaults, no words for clients.
 
 pub(crate) mod access;
+pub(crate) mod audit;
+pub(crate) mod audit_heads;
 pub(crate) mod checkpoints;
 mod error;
 pub(crate) mod idempotency;

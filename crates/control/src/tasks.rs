@@ -2,6 +2,7 @@
 //! takes from them what these were used for, and the sync of the store. The first two are idempotent and take no input but what is stored and what the node says, so missing a turn costs nothing but time.
 
 mod access;
+mod audit;
 mod autoscale;
 mod images;
 pub(crate) mod reconcile;
@@ -12,15 +13,26 @@ use std::sync::Arc;
 use tracing::{Instrument, Span, info_span};
 
 use crate::app::App;
+use crate::config::AuditSettings;
 
 /// Starts them; they end when the server stops.
-pub(crate) fn spawn(app: &Arc<App>) {
+pub(crate) fn spawn(app: &Arc<App>, settings: &AuditSettings) {
     start(app, info_span!("reconcile"), reconcile::sweep(Arc::clone(app)));
     start(app, info_span!("watch"), watch::watch(Arc::clone(app)));
     start(app, info_span!("autoscale"), autoscale::autoscale(Arc::clone(app)));
     start(app, info_span!("access"), access::tell_again(Arc::clone(app)));
     start(app, info_span!("secret_uses"), access::take_uses(Arc::clone(app)));
     start(app, info_span!("images"), images::sweep(Arc::clone(app)));
+    // Takes what is left when the server stops.
+    app.tasks.spawn(audit::take_events(Arc::clone(app)).instrument(info_span!("network_events")));
+    start(app, info_span!("audit"), audit::count(Arc::clone(app)));
+    start(app, info_span!("audit"), audit::remove_old(Arc::clone(app), settings.retention_days));
+    let keeper = Arc::clone(app);
+    start(app, info_span!("audit"), async move { keeper.keep_audit().await });
+    if let Some(target) = settings.otlp.clone() {
+        let exporter = Arc::clone(app);
+        start(app, info_span!("audit_export"), async move { exporter.export_audit(target).await });
+    }
     let store = app.store.clone();
     start(app, info_span!("sync"), async move { store.keep_synced().await });
 }

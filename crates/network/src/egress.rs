@@ -27,6 +27,7 @@ pub mod client_hello;
 mod connection;
 mod decode;
 mod dial;
+mod events;
 mod explicit;
 mod form;
 mod framing;
@@ -58,7 +59,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use warren_node_api::{SecretUses, SecretUsesQuery};
+use warren_node_api::{NetworkEvents, NetworkEventsQuery, SecretUses, SecretUsesQuery};
 
 pub use authority::Authority;
 pub use connection::Destination;
@@ -67,6 +68,7 @@ pub use session::Session;
 
 use crate::names::Names;
 use crate::reach::Reach;
+use events::EventLog;
 use tls::Tls;
 use uses::UseLog;
 
@@ -94,6 +96,7 @@ pub struct Gateway {
     reach: Reach,
     sources: RwLock<HashMap<Ipv4Addr, Arc<Session>>>,
     uses: Arc<UseLog>,
+    events: Arc<EventLog>,
     places: Arc<Semaphore>,
 }
 
@@ -106,6 +109,7 @@ impl Gateway {
             reach: settings.reach,
             sources: RwLock::default(),
             uses: Arc::default(),
+            events: Arc::default(),
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         }))
     }
@@ -150,6 +154,7 @@ impl Gateway {
 
     /// Connections from `source` are that session's from now on.
     pub fn attach(&self, source: Ipv4Addr, session: Arc<Session>) {
+        session.tell(self.events.clone());
         self.sources.write().unwrap_or_else(PoisonError::into_inner).insert(source, session);
     }
 
@@ -164,6 +169,11 @@ impl Gateway {
     /// The same batch until it is acknowledged.
     pub fn take_uses(&self, query: SecretUsesQuery) -> SecretUses {
         self.uses.take(query)
+    }
+
+    /// The same batch until it is acknowledged.
+    pub fn take_events(&self, query: NetworkEventsQuery) -> NetworkEvents {
+        self.events.take(query)
     }
 
     fn who_and_where(&self, stream: &TcpStream, peer: SocketAddr) -> Option<(Arc<Session>, Destination)> {

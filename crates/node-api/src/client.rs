@@ -13,9 +13,9 @@ use warren_guest_api::logs::Query;
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
 use crate::{
-    CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, NodeInfo, Patch, PatchRun, Reboot,
-    Report, ResolvedImage, Restore, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Space,
-    TemplateImport, TemplateReport, Timeout, Usage, Wake,
+    CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, NetworkEvents, NetworkEventsQuery,
+    NodeInfo, Patch, PatchRun, Reboot, Report, ResolvedImage, Restore, SandboxSpec, SecretGrant, SecretUses,
+    SecretUsesQuery, Space, TemplateImport, TemplateReport, Timeout, Usage, Wake,
 };
 
 /// Talks to one node, whatever carries the requests.
@@ -95,6 +95,10 @@ impl NodeClient {
     }
 
     /// What secrets were used for since the batch that is acknowledged.
+    pub async fn take_network_events(&self, query: NetworkEventsQuery) -> Result<NetworkEvents, Error> {
+        self.call(Method::POST, "/v1/network-events", Some(&query)).await
+    }
+
     pub async fn take_secret_uses(&self, query: SecretUsesQuery) -> Result<SecretUses, Error> {
         self.call(Method::POST, "/v1/secret-uses", Some(&query)).await
     }

@@ -82,6 +82,55 @@ pub struct SecretUse {
     pub at_ms: u64,
 }
 
+/// Asks for events since the batch that is acknowledged; 0 acknowledges none.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct NetworkEventsQuery {
+    pub acknowledged: u64,
+    /// Also what is still being counted.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// What gateways decided. The same batch is answered until it is acknowledged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkEvents {
+    pub batch: u64,
+    pub events: Vec<NetworkEvent>,
+}
+
+/// Decisions of one kind. The first in a minute is told at once; those that repeat it are counted and told when the minute
+/// is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkEvent {
+    pub sandbox: SandboxId,
+    #[serde(flatten)]
+    pub kind: NetworkEventKind,
+    /// A name where one is known, otherwise an address.
+    pub host: String,
+    /// 0 for a question for a name.
+    pub port: u16,
+    pub count: u64,
+    /// Stands for more kinds than are counted apart: the host is one of them.
+    #[serde(default)]
+    pub folded: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum NetworkEventKind {
+    Allowed {
+        /// Of a request that was read.
+        method: Option<String>,
+    },
+    Refused {
+        /// What stopped it, in words for the sandbox's owner.
+        rule: String,
+    },
+    SecretUse {
+        name: String,
+    },
+}
+
 /// The few calls that carry values are what this is for.
 pub(crate) fn expose<S: Serializer>(secret: &Secret<String>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose())

@@ -23,6 +23,7 @@
 //! | `GET /v1/sandboxes/{id}/egress` | | [`EgressReport`] |
 //! | `PUT /v1/sandboxes/{id}/secrets` | [`SecretGrant`] | 204, once it is in force; ids not known yet too |
 //! | `POST /v1/secret-uses` | [`SecretUsesQuery`] | [`SecretUses`] |
+//! | `POST /v1/network-events` | [`NetworkEventsQuery`] | [`NetworkEvents`] |
 //! | `GET /v1/sandboxes/{id}/patches` | | array of [`PatchRun`] |
 //! | `GET /v1/usage` | | array of [`Usage`], running sandboxes only |
 //! | `GET /v1/checkpoints` | | array of [`CheckpointReport`] |
@@ -55,7 +56,8 @@ pub use checkpoint::{
 };
 pub use client::{NodeClient, error_of};
 pub use egress::{
-    Blocked, EgressReport, GrantedSecret, Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
+    Blocked, EgressReport, GrantedSecret, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkEventsQuery,
+    Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
 };
 pub use template::{
     Held, ImageSettings, Import, RegistryAuth, ResolvedImage, Space, TemplateImport, TemplateLine,

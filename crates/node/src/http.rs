@@ -51,6 +51,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/sandboxes/{id}/egress", get(egress).put(set_egress))
         .route("/v1/sandboxes/{id}/secrets", put(grant))
         .route("/v1/secret-uses", post(secret_uses))
+        .route("/v1/network-events", post(network_events))
         .route("/v1/sandboxes/{id}/patches", get(patch_runs))
         .route("/v1/sandboxes/{id}/logs", post(logs))
         .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
@@ -179,6 +180,10 @@ async fn grant(State(registry): Shared, Path(id): Path<String>, body: Body) -> R
 
 async fn secret_uses(State(registry): Shared, body: Body) -> Result<Response> {
     Ok(json(StatusCode::OK, &registry.take_secret_uses(decode(body).await?)))
+}
+
+async fn network_events(State(registry): Shared, body: Body) -> Result<Response> {
+    Ok(json(StatusCode::OK, &registry.take_network_events(decode(body).await?)))
 }
 
 async fn patch_runs(State(registry): Shared, Path(id): Path<String>) -> Result<Response> {

@@ -17,7 +17,8 @@ use tracing::{info, warn};
 use warren_images::Registries;
 use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
 use warren_node_api::{
-    Change, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses, SecretUsesQuery, Usage,
+    Change, NetworkEvents, NetworkEventsQuery, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
+    SecretUsesQuery, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
@@ -420,6 +421,10 @@ impl Registry {
 
     pub(crate) fn take_secret_uses(&self, query: SecretUsesQuery) -> SecretUses {
         self.host.gateway.take_uses(query)
+    }
+
+    pub(crate) fn take_network_events(&self, query: NetworkEventsQuery) -> NetworkEvents {
+        self.host.gateway.take_events(query)
     }
 
     /// What running sandboxes use.

@@ -30,7 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// in ten seconds.
 const BALLOON_DEADLINE: Duration = Duration::from_secs(50);
 /// A balloon that has not moved for so long has come to what the guest needs.
-const BALLOON_STUCK: Duration = Duration::from_secs(3);
+const BALLOON_STUCK: Duration = Duration::from_secs(6);
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {

@@ -151,7 +151,7 @@ fn told(error: KeysError) -> anyhow::Error {
     match error {
         KeysError::BadName { .. } => usage(error.to_string()),
         KeysError::NotFound(_) | KeysError::Ambiguous { .. } => error.into(),
-        KeysError::Store(_) => hinted(
+        KeysError::Store(_) | KeysError::Record(_) => hinted(
             crate::failure::chain_of(&error),
             "run it as the user the server runs as, with the server's --data-dir",
         ),

@@ -47,7 +47,7 @@ pub(crate) struct LogsArgs {
 }
 
 /// A time, or how long before now it was.
-fn parse_time(text: &str) -> Result<Timestamp, String> {
+pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use warren_types::{Error, ErrorKind, OrgId, SandboxId, SandboxState};
 
 use super::App;
+use super::audit::{Kind, Who};
 use super::previews::gate::Admitted;
 use super::signed::FileUse;
 use super::token::TokenClaims;
@@ -24,6 +25,7 @@ pub(crate) struct Caller {
     org: OrgId,
     org_name: String,
     key_id: String,
+    who: Who,
 }
 
 /// Proof that whoever asks may use the commands, files and terminals of a sandbox that can be used.
@@ -32,6 +34,7 @@ pub(crate) struct Live {
     id: SandboxId,
     /// Stored as hibernated, and not woken since by whoever holds this.
     asleep: Arc<AtomicBool>,
+    who: Who,
 }
 
 /// What a credential turned out to be.
@@ -60,6 +63,17 @@ impl Caller {
     pub(crate) fn key_id(&self) -> &str {
         &self.key_id
     }
+
+    /// As audit records name whoever asks.
+    pub(crate) fn who(&self) -> &Who {
+        &self.who
+    }
+
+    /// Says which request it is that is made with this.
+    pub(crate) fn in_request(mut self, id: Option<Arc<str>>) -> Self {
+        self.who = self.who.in_request(id);
+        self
+    }
 }
 
 impl TryFrom<Identity> for Caller {
@@ -81,6 +95,17 @@ impl TryFrom<Identity> for Caller {
 impl Live {
     pub(crate) fn id(&self) -> &SandboxId {
         &self.id
+    }
+
+    /// As audit records name whoever asks.
+    pub(crate) fn who(&self) -> &Who {
+        &self.who
+    }
+
+    /// Says which request it is that is made with this.
+    pub(crate) fn in_request(mut self, id: Option<Arc<str>>) -> Self {
+        self.who = self.who.in_request(id);
+        self
     }
 
     pub(crate) fn is_asleep(&self) -> bool {
@@ -116,26 +141,28 @@ impl App {
         if is_api_key(credential) {
             let key = self.store.find_active_key(&hash_key(credential)).await?.ok_or_else(unauthenticated)?;
             self.used_keys.touch(&key.id);
-            return Ok(Identity::Org(Caller {
-                org: OrgId(key.org_id),
-                org_name: key.org_name,
-                key_id: key.id,
-            }));
+            let org = OrgId(key.org_id);
+            let who = Who::key(org.clone(), &key.id);
+            return Ok(Identity::Org(Caller { org, org_name: key.org_name, key_id: key.id, who }));
         }
         self.tokens.verify(credential).map(Identity::Sandbox).ok_or_else(unauthenticated)
     }
 
     /// Lets somebody at the data plane of a sandbox: theirs, and able to be used.
     pub(crate) async fn reach(&self, identity: &Identity, id: &SandboxId) -> Result<Live, Error> {
-        let org = match identity {
-            Identity::Org(caller) => &caller.org,
+        let (org, who) = match identity {
+            Identity::Org(caller) => (&caller.org, caller.who.clone()),
             Identity::Sandbox(claims) if claims.sandbox_id != *id => {
+                let note = Who::sandbox_token(claims.org_id.clone()).note(Kind::Access);
+                let note = note.of(&claims.sandbox_id).with("asked", id.as_str());
+                self.audit
+                    .tell_folded(note.with("outcome", "refused").with("why", "token of another sandbox"));
                 return Err(Error::new(ErrorKind::Forbidden, "this token is for another sandbox"));
             }
-            Identity::Sandbox(claims) => &claims.org_id,
+            Identity::Sandbox(claims) => (&claims.org_id, Who::sandbox_token(claims.org_id.clone())),
         };
         let found = self.store.find_standing(id).await?.filter(|found| found.org == *org);
-        live(found.ok_or_else(sandbox_not_found)?)
+        live(found.ok_or_else(|| self.not_theirs(&who, id))?, who)
     }
 
     /// Lets in whoever shows a URL that was signed for a file: whoever asked for it owned the sandbox.
@@ -147,23 +174,40 @@ impl App {
         expires: i64,
         signature: &str,
     ) -> Result<Live, Error> {
-        self.urls.check_file(id, path, use_, expires, signature)?;
-        live(self.store.find_standing(id).await?.ok_or_else(sandbox_not_found)?)
+        let checked = self.urls.check_file(id, path, use_, expires, signature);
+        let found = self.store.find_standing(id).await?;
+        if let (Err(error), Some(found)) = (&checked, &found) {
+            let note = Who::signed_url(found.org.clone()).note(Kind::Access).of(id);
+            // The path is whoever's words; it is not counted by.
+            self.audit.tell_folded(note.with("outcome", "refused").with("why", error.message.as_str()));
+        }
+        checked?;
+        let found = found.ok_or_else(sandbox_not_found)?;
+        let who = Who::signed_url(found.org.clone());
+        live(found, who)
+    }
+
+    /// Of a sandbox that somebody asked for who has none of that id.
+    pub(crate) fn not_theirs(&self, who: &Who, id: &SandboxId) -> Error {
+        let note = who.note(Kind::Access).of(id).with("outcome", "refused");
+        self.audit.tell_folded(note.with("why", "no sandbox of this organisation"));
+        sandbox_not_found()
     }
 
     /// Lets in whoever was admitted to a preview of that sandbox.
-    pub(crate) fn reach_preview(&self, found: SandboxStanding, _: &Admitted) -> Result<Live, Error> {
-        live(found)
+    pub(crate) fn reach_preview(&self, found: SandboxStanding, admitted: &Admitted) -> Result<Live, Error> {
+        let who = Who::preview(found.org.clone(), admitted.as_str());
+        live(found, who)
     }
 }
 
 /// A sandbox that can be used, to somebody who may.
-fn live(found: SandboxStanding) -> Result<Live, Error> {
+fn live(found: SandboxStanding, who: Who) -> Result<Live, Error> {
     let id = &found.id;
     match found.observed {
         SandboxState::Running | SandboxState::Hibernated => {
             let asleep = AtomicBool::new(found.observed == SandboxState::Hibernated);
-            Ok(Live { id: found.id, asleep: Arc::new(asleep) })
+            Ok(Live { id: found.id, asleep: Arc::new(asleep), who })
         }
         SandboxState::Creating => {
             Err(Error::unavailable(format!("sandbox {id} is still being made; try again in a moment")))

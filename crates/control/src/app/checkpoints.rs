@@ -21,7 +21,8 @@ use warren_node_api::SandboxSpec;
 use warren_types::{CheckpointId, EgressMode, Error, ErrorKind, SandboxId};
 
 use super::App;
-use super::auth::{Caller, sandbox_not_found};
+use super::audit::Kind;
+use super::auth::Caller;
 use crate::store::checkpoints::{CheckpointRow, Status};
 use crate::store::sandboxes::SandboxStanding;
 
@@ -45,6 +46,8 @@ impl App {
     ) -> Result<Checkpoint, Error> {
         self.find_own_checkpoint(caller, id).await?;
         let row = self.store.set_checkpoint_public(id, public).await?.ok_or_else(checkpoint_not_found)?;
+        let note = caller.note(Kind::CheckpointPublish).of(&row.sandbox_id).with("checkpoint", id.as_str());
+        self.audit.note(note.with("public", public).with("outcome", "done")).await?;
         Ok(view(row))
     }
 
@@ -59,7 +62,7 @@ impl App {
         id: &SandboxId,
     ) -> Result<SandboxStanding, Error> {
         let found = self.store.find_standing(id).await?;
-        found.filter(|found| found.org == *caller.org()).ok_or_else(sandbox_not_found)
+        found.filter(|found| found.org == *caller.org()).ok_or_else(|| self.not_theirs(caller.who(), id))
     }
 
     async fn find_own_checkpoint(&self, caller: &Caller, id: &CheckpointId) -> Result<CheckpointRow, Error> {

@@ -16,6 +16,8 @@ use warren_guest_api::exec::{Exec, ExecStart, Kill, ShellUse};
 use warren_types::{Error, ErrorKind, ExecId};
 
 use super::App;
+use super::audit::detail::of_command;
+use super::audit::{Kind, facts};
 use super::auth::Live;
 
 const DEFAULT_TIMEOUT_SECONDS: i64 = 60;
@@ -89,7 +91,10 @@ pub(crate) fn exec_not_found() -> Error {
 impl App {
     pub(crate) async fn create_exec(&self, live: &Live, body: ExecCreate) -> Result<ExecSession, Error> {
         let start = session(body)?;
-        view(live, self.guest_json(live, Method::POST, "exec", Some(&start)).await?)
+        let note = live.note(Kind::Exec).with_all(of_command(&start)).with("mode", "session");
+        let make = async { view(live, self.guest_json(live, Method::POST, "exec", Some(&start)).await?) };
+        let told = |made: &ExecSession| facts([("exec", made.session_id.as_str().into())]);
+        self.audit.around_with(note, make, told).await
     }
 
     pub(crate) async fn list_execs(&self, live: &Live) -> Result<Vec<ExecSession>, Error> {
@@ -106,7 +111,10 @@ impl App {
                 .filter(|signal| (1..=MAX_SIGNAL).contains(signal))
                 .ok_or_else(|| Error::invalid(format!("signal must be a number from 1 to {MAX_SIGNAL}")))?,
         };
-        self.guest_json::<()>(live, Method::POST, &format!("exec/{exec}/kill"), Some(&Kill { signal })).await
+        let note = live.note(Kind::ExecKill).with("exec", exec.as_str()).with("signal", signal);
+        let path = format!("exec/{exec}/kill");
+        let kill = Kill { signal };
+        self.audit.around(note, self.guest_json::<()>(live, Method::POST, &path, Some(&kill))).await
     }
 }
 

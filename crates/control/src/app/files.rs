@@ -2,15 +2,20 @@
 
 mod listing;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Method};
+use http_body_util::BodyExt;
 use jiff::Timestamp;
 use warren_api::files::{FileChmod, FileMove, FileStat, FileUrl, FileUrlCreate};
 use warren_guest_api::files::{Chmod, FileKind, MAX_PATH_BYTES, Move, Stat};
 use warren_types::{Error, ErrorKind, SandboxId};
 
 use super::App;
+use super::audit::{Kind, facts};
 use super::auth::{Caller, Live};
 use super::guest::query_value;
 use super::signed::{FileUse, expires_at, expiry};
@@ -77,9 +82,13 @@ impl App {
         headers: HeaderMap,
         body: Body,
     ) -> Result<(), Error> {
+        let note = live.note(Kind::FileWrite).with("path", path.0.as_str());
         let mode = mode.map(|FileMode(mode)| format!("&mode={mode:o}")).unwrap_or_default();
         let path = format!("files?path={}{mode}", query_value(&path.0));
-        self.guest(live, Method::PUT, &path, headers, body).await.map(drop)
+        let (body, bytes) = counted(body);
+        let write = self.guest(live, Method::PUT, &path, headers, body);
+        let told = |_: &Response| facts([("bytes", bytes.load(Ordering::Relaxed).into())]);
+        self.audit.around_with(note, write, told).await.map(drop)
     }
 
     /// A call about one path whose body, if any, is content.
@@ -92,8 +101,21 @@ impl App {
         headers: HeaderMap,
         body: Body,
     ) -> Result<Response, Error> {
-        let path = format!("{route}?path={}", query_value(&path.0));
-        self.guest(live, method, &path, headers, body).await
+        let call = format!("{route}?path={}", query_value(&path.0));
+        let kind = match (route, &method) {
+            ("files", &Method::DELETE) => Kind::FileDelete,
+            ("files/mkdir", _) => Kind::FileMkdir,
+            ("files/archive", &Method::PUT) => Kind::FileUnpack,
+            _ if self.audit.records_reads() => Kind::FileRead,
+            _ => return self.guest(live, method, &call, headers, body).await,
+        };
+        let note = live.note(kind).with("path", path.0.as_str());
+        let (body, bytes) = counted(body);
+        let told = |_: &Response| match kind {
+            Kind::FileUnpack => facts([("bytes", bytes.load(Ordering::Relaxed).into())]),
+            _ => facts([]),
+        };
+        self.audit.around_with(note, self.guest(live, method, &call, headers, body), told).await
     }
 
     /// Opens a folder's listing.
@@ -124,13 +146,18 @@ impl App {
     pub(crate) async fn move_file(&self, live: &Live, body: FileMove) -> Result<(), Error> {
         let from = FilePath::from_field("from", body.from)?;
         let to = FilePath::from_field("to", body.to)?;
-        self.guest_json::<()>(live, Method::POST, "files/move", Some(&Move { from: from.0, to: to.0 })).await
+        let note = live.note(Kind::FileMove).with("from", from.0.as_str()).with("to", to.0.as_str());
+        let order = Move { from: from.0, to: to.0 };
+        self.audit.around(note, self.guest_json::<()>(live, Method::POST, "files/move", Some(&order))).await
     }
 
     pub(crate) async fn chmod_file(&self, live: &Live, body: FileChmod) -> Result<(), Error> {
         let path = FilePath::from_field("path", body.path)?;
         let FileMode(mode) = FileMode::parse(&body.mode)?;
-        self.guest_json::<()>(live, Method::POST, "files/chmod", Some(&Chmod { path: path.0, mode })).await
+        let note =
+            live.note(Kind::FileChmod).with("path", path.0.as_str()).with("mode", format!("{mode:04o}"));
+        let order = Chmod { path: path.0, mode };
+        self.audit.around(note, self.guest_json::<()>(live, Method::POST, "files/chmod", Some(&order))).await
     }
 }
 
@@ -148,12 +175,27 @@ impl App {
         let FilePath(path) = FilePath::from_field("path", body.path.unwrap_or_default())?;
         let expires = expiry(body.expires_in, MAX_URL_SECONDS);
         let signature = self.urls.sign_file(id, &path, use_, expires);
+        let note = caller.note(Kind::SignedUrl).of(id).with("use", use_.as_str()).with("path", path.as_str());
+        self.audit.note(note.with("outcome", "done").with("expiresAt", expires_at(expires))).await?;
         let query = format!("path={}&expires={expires}&signature={signature}", form_value(&path));
         Ok(FileUrl {
             url: format!("{base}/api/sandboxes/{id}/files/{}?{query}", use_.as_str()),
             expires_at: expires_at(expires),
         })
     }
+}
+
+/// A body, and how many bytes of it have passed.
+fn counted(body: Body) -> (Body, Arc<AtomicU64>) {
+    let passed = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&passed);
+    let body = body.map_frame(move |frame| {
+        if let Some(bytes) = frame.data_ref() {
+            count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        frame
+    });
+    (Body::new(body), passed)
 }
 
 /// Encodes a value as forms do.

@@ -12,6 +12,7 @@ use warren_node_api::Wake;
 use warren_types::{Error, ErrorKind};
 
 use super::App;
+use super::audit::Kind;
 use super::auth::Live;
 
 /// Longest sentence of a guest that is passed on, in bytes.
@@ -45,7 +46,9 @@ impl App {
     /// who asks right after it could still read the old state.
     pub(super) async fn wake_for(&self, live: &Live) -> Result<(), Error> {
         if live.is_asleep() {
-            self.on_node(self.node.ensure_awake(live.id(), Wake::default())).await?;
+            let note = live.note(Kind::SandboxWake).with("by", "use");
+            let wake = self.on_node(self.node.ensure_awake(live.id(), Wake::default()));
+            self.audit.around(note, wake).await?;
             live.has_woken();
         }
         Ok(())

@@ -14,6 +14,7 @@ use warren_api::previews::{
 use warren_types::{Error, SandboxId, Secret};
 
 use super::App;
+use super::audit::Kind;
 use super::auth::{Caller, hash_key, sandbox_not_found};
 use super::signed::{ShareKind, Shared, expires_at, expiry};
 use crate::store::previews::PreviewRow;
@@ -56,6 +57,8 @@ impl App {
             ));
         }
         let (row, is_new) = self.store.ensure_preview(id, port).await?;
+        let note = caller.note(Kind::Preview).of(id).with("action", "register").with("port", port);
+        self.audit.note(note.with("outcome", "done")).await?;
         Ok((self.preview(caller, id, row, base), is_new))
     }
 
@@ -80,6 +83,8 @@ impl App {
         self.standing_in_any_state(caller, id).await?;
         let port = parse_port(port)?;
         if self.store.remove_preview(id, port).await? {
+            let note = caller.note(Kind::Preview).of(id).with("action", "delete").with("port", port);
+            self.audit.note(note.with("outcome", "done")).await?;
             return Ok(());
         }
         Err(Error::not_found(format!("port {port} of this sandbox is not registered")))
@@ -94,6 +99,8 @@ impl App {
         self.usable_standing(caller, id).await?;
         let token = generate_token();
         self.store.set_preview_hash(id, &hash_key(token.expose())).await?;
+        let note = caller.note(Kind::Preview).of(id).with("action", "rotate_token");
+        self.audit.note(note.with("outcome", "done")).await?;
         Ok(PreviewTokenRotated { preview_auth_token: token.expose().clone(), scheme: BEARER.to_owned() })
     }
 
@@ -116,6 +123,8 @@ impl App {
         let expires = expiry(body.expires_in, MAX_SHARE_SECONDS);
         let signed = self.urls.sign_share(ShareKind::Link, Shared { id, port, preview_hash }, expires);
         let url = self.preview_url(id, port, base);
+        let note = caller.note(Kind::Preview).of(id).with("action", "share").with("port", port);
+        self.audit.note(note.with("outcome", "done").with("expiresAt", expires_at(expires))).await?;
         Ok(PreviewShare { url: format!("{url}/?{LINK_PARAMETER}={signed}"), expires_at: expires_at(expires) })
     }
 

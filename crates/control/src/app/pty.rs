@@ -6,6 +6,7 @@ use warren_guest_api::pty::{Pty, PtyStart, Resize};
 use warren_types::{Error, PtyId};
 
 use super::App;
+use super::audit::{Kind, facts};
 use super::auth::Live;
 
 const MAX_SIDE: i64 = 1000;
@@ -24,7 +25,10 @@ impl App {
             value.filter(|value| *value != 0).map(|value| side(name, value)).transpose()
         };
         let start = PtyStart { cols: side("cols", body.cols)?, rows: side("rows", body.rows)?, shell };
-        let pty: Pty = self.guest_json(live, Method::POST, "pty", Some(&start)).await?;
+        let note = live.note(Kind::Pty).with("shell", start.shell.clone());
+        let told = |pty: &Pty| facts([("pty", pty.id.as_str().into())]);
+        let make = self.guest_json(live, Method::POST, "pty", Some(&start));
+        let pty: Pty = self.audit.around_with(note, make, told).await?;
         Ok(PtySession { session_id: pty.id.to_string(), sandbox_id: live.id().to_string() })
     }
 
@@ -34,7 +38,9 @@ impl App {
     }
 
     pub(crate) async fn delete_pty(&self, live: &Live, pty: &PtyId) -> Result<(), Error> {
-        self.guest_json::<()>(live, Method::DELETE, &format!("pty/{pty}"), None::<&()>).await
+        let path = format!("pty/{pty}");
+        let close = self.guest_json::<()>(live, Method::DELETE, &path, None::<&()>);
+        self.audit.around(live.note(Kind::PtyClose).with("pty", pty.as_str()), close).await
     }
 }
 

@@ -7,6 +7,7 @@ use warren_types::size::TIERS;
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState, Size};
 
 use super::App;
+use super::audit::Kind;
 use super::auth::{Caller, sandbox_not_found};
 use crate::store::scaling::Scaling;
 
@@ -31,7 +32,7 @@ impl App {
             return Err(Error::invalid("sandbox is not running"));
         }
         let (app, id) = (Arc::clone(self), id.clone());
-        self.to_the_end(async move {
+        self.change(caller.note(Kind::SandboxScale).of(&id).with("memoryMB", size.memory_mb), async move {
             let size = app.resize(&id, size).await?;
             let autoscale_disabled = app.store.stop_autoscale(&id).await?;
             Ok(Scaled {
@@ -81,6 +82,8 @@ impl App {
         } else {
             self.store.stop_autoscale(id).await?;
         }
+        let note = caller.note(Kind::SandboxScale).of(id).with("outcome", "done").with("autoscale", enabled);
+        self.audit.note(note).await?;
         Ok(autoscale(id, self.scaling(id).await?))
     }
 
@@ -103,6 +106,8 @@ impl App {
         self.usable_standing(caller, id).await?;
         let locked = body.locked.ok_or_else(|| Error::invalid("locked is required: true or false"))?;
         self.store.set_scaling_lock(id, locked).await?;
+        let note = caller.note(Kind::SandboxScale).of(id).with("outcome", "done").with("locked", locked);
+        self.audit.note(note).await?;
         Ok(ScalingLock { sandbox_id: id.to_string(), locked })
     }
 

@@ -5,6 +5,7 @@ use warren_types::tags::{Tags, check};
 use warren_types::{Error, SandboxId};
 
 use super::App;
+use super::audit::Kind;
 use super::auth::{Caller, sandbox_not_found};
 
 impl App {
@@ -21,6 +22,8 @@ impl App {
     ) -> Result<SandboxTags, Error> {
         check(&tags)?;
         let at = self.store.replace_tags(caller.org(), id, &tags).await?.ok_or_else(sandbox_not_found)?;
+        let note = caller.note(Kind::SandboxTags).of(id).with("outcome", "done");
+        self.audit.note(note.with("keys", tags.keys().map(String::as_str).collect::<Vec<_>>())).await?;
         Ok(SandboxTags { tags, tags_last_updated_at: Some(at) })
     }
 

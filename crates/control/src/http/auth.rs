@@ -20,6 +20,7 @@ use warren_types::Error;
 use super::errors::ApiError;
 use super::params::SandboxPath;
 use super::query::Query;
+use super::request_id::id_of;
 use crate::app::App;
 use crate::app::auth::{Caller, Live, unauthenticated};
 
@@ -64,7 +65,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let credential = in_headers(&parts.headers).ok_or_else(unauthenticated)?;
         let identity = app.authenticate(&credential).await?;
-        Ok(Self::try_from(identity)?)
+        Ok(Self::try_from(identity)?.in_request(id_of(&parts.extensions)))
     }
 }
 
@@ -76,6 +77,7 @@ impl FromRequestParts<Arc<App>> for Live {
             in_headers(&parts.headers).or_else(|| in_query(parts)).ok_or_else(unauthenticated)?;
         let identity = app.authenticate(&credential).await?;
         let SandboxPath(id) = SandboxPath::from_request_parts(parts, app).await?;
-        app.reach(&identity, &id).await.map_err(|error: Error| error.into())
+        let live = app.reach(&identity, &id).await.map_err(|error: Error| ApiError::from(error))?;
+        Ok(live.in_request(id_of(&parts.extensions)))
     }
 }

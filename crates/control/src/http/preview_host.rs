@@ -25,7 +25,9 @@ use warren_types::{Error, ErrorKind};
 
 use super::errors::ApiError;
 use super::headers::PublicBase;
+use super::request_id::id_of;
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Live;
 use crate::app::previews::gate::Admitted;
 use host::{Addressed, Target};
@@ -87,7 +89,7 @@ async fn answer(app: &Arc<App>, target: &Target, request: Request, page: bool) -
     let shown = credentials::shown(&parts, &target.host, &path, is_secure);
 
     let standing = app.preview_standing(&target.id).await?;
-    let admitted = app.admit(&standing, target.port, &shown)?;
+    let admitted = app.admit_and_note(&standing, target.port, &shown)?;
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
     if let (true, Some(_)) = (reads, &shown.link) {
         return Ok(credentials::redirect(&path, &admitted, is_secure));
@@ -96,7 +98,8 @@ async fn answer(app: &Arc<App>, target: &Target, request: Request, page: bool) -
     let bearer_is_ours = admitted == Admitted::Bearer
         || shown.bearer.as_deref().is_some_and(|bearer| App::is_preview_token(&standing, bearer));
     credentials::remove_ours(&mut parts.headers, bearer_is_ours);
-    let live = app.reach_preview(standing, &admitted)?;
+    let live = app.reach_preview(standing, &admitted)?.in_request(id_of(&parts.extensions));
+    app.audit.tell_folded(live.note(Kind::PreviewRequest).with("port", target.port));
     wake(app, &live, page && parts.method == Method::GET).await?;
     forward::forward(app, target, base.0, &path.clean, parts, body).await
 }

@@ -1,13 +1,14 @@
 //! An outer layer: names every request, opens its span, and answers for handlers that panic.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderValue};
 use tracing::{Instrument, field, info_span};
 use warren_api::REQUEST_ID_HEADER;
 use warren_types::{Error, SandboxId};
@@ -18,8 +19,18 @@ const MAX_ID_BYTES: usize = 128;
 /// Longest part of a path that is logged.
 const MAX_PATH_CHARS: usize = 256;
 
-pub(super) async fn name_request(request: Request, next: Next) -> Response {
+/// The id of a request, for handlers.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub Arc<str>);
+
+/// The id that an outer layer gave a request.
+pub(super) fn id_of(extensions: &Extensions) -> Option<Arc<str>> {
+    extensions.get::<RequestId>().map(|id| Arc::clone(&id.0))
+}
+
+pub(super) async fn name_request(mut request: Request, next: Next) -> Response {
     let id = given_id(request.headers()).unwrap_or_else(generated_id);
+    request.extensions_mut().insert(RequestId(id.to_str().unwrap_or_default().into()));
     // The path alone: a query may carry a credential.
     let path = request.uri().path();
     let span = info_span!(

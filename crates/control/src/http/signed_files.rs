@@ -8,7 +8,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use warren_api::ErrorBody;
@@ -21,6 +21,7 @@ use super::files;
 use super::headers::PublicBase;
 use super::params::SandboxPath;
 use super::query::Query;
+use super::request_id::id_of;
 use crate::app::App;
 use crate::app::auth::{Caller, Live};
 use crate::app::files::FilePath;
@@ -83,9 +84,11 @@ async fn file_download(
     SandboxPath(id): SandboxPath,
     method: Method,
     query: Query,
+    extensions: Extensions,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (live, path) = admit(&app, &id, &query, FileUse::Download).await?;
+    let live = live.in_request(id_of(&extensions));
     let name = disposition(&path);
     let mut response = files::read(&app, &live, method, &FilePath::from_query(Some(path))?, &headers).await?;
     response.headers_mut().insert(header::CONTENT_DISPOSITION, name);
@@ -104,10 +107,12 @@ async fn file_upload(
     State(app): State<Arc<App>>,
     SandboxPath(id): SandboxPath,
     query: Query,
+    extensions: Extensions,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let (live, path) = admit(&app, &id, &query, FileUse::Upload).await?;
+    let live = live.in_request(id_of(&extensions));
     files::write(&app, &live, &FilePath::from_query(Some(path))?, None, &headers, body).await
 }
 

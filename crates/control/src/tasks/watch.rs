@@ -11,6 +11,7 @@ use warren_node_api::Change;
 use warren_types::{Error, SandboxState};
 
 use crate::app::App;
+use crate::app::audit::{Kind, Who};
 use crate::store::StoreError;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -110,5 +111,12 @@ async fn take_line(app: &Arc<App>, line: &[u8]) -> Result<(), WatchEnd> {
         return Ok(());
     }
     // Not one of ours, or nothing new: then no row changes, and the reconciler sees to what should not be there.
-    app.store.apply_report(&report).await.map(drop).map_err(WatchEnd::NotStored)
+    let before = app.store.find_standing(&report.id).await.map_err(WatchEnd::NotStored)?;
+    let changed = app.store.apply_report(&report).await.map_err(WatchEnd::NotStored)?;
+    if let Some(before) = before.filter(|before| changed && before.observed != report.state) {
+        let note = Who::server(before.org).note(Kind::SandboxState).of(&report.id);
+        let note = note.with("state", report.state.as_str()).with("generation", report.generation);
+        app.audit.tell(note.with("reason", report.reason.clone())).await;
+    }
+    Ok(())
 }

@@ -207,6 +207,7 @@ impl Connection<'_> {
             // It has not said that it speaks HTTP; whatever else it may speak, a rule can let through.
             Ok(upstream) if hello.protocols.is_empty() && self.is_other(&mut stream, &host).await => {
                 self.decide(Some(&host), Kind::Raw { tls: false });
+                self.session.note_allowed(&host, self.to.port, None);
                 return tunnel(stream, upstream).await;
             }
             upstream => upstream,
@@ -232,6 +233,7 @@ impl Connection<'_> {
     /// Nobody reads it from here on.
     async fn raw<S: Io>(&self, stream: Peeked<S>, host: Option<String>, tls: bool) {
         self.decide(host.as_deref(), Kind::Raw { tls });
+        self.session.note_allowed(host.as_deref().unwrap_or(&self.to.shown()), self.to.port, None);
         // Under an allowlist a name decides where it goes. Otherwise it goes where it wants.
         let upstream = match (&host, self.policy.mode) {
             (Some(host), EgressMode::Allowlist) => self.gateway.dial(self.session, host, &self.to).await,

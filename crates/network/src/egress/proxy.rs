@@ -17,6 +17,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio_util::sync::CancellationToken;
+use warren_node_api::NetworkEventKind;
 
 use super::Gateway;
 use super::body::Body;
@@ -184,6 +185,7 @@ impl Proxy {
         }
         let port = if self.site.to.port == 0 { target.port.unwrap_or(80) } else { self.site.to.port };
         self.may(&target.host, port, request.method(), request.uri().path())?;
+        self.session.note_allowed(&target.host, port, Some(request.method()));
         let secrets = self.secrets(&target.host, &request)?;
         let mut request = request;
         let upgrade = request::wants_websocket(&request).then(|| hyper::upgrade::on(&mut request));
@@ -289,6 +291,8 @@ impl Proxy {
             .map_err(|error| Refusal::form(&target.host, error))?;
         for name in &used {
             self.gateway.uses.note(self.session.id(), name, &target.host);
+            let kind = NetworkEventKind::SecretUse { name: name.clone() };
+            self.session.note_event(kind, &target.host, port);
         }
         if websocket {
             request::ask_for_websocket(&mut parts.headers, secrets.seal.is_none());
@@ -296,10 +300,12 @@ impl Proxy {
         let body = match &secrets.body {
             Some(substitutes) => {
                 let (uses, sandbox) = (self.gateway.uses.clone(), self.session.id().clone());
-                let host = target.host.clone();
+                let (host, session) = (target.host.clone(), self.session.clone());
                 let note = move |name: &str| {
                     if used.insert(name.to_owned()) {
                         uses.note(&sandbox, name, &host);
+                        let kind = NetworkEventKind::SecretUse { name: name.to_owned() };
+                        session.note_event(kind, &host, port);
                     }
                 };
                 request::substitute_in_body(&mut parts, body, substitutes, note).await.map_err(|_| {

@@ -5,15 +5,17 @@
 //! of one that stays is judged by those in force when it begins.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use http::Method;
 use tokio::sync::Semaphore;
-use warren_node_api::{EgressReport, SecretGrant};
+use warren_node_api::{EgressReport, NetworkEventKind, SecretGrant};
 use warren_types::{EgressMode, EgressPolicy, SandboxId};
 
 use super::blocked::BlockedLog;
+use super::events::EventLog;
 use super::open::{Held, Kind, Open, OpenConnections};
 use super::pins::Pins;
 use super::secrets::Secrets;
@@ -32,6 +34,7 @@ pub struct Session {
     secrets: ArcSwapOption<Secrets>,
     pins: Pins,
     blocked: BlockedLog,
+    events: OnceLock<Arc<EventLog>>,
     open: Arc<OpenConnections>,
     pub(crate) places: Arc<Semaphore>,
 }
@@ -47,6 +50,7 @@ impl Session {
             secrets: ArcSwapOption::empty(),
             pins: Pins::default(),
             blocked: BlockedLog::default(),
+            events: OnceLock::new(),
             open: Arc::default(),
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         })
@@ -82,11 +86,30 @@ impl Session {
 
     /// `port` is 0 for a question for a name.
     pub fn note_blocked(&self, host: &str, port: u16, reason: &str) {
+        self.note_event(NetworkEventKind::Refused { rule: reason.to_owned() }, host, port);
         self.blocked.note(host, port, reason);
     }
 
     pub fn report(&self) -> EgressReport {
         self.blocked.report()
+    }
+
+    /// Where its events go from now on.
+    pub(crate) fn tell(&self, events: Arc<EventLog>) {
+        // One that was attached before keeps the log of the same gateway.
+        let _ = self.events.set(events);
+    }
+
+    /// `method`: of a request that was read.
+    pub(crate) fn note_allowed(&self, host: &str, port: u16, method: Option<&Method>) {
+        let method = method.map(|method| word_of(method).to_owned());
+        self.note_event(NetworkEventKind::Allowed { method }, host, port);
+    }
+
+    pub(crate) fn note_event(&self, kind: NetworkEventKind, host: &str, port: u16) {
+        if let Some(events) = self.events.get() {
+            events.note(&self.id, kind, host, port);
+        }
     }
 
     pub(crate) fn id(&self) -> &SandboxId {
@@ -184,4 +207,19 @@ impl Session {
             }
         }
     }
+}
+
+/// A method as it is told: a guest can make up as many as it likes.
+fn word_of(method: &Method) -> &str {
+    const KNOWN: [Method; 8] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::CONNECT,
+    ];
+    if KNOWN.contains(method) { method.as_str() } else { "other" }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::json;
 use warren_api::egress::{AllowedHosts, Blocked, Egress, EgressChange};
 use warren_types::{EgressPolicy, Error, SandboxId, SandboxState};
 
@@ -11,6 +12,7 @@ use super::policy::{effective, hosts_of, narrowed};
 use super::push::in_time;
 use super::request::checked;
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::{Caller, sandbox_not_found};
 use crate::store::access::Access;
 
@@ -65,7 +67,9 @@ impl App {
         let mode = body.mode.ok_or_else(|| Error::invalid("mode is required: open, allowlist or none"))?;
         let policy = checked(EgressPolicy { mode, allow: body.allow })?;
         let (app, org, id) = (Arc::clone(self), caller.org().clone(), id.clone());
-        self.to_the_end(async move {
+        let rules: Vec<String> = policy.allow.iter().map(|rule| rule.host.to_string()).collect();
+        let note = caller.note(Kind::Policy).of(&id).with("mode", json!(mode)).with("allow", rules);
+        self.change(note, async move {
             let _turn = app.access_changes.turn(&id).await;
             let mut access = app.store.find_access(&org, &id).await?.ok_or_else(sandbox_not_found)?;
             access.policy = Some(policy);

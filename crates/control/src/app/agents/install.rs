@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 
 use axum::body::{Body, to_bytes};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::try_join_all;
 use http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
 use warren_api::agents::WRAPPER;
@@ -39,8 +39,6 @@ const FILES: [(&str, &str); 11] = files![
 const LAUNCHER: &str = include_str!("../../../agent-wrapper/launcher.sh");
 /// What the launcher has where the folder of its version belongs.
 const FOLDER: &str = "@FOLDER@";
-/// Files that are written at the same time.
-const WRITTEN_AT_ONCE: usize = 4;
 
 /// This version: its folder, and what starts it.
 struct Version {
@@ -72,23 +70,21 @@ impl App {
         if is_current && is_there {
             return Ok(());
         }
-        stream::iter(FILES)
-            .map(async |(name, text)| {
-                let path = path(format!("{folder}/{name}"))?;
-                self.write_file(
-                    live,
-                    &path,
-                    Some(FileMode::parse("0644")?),
-                    HeaderMap::new(),
-                    Body::from(text),
-                )
-                .await
-            })
-            .buffer_unordered(WRITTEN_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        let files = FILES.iter().map(|(name, text)| self.put_module(live, folder, name, text));
+        try_join_all(files).await?;
         let mode = FileMode::parse("0755")?;
         self.write_file(live, &program, Some(mode), HeaderMap::new(), Body::from(launcher.as_str())).await
+    }
+
+    async fn put_module(
+        &self,
+        live: &Live,
+        folder: &str,
+        name: &str,
+        text: &'static str,
+    ) -> Result<(), Error> {
+        let (path, mode) = (path(format!("{folder}/{name}"))?, FileMode::parse("0644")?);
+        self.write_file(live, &path, Some(mode), HeaderMap::new(), Body::from(text)).await
     }
 
     /// Whether a file of the sandbox is there and has exactly this text.

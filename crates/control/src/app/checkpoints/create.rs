@@ -10,6 +10,7 @@ use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, SandboxState};
 
 use super::view;
 use crate::app::App;
+use crate::app::audit::{Kind as Audited, facts};
 use crate::app::auth::{Caller, hex, sandbox_not_found};
 use crate::app::guest::from_node;
 use crate::app::idempotency;
@@ -105,7 +106,13 @@ impl App {
             }
         }
         let (app, caller, sandbox) = (Arc::clone(self), caller.clone(), sandbox.clone());
-        self.to_the_end(async move { app.create_checkpoint_once(&caller, &sandbox, create, key).await }).await
+        let note = caller.note(Audited::CheckpointCreate).of(&sandbox).with("name", create.name.as_str());
+        let note = note.with("kind", create.kind.as_str());
+        self.to_the_end(async move {
+            let make = app.create_checkpoint_once(&caller, &sandbox, create, key);
+            app.audit.around_with(note, make, |made| facts([("checkpoint", made.id.as_str().into())])).await
+        })
+        .await
     }
 
     async fn create_checkpoint_once(

@@ -9,6 +9,7 @@ use warren_types::{CheckpointId, Error, SandboxId};
 
 use super::{checkpoint_not_found, not_ready};
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::app::guest::from_node;
 use crate::store::checkpoints::Status;
@@ -40,7 +41,9 @@ impl App {
             return Err(not_ready(&row));
         }
         let (app, id) = (Arc::clone(self), id.clone());
-        self.to_the_end(async move {
+        let note =
+            caller.note(Kind::CheckpointPatch).with("checkpoint", id.as_str()).with("action", "create");
+        self.change(note.with("script", script.as_str()), async move {
             let existing = app.store.list_patches(&id).await?;
             let bytes: usize = existing.iter().map(|patch| patch.script.len()).sum();
             if existing.len() >= MAX_PATCHES || bytes + script.len() > MAX_SCRIPT_BYTES {
@@ -74,7 +77,9 @@ impl App {
     ) -> Result<(), Error> {
         self.find_own_checkpoint(caller, id).await?;
         let (app, id) = (Arc::clone(self), id.clone());
-        self.to_the_end(async move {
+        let note =
+            caller.note(Kind::CheckpointPatch).with("checkpoint", id.as_str()).with("action", "delete");
+        self.change(note.with("patch", patch.as_str()), async move {
             if !app.store.remove_patch(&id, &patch).await? {
                 return Err(Error::not_found("patch not found"));
             }

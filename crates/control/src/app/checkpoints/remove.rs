@@ -7,6 +7,7 @@ use warren_node_api::{CheckpointReport, CheckpointState};
 use warren_types::{CheckpointId, Error, SandboxId};
 
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 
 /// How long a node may take to remove a checkpoint before the reconciler has another go.
@@ -22,7 +23,8 @@ impl App {
         self.standing_in_any_state(caller, sandbox).await?;
         self.find_checkpoint_of(caller, sandbox, id).await?;
         let (app, id) = (Arc::clone(self), id.clone());
-        self.to_the_end(async move { app.delete_checkpoint_row(&id).await }).await
+        let note = caller.note(Kind::CheckpointDelete).of(sandbox).with("checkpoint", id.as_str());
+        self.change(note, async move { app.delete_checkpoint_row(&id).await }).await
     }
 
     /// Gone for its owner at once; from its node now, or by the reconciler.

@@ -8,6 +8,7 @@ use warren_types::{CheckpointId, Error, SandboxId, SandboxState};
 
 use super::not_ready;
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::store::checkpoints::Status;
 use crate::store::sandboxes::Intent;
@@ -35,7 +36,8 @@ impl App {
             return Err(not_ready(&row));
         }
         let (app, sandbox, id) = (Arc::clone(self), sandbox.clone(), id.clone());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::CheckpointRestore).of(&sandbox).with("checkpoint", id.as_str());
+        self.change(note, async move {
             let restore = Restore { checkpoint_id: id.clone() };
             app.on_node(app.node.restore(&sandbox, &restore)).await?;
             app.store.set_intent(&sandbox, Intent::Running).await?;

@@ -12,6 +12,7 @@ use warren_types::{Error, ExecId, PtyId};
 use super::frames::Frames;
 use super::output::OutputStream;
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Live;
 
 /// Pieces of input on their way; the agent takes them as soon as they come.
@@ -83,13 +84,18 @@ impl App {
         offset: Option<u64>,
     ) -> Result<(Attached, u64), Error> {
         let query = offset.map(|offset| format!("?offset={offset}")).unwrap_or_default();
-        let mut attached = self.attach(live, &format!("exec/{exec}"), &query).await?;
+        let path = format!("exec/{exec}");
+        let note = live.note(Kind::ExecAttach).with("exec", exec.as_str());
+        let mut attached = self.audit.around(note, self.attach(live, &path, &query)).await?;
+        attached.output.record_exit(self.audit.exit_of(live, exec));
         let (_, offset) = attached.output.started().await?;
         Ok((attached, offset))
     }
 
     pub(crate) async fn attach_pty(&self, live: &Live, pty: &PtyId) -> Result<Attached, Error> {
-        self.attach(live, &format!("pty/{pty}"), "").await
+        let path = format!("pty/{pty}");
+        let note = live.note(Kind::PtyAttach).with("pty", pty.as_str());
+        self.audit.around(note, self.attach(live, &path, "")).await
     }
 
     async fn attach(&self, live: &Live, path: &str, query: &str) -> Result<Attached, Error> {

@@ -8,6 +8,7 @@ use warren_guest_api::frame::Frame;
 use warren_types::{Error, ErrorKind, ExecId};
 
 use super::frames::Frames;
+use crate::app::audit;
 
 const TIMED_OUT: &str = "\nProcess timed out";
 
@@ -18,6 +19,8 @@ pub(crate) struct OutputStream {
     frames: Frames,
     /// What comes is the rest of a line whose beginning is no longer there; it is left out.
     in_cut_line: bool,
+    /// Told how the command ended.
+    on_exit: Option<audit::Exit>,
 }
 
 /// Output that fits in memory.
@@ -31,12 +34,17 @@ pub(crate) struct Collected {
 
 impl OutputStream {
     pub(crate) fn new(body: Body) -> Self {
-        Self { frames: Frames::new(body), in_cut_line: false }
+        Self { frames: Frames::new(body), in_cut_line: false, on_exit: None }
     }
 
     /// Leaves standard output out up to the end of the line it is in.
     pub(super) fn begin_with_a_line(&mut self) {
         self.in_cut_line = true;
+    }
+
+    /// Has the end of the command recorded when it comes by.
+    pub(super) fn record_exit(&mut self, exit: audit::Exit) {
+        self.on_exit = Some(exit);
     }
 
     pub(crate) async fn next(&mut self) -> Result<Frame, Error> {
@@ -50,6 +58,12 @@ impl OutputStream {
                     if !bytes.is_empty() {
                         return Ok(Frame::Stdout(bytes));
                     }
+                }
+                Frame::Exit(exit) => {
+                    if let Some(on_exit) = self.on_exit.take() {
+                        on_exit.seen(exit.code);
+                    }
+                    return Ok(Frame::Exit(exit));
                 }
                 frame => return Ok(frame),
             }

@@ -20,6 +20,9 @@ impl App {
     /// Answers as soon as the command has ended, or after a short hold with what there is.
     pub(crate) async fn exec_progress(&self, live: &Live, exec: &ExecId) -> Result<ExecProgress, Error> {
         let found = self.wait_exec(live, exec, HOLD_MS).await?;
+        if let Some(exit) = found.exit {
+            self.audit.exit_of(live, exec).seen(exit.code);
+        }
         let (collected, truncated) = self.replay(live, exec).await?;
         let (stdout, stderr) = collected.into_text(found.exit);
         let ended = found.ended_at_ms.map(|ended| ended.saturating_sub(found.started_at_ms));

@@ -15,6 +15,8 @@ use warren_types::{Error, ErrorKind, ExecId};
 
 use super::output::{Collected, OutputStream};
 use crate::app::App;
+use crate::app::audit::detail::of_command;
+use crate::app::audit::{Kind, facts};
 use crate::app::auth::Live;
 
 /// Output of one command that is held in memory, in bytes over both streams.
@@ -65,28 +67,55 @@ enum Collecting {
 
 impl App {
     pub(crate) async fn run_exec(&self, live: &Live, start: &ExecStart) -> Result<Ran, Error> {
+        let note = live.note(Kind::Exec).with_all(of_command(start)).with("mode", "run");
+        let told = |(exec, ran): &(ExecId, Ran)| {
+            let code = match ran {
+                Ran::Whole(result) => result.exit_code,
+                Ran::Large { exit, .. } => exit.code,
+            };
+            facts([("exec", exec.as_str().into()), ("exitCode", code.into())])
+        };
+        let (_, ran) = self.audit.around_with(note, self.run_exec_now(live, start), told).await?;
+        Ok(ran)
+    }
+
+    async fn run_exec_now(&self, live: &Live, start: &ExecStart) -> Result<(ExecId, Ran), Error> {
         let mut output = self.open_run(live, start).await?;
         let (exec, _) = output.started().await?;
         let mut collected = Collected::default();
         match collect(&mut output, &mut collected).await? {
-            Collecting::Ended(exit) => Ok(Ran::Whole(result(collected, exit))),
+            Collecting::Ended(exit) => Ok((exec, Ran::Whole(result(collected, exit)))),
             Collecting::Overflowed => {
                 drop((output, collected));
                 let exit = self.wait_for_exit(live, &exec).await?;
-                Ok(Ran::Large { exec, exit })
+                Ok((exec.clone(), Ran::Large { exec, exit }))
             }
         }
     }
 
     pub(crate) async fn run_exec_async(&self, live: &Live, start: &ExecStart) -> Result<RanAsync, Error> {
+        let note = live.note(Kind::Exec).with_all(of_command(start)).with("mode", "async");
+        let told = |(exec, ran): &(ExecId, RanAsync)| {
+            let mut facts = facts([("exec", exec.as_str().into())]);
+            if let RanAsync::Ended(result) = ran {
+                facts.insert("exitCode".to_owned(), result.exit_code.into());
+            }
+            facts
+        };
+        let (_, ran) = self.audit.around_with(note, self.run_exec_async_now(live, start), told).await?;
+        Ok(ran)
+    }
+
+    async fn run_exec_async_now(&self, live: &Live, start: &ExecStart) -> Result<(ExecId, RanAsync), Error> {
         let mut output = self.open_run(live, start).await?;
         let (exec, _) = output.started().await?;
         let started_at = Timestamp::now();
         let mut collected = Collected::default();
         match tokio::time::timeout(INLINE_HOLD, collect(&mut output, &mut collected)).await {
-            Ok(Ok(Collecting::Ended(exit))) => Ok(RanAsync::Ended(result(collected, exit))),
+            Ok(Ok(Collecting::Ended(exit))) => Ok((exec, RanAsync::Ended(result(collected, exit)))),
             Ok(Ok(Collecting::Overflowed)) | Err(_) => {
-                Ok(RanAsync::Running(ExecHandle { exec_id: exec.to_string(), running: true, started_at }))
+                let handle = ExecHandle { exec_id: exec.to_string(), running: true, started_at };
+                Ok((exec, RanAsync::Running(handle)))
             }
             Ok(Err(error)) => Err(error),
         }

@@ -19,6 +19,7 @@ use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::no_such_sandbox;
 use crate::app::App;
+use crate::app::audit::{Kind, Who};
 use crate::app::auth::{Live, hash_key};
 use crate::app::signed::{ShareKind, Shared};
 use crate::store::sandboxes::SandboxStanding;
@@ -52,6 +53,18 @@ pub(crate) enum Admitted {
         cookie: String,
         expires: i64,
     },
+}
+
+impl Admitted {
+    /// What let them in, in a word.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Token | Self::Bearer => "token",
+            Self::Cookie => "cookie",
+            Self::Link { .. } => "link",
+        }
+    }
 }
 
 impl App {
@@ -91,6 +104,20 @@ impl App {
             }
             None => Err(Error::new(ErrorKind::Unauthenticated, "preview URL requires authentication")),
         }
+    }
+
+    /// The same; who is refused is recorded.
+    pub(crate) fn admit_and_note(
+        &self,
+        standing: &SandboxStanding,
+        port: u16,
+        shown: &Shown,
+    ) -> Result<Admitted, Error> {
+        self.admit(standing, port, shown).inspect_err(|error| {
+            let note = Who::preview(standing.org.clone(), "refused").note(Kind::Access).of(&standing.id);
+            let note = note.with("port", port).with("outcome", "refused");
+            self.audit.tell_folded(note.with("why", error.message.as_str()));
+        })
     }
 
     /// Whether a token is the one of that sandbox, so that it is not passed on to its programs.

@@ -12,14 +12,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use warren_api::sandboxes::{Sandbox, SandboxCreate};
-use warren_node_api::{CODE_CHECKPOINT_DAMAGED, NodeInfo, Report};
+use warren_node_api::{CODE_CHECKPOINT_DAMAGED, NodeInfo, Report, SandboxSpec, SecretGrant};
 use warren_types::{Error, ErrorKind, Isolation, SandboxId, SandboxState};
 
 use super::request::Wanted;
 use crate::app::App;
 use crate::app::access::prepare::Prepared;
+use crate::app::audit::{Kind, Note, Refusal, outcome_of};
 use crate::app::auth::{Caller, hash_key, hex};
 use crate::app::idempotency;
 use crate::app::in_flight::Flight;
@@ -66,6 +68,15 @@ pub(crate) enum CreateError {
 impl From<Error> for CreateError {
     fn from(error: Error) -> Self {
         Self::Other(error)
+    }
+}
+
+impl Refusal for CreateError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::LimitReached { .. } => ErrorKind::LimitReached,
+            Self::Other(error) => error.kind,
+        }
     }
 }
 
@@ -175,7 +186,15 @@ impl App {
         let Prepared { record, tokens, grant, read_at } =
             self.prepare_access(caller.org(), wanted.access, &mut wanted.spec).await?;
         let started = Instant::now();
-        let flight = self.find_free_id(caller).await?;
+        let flight = match self.find_free_id(caller).await {
+            Ok(flight) => flight,
+            Err(error) => {
+                let (outcome, facts) = outcome_of(&error);
+                let note = caller.note(Kind::SandboxCreate).with("template", wanted.spec.template.as_str());
+                self.audit.tell(note.with("outcome", outcome).with_all(facts)).await;
+                return Err(error);
+            }
+        };
         let id = flight.id().clone();
         let room = started.elapsed();
 
@@ -197,6 +216,18 @@ impl App {
             tokens,
             preview_hash: wanted.preview_token.map(|token| hash_key(token.expose())),
         };
+        let made = Making { new, spec: wanted.spec, grant, read_at, flight, room };
+        let note = note_of(caller, &made);
+        self.audit.around(note, self.make(caller, made)).await
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        caller: &Caller,
+        making: Making,
+    ) -> Result<(SandboxRow, Option<Timing>), CreateError> {
+        let Making { new, spec, grant, read_at, flight, room } = making;
+        let id = new.id.clone();
         let make = async {
             // Secrets first: what runs has them from its first moment.
             if let Some(grant) = &grant {
@@ -205,7 +236,7 @@ impl App {
                     Error::unavailable(format!("the node did not take the secrets: {error}"))
                 })?;
             }
-            self.node.ensure_sandbox(&id, &wanted.spec).await
+            self.node.ensure_sandbox(&id, &spec).await
         };
         let deadline = if new.from_checkpoint.is_some() { FORK_DEADLINE } else { NODE_DEADLINE };
         let (inserted, made) = tokio::join!(
@@ -332,6 +363,32 @@ impl App {
                 tracing::warn!(sandbox = %flight.id(), %error, "a failed create is not undone yet");
             }
         });
+    }
+}
+
+/// A sandbox that is about to be made.
+struct Making {
+    new: NewSandbox,
+    spec: SandboxSpec,
+    grant: Option<SecretGrant>,
+    read_at: Option<u64>,
+    flight: Flight,
+    room: Duration,
+}
+
+/// What is recorded of a create: from what, how large, and what it may reach; secrets by their names.
+fn note_of(caller: &Caller, making: &Making) -> Note {
+    let (new, spec) = (&making.new, &making.spec);
+    let note = caller.note(Kind::SandboxCreate).of(&new.id).with("template", new.template.as_str());
+    let note = note.with("isolation", new.isolation.as_str()).with("cpuCount", spec.size.cpu_count);
+    let note = note.with("memoryMB", spec.size.memory_mb).with("diskMB", spec.size.disk_mb);
+    let note = note.with("timeout", spec.timeout_seconds).with("egress", json!(spec.egress.mode));
+    let note = note.with("previewToken", new.preview_hash.is_some());
+    let names: Vec<&str> = new.tokens.iter().map(|token| token.name.as_str()).collect();
+    let note = if names.is_empty() { note } else { note.with("secretNames", json!(names)) };
+    match &new.from_checkpoint {
+        Some(checkpoint) => note.with("fromCheckpoint", checkpoint.as_str()),
+        None => note,
     }
 }
 

@@ -8,6 +8,7 @@ use tracing::Instrument;
 use warren_types::{Error, SandboxId};
 
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::{Caller, sandbox_not_found};
 
 /// How long a delete waits for the node before it goes on in the background.
@@ -23,7 +24,7 @@ impl App {
         id: &SandboxId,
     ) -> Result<(), Error> {
         let (app, org, id) = (Arc::clone(self), caller.org().clone(), id.clone());
-        self.to_the_end(async move {
+        self.change(caller.note(Kind::SandboxKill).of(&id), async move {
             if app.store.mark_deleted(&org, &id).await? {
                 app.remove_from_node(&id).await;
                 app.store.remove_previews(&id).await?;

@@ -9,6 +9,7 @@ use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::MAX_TIMEOUT_SECONDS;
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::{Caller, has_been_stopped, has_failed};
 use crate::app::guest::from_node;
 use crate::store::sandboxes::{Intent, SandboxStanding};
@@ -28,7 +29,8 @@ impl App {
             seconds.ok_or_else(|| Error::invalid("timeout is required: seconds, or 0 for never"))?;
         let seconds = checked_timeout(seconds)?;
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::SandboxTimeout).of(&id).with("seconds", seconds);
+        self.change(note, async move {
             app.usable_standing(&caller, &id).await?;
             app.change_timeout(&id, seconds).await
         })
@@ -41,7 +43,7 @@ impl App {
         id: &SandboxId,
     ) -> Result<Hibernated, Error> {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
-        self.to_the_end(async move {
+        self.change(caller.note(Kind::SandboxHibernate).of(&id), async move {
             let standing = app.standing_in_any_state(&caller, &id).await?;
             match standing.observed {
                 // The row may be a moment behind, so the node is asked in both cases.
@@ -77,7 +79,8 @@ impl App {
             Some(_) => return Err(Error::invalid("disk must be latest or previous")),
         };
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::SandboxWake).of(&id).with("previousDisk", previous_disk);
+        self.change(note.with("timeout", timeout), async move {
             let before = app.usable_standing(&caller, &id).await?;
             if let Some(seconds) = timeout {
                 app.change_timeout(&id, seconds).await?;
@@ -106,7 +109,7 @@ impl App {
         hard: bool,
     ) -> Result<(), Error> {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
-        self.to_the_end(async move {
+        self.change(caller.note(Kind::SandboxReboot).of(&id).with("hard", hard), async move {
             app.usable_standing(&caller, &id).await?;
             let report = app.on_node(app.node.reboot(&id, Reboot { hard })).await?;
             app.store.set_intent(&id, Intent::Running).await?;

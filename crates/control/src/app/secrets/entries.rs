@@ -10,6 +10,7 @@ use super::request::{SecretName, SetSecret, word_of};
 use super::{secret_not_found, store_not_found};
 use crate::app::App;
 use crate::app::access::Told;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::keyring::{KeyringError, Purpose};
 use crate::store::StoreError;
@@ -65,7 +66,8 @@ impl App {
         let store = self.own_secret_store(caller, store).await?;
         let (name, set) = (name.parse::<SecretName>()?, SetSecret::try_from(body)?);
         let app = Arc::clone(self);
-        self.to_the_end(async move {
+        let note = caller.note(Kind::Secret).with("action", "set").with("store", store.id.as_str());
+        self.change(note.with("name", name.as_str()), async move {
             let change = SecretChange {
                 store: &store.id,
                 name: name.as_str(),
@@ -117,7 +119,8 @@ impl App {
     ) -> Result<(), Error> {
         let store = self.own_secret_store(caller, store).await?;
         let (app, name) = (Arc::clone(self), name.to_owned());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::Secret).with("action", "delete").with("store", store.id.as_str());
+        self.change(note.with("name", name.as_str()), async move {
             let holders = app.store.delete_secret(&store.id, &name).await?.ok_or_else(secret_not_found)?;
             app.access_changes.count();
             let holders: Vec<_> = holders.into_iter().map(|id| (store.org.clone(), id)).collect();

@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::app::access::Told;
 use crate::app::access::policy::keep_list;
 use crate::app::access::request::hosts;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::store::secrets::change::{StoreChanged, StoreInserted};
 use crate::store::secrets::{SecretStoreId, SecretStoreRow};
@@ -27,7 +28,12 @@ impl App {
         let name = checked_name(body.name.unwrap_or_default())?;
         let list = hosts("egressAllowlist", body.egress_allowlist.unwrap_or_default())?;
         match self.store.insert_secret_store(caller.org(), &name, &list, MAX_STORES).await? {
-            StoreInserted::Yes(row) => Ok(view(*row)),
+            StoreInserted::Yes(row) => {
+                let note =
+                    caller.note(Kind::SecretStore).with("action", "create").with("store", row.id.as_str());
+                self.audit.note(note.with("name", row.name.as_str()).with("outcome", "done")).await?;
+                Ok(view(*row))
+            }
             StoreInserted::Taken => Err(taken()),
             StoreInserted::LimitReached => Err(Error::invalid(format!(
                 "an organisation may have {MAX_STORES} secret stores; delete one that is not used"
@@ -58,7 +64,10 @@ impl App {
         let name = body.name.filter(|name| !name.is_empty()).map(checked_name).transpose()?;
         let list = body.egress_allowlist.map(|texts| hosts("egressAllowlist", texts)).transpose()?;
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::SecretStore).with("action", "change").with("store", id.as_str());
+        let hosts = list.as_ref().map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let note = note.with("name", name.clone()).with("egressAllowlist", hosts);
+        self.change(note, async move {
             let changed =
                 app.store.change_secret_store(caller.org(), &id, name.as_deref(), list.as_deref()).await?;
             let row = match changed {
@@ -83,7 +92,8 @@ impl App {
         id: &SecretStoreId,
     ) -> Result<(), Error> {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::SecretStore).with("action", "delete").with("store", id.as_str());
+        self.change(note, async move {
             let attached = app.store.delete_secret_store(caller.org(), &id, keep_list).await?;
             let attached = attached.ok_or_else(store_not_found)?;
             app.access_changes.count();

@@ -1,0 +1,266 @@
+//! The one task that writes records: it takes what has come meanwhile, chains it, and writes it as one group.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Entry, Job};
+use crate::audit::chain::{START, hash_of_row};
+use crate::store::audit::{AuditRow, AuditStore, Head};
+use crate::store::audit_heads::SealedHead;
+use crate::store::{StoreError, now_micros};
+
+/// Records written together, at most.
+const GROUP: usize = 256;
+/// Somebody else (`warren keys` beside this server) may be quicker that often.
+const TRIES: usize = 5;
+
+/// Where each chain ends now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ends(Arc<Mutex<HashMap<String, Head>>>);
+
+impl Ends {
+    /// Of what is stored and what was sealed. A chain that ends before its seal was cut off: it goes on behind the seal, so
+    /// that what is missing stays to be seen.
+    pub(crate) async fn read(store: &AuditStore, sealed: &[SealedHead]) -> Result<Self, StoreError> {
+        let ends = Self::default();
+        for org in store.list_orgs().await? {
+            ends.read_one(store, &org).await?;
+        }
+        for head in sealed {
+            let behind = ends.get(&head.org).is_none_or(|end| end.seq < head.seq);
+            if behind {
+                tracing::error!(
+                    org = head.org,
+                    sealed = head.seq,
+                    "audit records are missing at the end of a chain; `warren audit verify` says which"
+                );
+                ends.put(&head.org, Head { seq: head.seq, hash: head.hash.clone() });
+            }
+        }
+        Ok(ends)
+    }
+
+    pub(crate) fn all(&self) -> Vec<(String, Head)> {
+        self.lock().iter().map(|(org, head)| (org.clone(), head.clone())).collect()
+    }
+
+    pub(crate) fn get(&self, org: &str) -> Option<Head> {
+        self.lock().get(org).cloned()
+    }
+
+    fn put(&self, org: &str, head: Head) {
+        self.lock().insert(org.to_owned(), head);
+    }
+
+    /// Takes over what is stored, when that is further on.
+    async fn read_one(&self, store: &AuditStore, org: &str) -> Result<(), StoreError> {
+        if let Some(stored) = store.find_head(org).await?
+            && self.get(org).is_none_or(|end| end.seq < stored.seq)
+        {
+            self.put(org, stored);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Head>> {
+        self.0.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+pub(super) async fn run(
+    store: AuditStore,
+    ends: Ends,
+    mut queue: mpsc::Receiver<Job>,
+    told: watch::Sender<()>,
+) {
+    let mut jobs = Vec::with_capacity(GROUP);
+    let mut failed = false;
+    while queue.recv_many(&mut jobs, GROUP).await > 0 {
+        let mut rows = Vec::with_capacity(jobs.len());
+        let mut waiting = Vec::with_capacity(jobs.len());
+        for job in jobs.drain(..) {
+            match job {
+                Job::Write(entry, done) => {
+                    waiting.push((done, Some(rows.len())));
+                    rows.push(row_of(entry));
+                }
+                Job::Flush(done) => waiting.push((Some(done), None)),
+            }
+        }
+        let written = write(&store, &ends, &mut rows).await;
+        if let Err(error) = &written {
+            // Once, not for each record while a drive is full.
+            if !std::mem::replace(&mut failed, true) {
+                tracing::error!(
+                    error = error as &dyn std::error::Error,
+                    "audit records could not be written"
+                );
+            }
+        } else {
+            failed = false;
+        }
+        answer(waiting, &rows, written.is_ok());
+        if !rows.is_empty() {
+            let _ = told.send(());
+        }
+    }
+}
+
+type Waiting = (Option<oneshot::Sender<Option<i64>>>, Option<usize>);
+
+fn answer(waiting: Vec<Waiting>, rows: &[AuditRow], is_written: bool) {
+    for (done, index) in waiting {
+        let seq = index.and_then(|index| rows.get(index)).map_or(0, |row| row.seq);
+        if let Some(done) = done {
+            // Who has left does not need to know.
+            let _ = done.send(is_written.then_some(seq));
+        }
+    }
+}
+
+fn row_of(entry: Entry) -> AuditRow {
+    AuditRow {
+        id: 0,
+        org: entry.org,
+        seq: 0,
+        at: 0,
+        sandbox: entry.sandbox,
+        kind: entry.kind.to_owned(),
+        actor: entry.actor.to_string(),
+        request: entry.request.map(|id| id.to_string()),
+        detail: entry.detail,
+        hash: String::new(),
+    }
+}
+
+/// Numbers, times and chains rows, and writes them.
+pub(super) async fn write(store: &AuditStore, ends: &Ends, rows: &mut [AuditRow]) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut tries = 0;
+    loop {
+        let new_ends = chain_rows(ends, rows);
+        match store.append(rows).await {
+            Ok(()) => {
+                for (org, head) in new_ends {
+                    ends.put(&org, head);
+                }
+                return Ok(());
+            }
+            Err(error) if error.is_taken() && tries < TRIES => {
+                tries += 1;
+                for org in new_ends.keys() {
+                    ends.read_one(store, org).await?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn chain_rows(ends: &Ends, rows: &mut [AuditRow]) -> HashMap<String, Head> {
+    let mut new_ends: HashMap<String, Head> = HashMap::new();
+    let at = now_micros();
+    for row in rows {
+        let end = new_ends.get(&row.org).cloned().or_else(|| ends.get(&row.org));
+        let Head { seq, hash } = end.unwrap_or_else(|| Head { seq: 0, hash: START.to_owned() });
+        row.seq = seq + 1;
+        row.at = at;
+        row.hash = hash_of_row(row, &hash);
+        new_ends.insert(row.org.clone(), Head { seq: row.seq, hash: row.hash.clone() });
+    }
+    new_ends
+}
+
+/// One record of a program that is not the server, beside one that may run.
+pub(crate) async fn write_one(store: &AuditStore, ends: &Ends, note: super::Note) -> Result<(), StoreError> {
+    write(store, ends, &mut [row_of(note.entry())]).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::audit::{Audit, Kind, Who};
+    use crate::audit::seal::Seal;
+    use crate::store::audit::AuditFilter;
+    use warren_types::{Error, OrgId};
+
+    fn seal(dir: &std::path::Path) -> Seal {
+        Seal::open(dir).unwrap()
+    }
+
+    #[tokio::test]
+    async fn two_writers_make_one_chain_without_gaps() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = async || {
+            let store = AuditStore::open(dir.path()).await.unwrap();
+            let ends = Ends::read(&store, &[]).await.unwrap();
+            Audit::start(store, ends, seal(dir.path()), false)
+        };
+        let (ours, theirs) = (open().await, open().await);
+        let who = Who::server(OrgId("o".into()));
+        let many = async |audit: &Audit| {
+            for _ in 0..50 {
+                audit.note(who.note(Kind::Audit)).await.unwrap();
+            }
+        };
+        tokio::join!(many(&ours), many(&theirs));
+        let filter = AuditFilter { org: "o".into(), limit: 1000, ..AuditFilter::default() };
+        let rows = ours.store.list(&filter).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.seq).collect::<Vec<_>>(), (1..=100).collect::<Vec<_>>());
+        let mut hash = START.to_owned();
+        for row in &rows {
+            assert_eq!(hash_of_row(row, &hash), row.hash);
+            hash.clone_from(&row.hash);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_is_there_before_what_comes_of_it_and_also_when_nobody_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = AuditStore::open(dir.path()).await.unwrap();
+        let audit = Audit::start(store, Ends::default(), seal(dir.path()), false);
+        let who = Who::server(OrgId("o".into()));
+        let note = || who.note(Kind::Exec).with("command", "x");
+        audit.around(note(), async { Ok::<_, Error>(()) }).await.unwrap();
+        audit
+            .around(note(), async { Err::<(), _>(Error::not_found("no text of a guest")) })
+            .await
+            .unwrap_err();
+        let left = audit.around(note(), std::future::pending::<Result<(), Error>>());
+        tokio::time::timeout(std::time::Duration::from_millis(50), left).await.unwrap_err();
+        audit.flush().await;
+        let filter = AuditFilter { org: "o".into(), limit: 1000, ..AuditFilter::default() };
+        let rows = audit.store.list(&filter).await.unwrap();
+        let details: Vec<_> = rows.iter().map(|row| row.detail.as_str()).collect();
+        assert_eq!(
+            details,
+            [
+                r#"{"command":"x","outcome":"begun"}"#,
+                r#"{"of":1,"outcome":"done"}"#,
+                r#"{"command":"x","outcome":"begun"}"#,
+                r#"{"error":"not_found","of":3,"outcome":"refused"}"#,
+                r#"{"command":"x","outcome":"begun"}"#,
+                r#"{"of":null,"outcome":"unknown"}"#,
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_chain_that_was_cut_off_goes_on_behind_its_seal() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = AuditStore::open(dir.path()).await.unwrap();
+        let sealed = SealedHead { org: "o".into(), seq: 9, hash: "ab".into(), mac: String::new() };
+        let audit = Audit::start(
+            store.clone(),
+            Ends::read(&store, &[sealed]).await.unwrap(),
+            seal(dir.path()),
+            false,
+        );
+        let seq = audit.note(Who::server(OrgId("o".into())).note(Kind::Audit)).await.unwrap();
+        assert_eq!(seq, 10);
+    }
+}
