@@ -24,9 +24,9 @@ use warren_guest_api::frame::MAX_PAYLOAD;
 use warren_types::{Error, ErrorKind, ExecId};
 
 use self::options::Kind;
-use super::App;
 use super::auth::Live;
 use super::exec::timestamp;
+use super::{App, audit};
 
 /// How long a session may take to have room for a line.
 const LINE_TAKEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
@@ -64,7 +64,10 @@ impl App {
             stdin: true,
             ..ExecStart::default()
         };
-        let exec: Exec = self.guest_json(live, Method::POST, "exec", Some(&start)).await?;
+        let note = live.note(audit::Kind::AgentSession).with("action", "start").with("agent", kind.as_str());
+        let told = |exec: &Exec| serde_json::Map::from_iter([("exec".to_owned(), exec.id.as_str().into())]);
+        let starting = self.guest_json(live, Method::POST, "exec", Some(&start));
+        let exec: Exec = self.audit.around_with(note, starting, told).await?;
         let mut lines = line(&json!({"type": "session", "id": exec.id.as_str()}))?;
         for more in [configure, prompt].into_iter().flatten() {
             lines.extend(more);
@@ -103,7 +106,8 @@ impl App {
         let text = body.text.as_deref().filter(|text| !text.is_empty());
         let text = text.ok_or_else(|| Error::invalid("text is required: it is what the agent is to do"))?;
         let line = options::prompt_line(text, body.resume.as_deref())?;
-        self.tell_agent(live, exec, line).await
+        let note = live.note(audit::Kind::AgentSession).with("action", "prompt").with("exec", exec.as_str());
+        self.audit.around(note.with("bytes", text.len()), self.tell_agent(live, exec, line)).await
     }
 
     pub(crate) async fn interrupt_agent(&self, live: &Live, exec: &ExecId) -> Result<(), Error> {
@@ -136,7 +140,9 @@ impl App {
         body: &AgentPermission,
     ) -> Result<(), Error> {
         let line = options::permission_line(body)?;
-        self.tell_agent(live, exec, line).await
+        let note =
+            live.note(audit::Kind::AgentSession).with("action", "permission").with("exec", exec.as_str());
+        self.audit.around(note, self.tell_agent(live, exec, line)).await
     }
 
     /// Ends a session. One that has ended already is fine.

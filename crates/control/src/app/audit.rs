@@ -75,9 +75,7 @@ pub(crate) enum Kind {
     FileChmod,
     FileUnpack,
     FileRead,
-    #[expect(dead_code, reason = "for the tools, which are recorded where they are called")]
     ToolCall,
-    #[expect(dead_code, reason = "for agent sessions, which are recorded where they are made")]
     AgentSession,
     SignedUrl,
     Preview,

@@ -76,6 +76,24 @@ impl Caller {
     }
 }
 
+impl Identity {
+    /// As audit records name whoever asks.
+    pub(crate) fn who(&self) -> Who {
+        match self {
+            Self::Org(caller) => caller.who.clone(),
+            Self::Sandbox(claims) => Who::sandbox_token(claims.org_id.clone()),
+        }
+    }
+
+    /// Says which request it is that is made with this.
+    pub(crate) fn in_request(self, id: Option<Arc<str>>) -> Self {
+        match self {
+            Self::Org(caller) => Self::Org(caller.in_request(id)),
+            token @ Self::Sandbox(_) => token,
+        }
+    }
+}
+
 impl TryFrom<Identity> for Caller {
     type Error = Error;
 

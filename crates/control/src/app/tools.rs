@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use warren_types::{Error, ErrorKind, OrgId, SandboxId};
 
 use super::App;
+use super::audit::Kind;
 use super::auth::{Caller, Identity, Live};
 use super::idempotency::KeyLocks;
 
@@ -225,7 +226,14 @@ impl App {
             Bound::No => table::take_sandbox(&mut input)?,
         };
         let (identity, base) = (scope.identity.clone(), scope.base.clone());
-        (tool.run)(Call { app: Arc::clone(self), identity, base, sandbox }, Value::Object(input)).await
+        let mut note = identity.who().note(Kind::ToolCall).with("tool", tool.name);
+        if let Some(sandbox) = &sandbox {
+            note = note.of(sandbox);
+        }
+        // What it does is recorded where it is done.
+        let run = (tool.run)(Call { app: Arc::clone(self), identity, base, sandbox }, Value::Object(input));
+        let told = |output: &Output| Map::from_iter([("isError".to_owned(), output.is_error.into())]);
+        self.audit.around_with(note, run, told).await
     }
 }
 

@@ -34,6 +34,7 @@ use super::errors::ApiError;
 use super::headers::PublicBase;
 use super::params::SandboxPath;
 use super::query::Query;
+use super::request_id::id_of;
 use crate::app::App;
 use crate::app::auth::{Caller, unauthenticated};
 use crate::app::tools::{Bound, Scope};
@@ -60,7 +61,7 @@ async fn organisation(State(app): State<Arc<App>>, request: Request) -> Result<R
         Err(error) => Err(error),
     };
     let identity = match identity {
-        Ok(identity) => identity,
+        Ok(identity) => identity.in_request(id_of(&parts.extensions)),
         Err(error) => return Ok(ask_for_key(error)),
     };
     Caller::try_from(identity.clone()).map_err(|_| {
@@ -82,7 +83,7 @@ async fn sandbox(State(app): State<Arc<App>>, request: Request) -> Result<Respon
     origin::check(&parts, &app)?;
     let Some(credential) = auth::of_tools(&parts.headers) else { return Ok(ask_for_key(unauthenticated())) };
     let identity = match app.authenticate(&credential).await {
-        Ok(identity) => identity,
+        Ok(identity) => identity.in_request(id_of(&parts.extensions)),
         Err(error) => return Ok(ask_for_key(error)),
     };
     let SandboxPath(id) = SandboxPath::from_request_parts(&mut parts, &app).await?;

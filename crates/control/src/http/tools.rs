@@ -26,6 +26,7 @@ use super::errors::ApiError;
 use super::headers::PublicBase;
 use super::params::SandboxPath;
 use super::query::Query;
+use super::request_id::id_of;
 use crate::app::App;
 use crate::app::auth::{Live, unauthenticated};
 use crate::app::tools::{Bound, Output, Scope};
@@ -54,7 +55,7 @@ impl FromRequestParts<Arc<App>> for OfSandbox {
             let identity = app.authenticate(&auth::in_query(parts).ok_or_else(unauthenticated)?).await?;
             return Ok(Self(Scope { identity, bound: Bound::To(live.id().clone()), base }));
         };
-        let identity = app.authenticate(&credential).await?;
+        let identity = app.authenticate(&credential).await?.in_request(id_of(&parts.extensions));
         let SandboxPath(id) = SandboxPath::from_request_parts(parts, app).await?;
         app.reach(&identity, &id).await?;
         Ok(Self(Scope { identity, bound: Bound::To(id), base }))
