@@ -7,7 +7,6 @@
 use std::sync::LazyLock;
 
 use axum::body::{Body, to_bytes};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
 use warren_api::agents::WRAPPER;
@@ -39,8 +38,6 @@ const FILES: [(&str, &str); 11] = files![
 const LAUNCHER: &str = include_str!("../../../agent-wrapper/launcher.sh");
 /// What the launcher has where the folder of its version belongs.
 const FOLDER: &str = "@FOLDER@";
-/// Files that are written at the same time.
-const WRITTEN_AT_ONCE: usize = 4;
 
 /// This version: its folder, and what starts it.
 struct Version {
@@ -72,21 +69,11 @@ impl App {
         if is_current && is_there {
             return Ok(());
         }
-        stream::iter(FILES)
-            .map(async |(name, text)| {
-                let path = path(format!("{folder}/{name}"))?;
-                self.write_file(
-                    live,
-                    &path,
-                    Some(FileMode::parse("0644")?),
-                    HeaderMap::new(),
-                    Body::from(text),
-                )
-                .await
-            })
-            .buffer_unordered(WRITTEN_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        for (name, text) in FILES {
+            let path = path(format!("{folder}/{name}"))?;
+            let mode = FileMode::parse("0644")?;
+            self.write_file(live, &path, Some(mode), HeaderMap::new(), Body::from(text)).await?;
+        }
         let mode = FileMode::parse("0755")?;
         self.write_file(live, &program, Some(mode), HeaderMap::new(), Body::from(launcher.as_str())).await
     }
