@@ -28,7 +28,7 @@ const MODES = {
 export class Codex {
     #rpc;
     #started;
-    #servers;
+    #made;
     #thread;
     #model;
     #running;
@@ -90,13 +90,13 @@ export class Codex {
     }
 
     async #start({ config }) {
-        const servers = JSON.stringify(config.mcpServers ?? {});
-        // Servers are told to the program when it starts.
-        if (this.#rpc && !this.#rpc.isGone && this.#servers === servers) return;
+        // A thread keeps its servers for as long as the program has it.
+        const made = JSON.stringify(config.mcpServers ?? {});
+        if (this.#rpc && !this.#rpc.isGone && this.#made === made) return;
         await this.#rpc?.end();
-        this.#servers = servers;
+        this.#made = made;
         this.#thread = undefined;
-        const command = [...findProgram(KIND, PACKAGE, "codex"), "app-server", ...provider(), ...serverFlags(config.mcpServers)];
+        const command = [...findProgram(KIND, PACKAGE, "codex"), "app-server", ...provider()];
         this.#rpc = new Rpc(command, { cwd: config.cwd, env: process.env }, {
             notice: (method, params) => this.#notice(method, params),
             request: (method, params) => this.#request(method, params),
@@ -115,6 +115,8 @@ export class Codex {
             cwd: config.cwd,
             approvalPolicy: mode.approvalPolicy,
             sandbox: mode.sandbox,
+            // Not by the command line: what is said of a server may be secret.
+            config: { mcp_servers: serversOf(config.mcpServers) },
             ...(config.model ? { model: config.model } : {}),
             ...(typeof config.systemPrompt === "string" ? { developerInstructions: config.systemPrompt } : {}),
         };
@@ -279,24 +281,14 @@ function provider() {
     return ["-c", 'model_provider="openai-key"', ...flags("model_providers.openai-key", { ...about, supports_websockets: false })];
 }
 
-function serverFlags(servers = {}) {
-    return Object.entries(servers).flatMap(([name, server]) => {
-        const { command, args, env, url, headers } = server;
-        const about = command ? { command, args: args ?? [], env: env ?? {} } : { url, http_headers: headers ?? {} };
-        return flags(`mcp_servers.${name}`, about);
-    });
+function serversOf(servers = {}) {
+    const each = ({ command, args, env, url, headers }) =>
+        command ? { command, args: args ?? [], env: env ?? {} } : { url, http_headers: headers ?? {} };
+    return Object.fromEntries(Object.entries(servers).map(([name, server]) => [name, each(server)]));
 }
 
 function flags(path, about) {
-    return Object.entries(about).flatMap(([key, value]) => ["-c", `${path}.${key}=${toml(value)}`]);
-}
-
-function toml(value) {
-    if (Array.isArray(value)) return `[${value.map(toml).join(", ")}]`;
-    if (typeof value === "object") {
-        return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)} = ${toml(each)}`).join(", ")}}`;
-    }
-    return JSON.stringify(value);
+    return Object.entries(about).flatMap(([key, value]) => ["-c", `${path}.${key}=${JSON.stringify(value)}`]);
 }
 
 function names(file, pattern) {

@@ -80,8 +80,8 @@ export class OpenCode {
 
     async #start({ config }) {
         const mode = MODES[config.permissionMode] ?? MODES.default;
-        const made = JSON.stringify([config.cwd, mode.permission, config.systemPrompt]);
-        // Permissions and instructions are told to the program when it starts.
+        const made = JSON.stringify([config.cwd, mode.permission, config.mcpServers]);
+        // Permissions are told to the program when it starts, servers when it opens a conversation.
         if (this.#rpc && !this.#rpc.isGone && this.#made === made) return;
         await this.#rpc?.end();
         this.#made = made;
