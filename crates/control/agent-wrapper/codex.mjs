@@ -41,8 +41,8 @@ export class Codex {
 
     async turn(turn) {
         const begun = Date.now();
-        await this.#start(turn);
-        await this.#open(turn);
+        await this.#begin(turn);
+        if (turn.signal.aborted) return;
         const mode = modeOf(turn.config);
         await turn.emit(events.init({
             agent: KIND, session_id: this.#thread, model: this.#model, cwd: turn.config.cwd, permissionMode: turn.config.permissionMode,
@@ -67,13 +67,13 @@ export class Codex {
             const { status, error } = await ended;
             // A command it was waiting for would go on by itself.
             if (status === "interrupted" && running.open.size > 0) endSince(this.#rpc.pid, running.before);
-            const failed = status === "failed";
+            const failed = status !== "completed" && !running.tooMany;
             const subtype = running.tooMany ? "error_max_turns" : failed ? "error_during_execution" : "success";
             await turn.emit(events.result(this.#thread, {
                 subtype, text: running.said, begun, turns: running.turns, usage: running.usage,
-                errors: failed ? [error?.message ?? "the turn failed"] : undefined,
+                errors: failed ? [error?.message ?? `the turn ended: ${status}`] : undefined,
             }));
-            if (failed) throw new Error(`Codex returned an error result: ${error?.message ?? "the turn failed"}`);
+            if (failed) throw new Error(`Codex returned an error result: ${error?.message ?? status}`);
         } finally {
             this.#over = running.id;
             this.#running = undefined;
@@ -87,6 +87,15 @@ export class Codex {
 
     async close() {
         await this.#rpc?.end();
+    }
+
+    /** An interrupt does not wait for what takes long to begin. */
+    async #begin(turn) {
+        let begins = true;
+        turn.stopped.then(() => begins && this.#rpc?.end());
+        await this.#start(turn);
+        await this.#open(turn);
+        begins = false;
     }
 
     async #start({ config }) {

@@ -36,8 +36,8 @@ export class OpenCode {
 
     async turn(turn) {
         const begun = Date.now();
-        await this.#start(turn);
-        await this.#open(turn);
+        await this.#begin(turn);
+        if (turn.signal.aborted) return;
         const running = { turn, text: "", thought: "", said: "", tools: new Map(), turns: 0 };
         this.#running = running;
         const sessionId = this.#conversation;
@@ -76,6 +76,15 @@ export class OpenCode {
 
     async close() {
         await this.#rpc?.end();
+    }
+
+    /** An interrupt does not wait for what takes long to begin. */
+    async #begin(turn) {
+        let begins = true;
+        turn.stopped.then(() => begins && this.#rpc?.end());
+        await this.#start(turn);
+        await this.#open(turn);
+        begins = false;
     }
 
     async #start({ config }) {
