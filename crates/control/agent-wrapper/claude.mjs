@@ -22,6 +22,7 @@ const KEYS = [
     "CLAUDE_CODE_USE_VERTEX",
     "CLAUDE_CODE_USE_FOUNDRY",
 ];
+const NOBODY = { behavior: "deny", message: "nobody is there to ask; decide yourself" };
 /** How long an interrupted turn may take to write down how far it came. */
 const WIND_DOWN_MS = 3000;
 const CONFIGURE_MS = 5000;
@@ -30,6 +31,8 @@ export class Claude {
     #sdk;
     #query;
     #child;
+    /** The end of what the running turn's program complained about. */
+    #said = "";
 
     /** What keeps it from working, if anything. */
     static missing() {
@@ -51,19 +54,19 @@ export class Claude {
         if (turn.signal.aborted) return;
         const abort = new AbortController();
         const input = oneMessage(turn.text);
-        let said = "";
+        this.#said = "";
         const running = query({
             prompt: input.messages,
             options: {
                 ...options(turn.config),
                 resume: turn.resume,
                 abortController: abort,
-                stderr: (text) => {
-                    said = (said + text).slice(-4000);
-                    log(text.trimEnd());
-                },
                 spawnClaudeCodeProcess: (start) => this.#spawn(start, turn.room),
-                canUseTool: async (tool_name, wanted, more) => turn.permit(request(tool_name, wanted, more), more.signal),
+                canUseTool: async (tool_name, wanted, more) => {
+                    // A question is no permission: where nobody is asked, nobody has an answer.
+                    if (tool_name === "AskUserQuestion" && turn.config.permissionMode === "bypassPermissions") return NOBODY;
+                    return turn.permit(request(tool_name, wanted, more), more.signal);
+                },
             },
         });
         this.#query = running;
@@ -73,31 +76,30 @@ export class Claude {
             patience = setTimeout(() => abort.abort(), WIND_DOWN_MS);
             running.interrupt().catch(() => abort.abort());
         });
-        let failed;
+        // A conversation that cannot be gone on with is refused before the turn begins.
+        let begun = false;
+        let refused = "";
         try {
             for await (const message of running) {
-                if (message.type === "result" && message.is_error && message.num_turns === 0 && turn.resume) {
-                    failed = (message.errors ?? []).join("; ") || message.result || said.trim();
-                    if (/no conversation found/i.test(failed + said)) continue;
-                }
-                if (message.session_id && !failed) turn.converse(message.session_id);
-                await turn.emit(message);
+                if (message.type === "system" && message.subtype === "init") begun = true;
                 if (message.type === "result") input.end();
+                if (!begun && turn.resume && message.type === "result" && message.is_error) {
+                    refused = (message.errors ?? []).join("; ") || message.result || "it was refused";
+                    continue;
+                }
+                if (message.session_id) turn.converse(message.session_id);
+                await turn.emit(message);
             }
         } catch (error) {
             if (turn.signal.aborted) return;
-            if (turn.resume && /no conversation found/i.test(`${error.message} ${said} ${failed}`)) {
-                throw new ResumeFailed("the sandbox has no conversation of that name");
-            }
-            throw error;
+            if (!refused && !begun && turn.resume && /exited with code/.test(error.message)) refused = error.message;
+            if (!refused) throw error;
         } finally {
             clearTimeout(patience);
             input.end();
             this.#query = undefined;
         }
-        if (failed && /no conversation found/i.test(failed + said)) {
-            throw new ResumeFailed("the sandbox has no conversation of that name");
-        }
+        if (refused) throw new ResumeFailed(this.#said.trim().split("\n").at(-1) || refused);
     }
 
     async configure(changes) {
@@ -132,7 +134,10 @@ export class Claude {
         });
         child.stdout.pipe(gate);
         child.stderr.setEncoding("utf8");
-        child.stderr.on("data", (text) => log(text.trimEnd()));
+        child.stderr.on("data", (text) => {
+            this.#said = (this.#said + text).slice(-4000);
+            log(text.trimEnd());
+        });
         child.stdin.on("error", () => {});
         return {
             stdin: child.stdin,

@@ -28,7 +28,7 @@ const MODES = {
 export class Codex {
     #rpc;
     #started;
-    #servers;
+    #made;
     #thread;
     #model;
     #running;
@@ -41,8 +41,8 @@ export class Codex {
 
     async turn(turn) {
         const begun = Date.now();
-        await this.#start(turn);
-        await this.#open(turn);
+        await this.#begin(turn);
+        if (turn.signal.aborted) return;
         const mode = modeOf(turn.config);
         await turn.emit(events.init({
             agent: KIND, session_id: this.#thread, model: this.#model, cwd: turn.config.cwd, permissionMode: turn.config.permissionMode,
@@ -67,13 +67,13 @@ export class Codex {
             const { status, error } = await ended;
             // A command it was waiting for would go on by itself.
             if (status === "interrupted" && running.open.size > 0) endSince(this.#rpc.pid, running.before);
-            const failed = status === "failed";
+            const failed = status !== "completed" && !running.tooMany;
             const subtype = running.tooMany ? "error_max_turns" : failed ? "error_during_execution" : "success";
             await turn.emit(events.result(this.#thread, {
                 subtype, text: running.said, begun, turns: running.turns, usage: running.usage,
-                errors: failed ? [error?.message ?? "the turn failed"] : undefined,
+                errors: failed ? [error?.message ?? `the turn ended: ${status}`] : undefined,
             }));
-            if (failed) throw new Error(`Codex returned an error result: ${error?.message ?? "the turn failed"}`);
+            if (failed) throw new Error(`Codex returned an error result: ${error?.message ?? status}`);
         } finally {
             this.#over = running.id;
             this.#running = undefined;
@@ -89,14 +89,23 @@ export class Codex {
         await this.#rpc?.end();
     }
 
+    /** An interrupt does not wait for what takes long to begin. */
+    async #begin(turn) {
+        let begins = true;
+        turn.stopped.then(() => begins && this.#rpc?.end());
+        await this.#start(turn);
+        await this.#open(turn);
+        begins = false;
+    }
+
     async #start({ config }) {
-        const servers = JSON.stringify(config.mcpServers ?? {});
-        // Servers are told to the program when it starts.
-        if (this.#rpc && !this.#rpc.isGone && this.#servers === servers) return;
+        // A thread keeps its servers for as long as the program has it.
+        const made = JSON.stringify(config.mcpServers ?? {});
+        if (this.#rpc && !this.#rpc.isGone && this.#made === made) return;
         await this.#rpc?.end();
-        this.#servers = servers;
+        this.#made = made;
         this.#thread = undefined;
-        const command = [...findProgram(KIND, PACKAGE, "codex"), "app-server", ...provider(), ...serverFlags(config.mcpServers)];
+        const command = [...findProgram(KIND, PACKAGE, "codex"), "app-server", ...provider()];
         this.#rpc = new Rpc(command, { cwd: config.cwd, env: process.env }, {
             notice: (method, params) => this.#notice(method, params),
             request: (method, params) => this.#request(method, params),
@@ -115,6 +124,8 @@ export class Codex {
             cwd: config.cwd,
             approvalPolicy: mode.approvalPolicy,
             sandbox: mode.sandbox,
+            // Not by the command line: what is said of a server may be secret.
+            config: { mcp_servers: serversOf(config.mcpServers) },
             ...(config.model ? { model: config.model } : {}),
             ...(typeof config.systemPrompt === "string" ? { developerInstructions: config.systemPrompt } : {}),
         };
@@ -279,24 +290,14 @@ function provider() {
     return ["-c", 'model_provider="openai-key"', ...flags("model_providers.openai-key", { ...about, supports_websockets: false })];
 }
 
-function serverFlags(servers = {}) {
-    return Object.entries(servers).flatMap(([name, server]) => {
-        const { command, args, env, url, headers } = server;
-        const about = command ? { command, args: args ?? [], env: env ?? {} } : { url, http_headers: headers ?? {} };
-        return flags(`mcp_servers.${name}`, about);
-    });
+function serversOf(servers = {}) {
+    const each = ({ command, args, env, url, headers }) =>
+        command ? { command, args: args ?? [], env: env ?? {} } : { url, http_headers: headers ?? {} };
+    return Object.fromEntries(Object.entries(servers).map(([name, server]) => [name, each(server)]));
 }
 
 function flags(path, about) {
-    return Object.entries(about).flatMap(([key, value]) => ["-c", `${path}.${key}=${toml(value)}`]);
-}
-
-function toml(value) {
-    if (Array.isArray(value)) return `[${value.map(toml).join(", ")}]`;
-    if (typeof value === "object") {
-        return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)} = ${toml(each)}`).join(", ")}}`;
-    }
-    return JSON.stringify(value);
+    return Object.entries(about).flatMap(([key, value]) => ["-c", `${path}.${key}=${JSON.stringify(value)}`]);
 }
 
 function names(file, pattern) {

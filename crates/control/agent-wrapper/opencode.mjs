@@ -36,8 +36,8 @@ export class OpenCode {
 
     async turn(turn) {
         const begun = Date.now();
-        await this.#start(turn);
-        await this.#open(turn);
+        await this.#begin(turn);
+        if (turn.signal.aborted) return;
         const running = { turn, text: "", thought: "", said: "", tools: new Map(), turns: 0 };
         this.#running = running;
         const sessionId = this.#conversation;
@@ -78,10 +78,19 @@ export class OpenCode {
         await this.#rpc?.end();
     }
 
+    /** An interrupt does not wait for what takes long to begin. */
+    async #begin(turn) {
+        let begins = true;
+        turn.stopped.then(() => begins && this.#rpc?.end());
+        await this.#start(turn);
+        await this.#open(turn);
+        begins = false;
+    }
+
     async #start({ config }) {
         const mode = MODES[config.permissionMode] ?? MODES.default;
-        const made = JSON.stringify([config.cwd, mode.permission, config.systemPrompt]);
-        // Permissions and instructions are told to the program when it starts.
+        const made = JSON.stringify([config.cwd, mode.permission, config.mcpServers]);
+        // Permissions are told to the program when it starts, servers when it opens a conversation.
         if (this.#rpc && !this.#rpc.isGone && this.#made === made) return;
         await this.#rpc?.end();
         this.#made = made;

@@ -33,7 +33,7 @@ const OPTIONS = {
     endWhenIdle: (value) => typeof value === "boolean",
 };
 
-/** A conversation cannot be gone on with. */
+/** A conversation cannot be gone on with; nothing was done. */
 export class ResumeFailed extends Error {}
 
 export class Session {
@@ -111,7 +111,11 @@ export class Session {
         Object.assign(this.#config, changes);
         const names = Object.keys(changes).filter((name) => name !== "endWhenIdle");
         const turn = this.#turn;
-        if (!turn || turn.abort.signal.aborted || names.length === 0) return this.#output.write({ type: "configured" });
+        if (!turn || turn.abort.signal.aborted || names.length === 0) {
+            this.#output.write({ type: "configured" });
+            if (!turn) this.#finish();
+            return;
+        }
         let applied = [];
         try {
             applied = await this.#agent.configure(changes);
@@ -125,6 +129,7 @@ export class Session {
     #prompt({ text, resume }) {
         if (typeof text !== "string" || text === "") return this.complain("prompt text is required");
         if (resume !== undefined && resume !== null && !isText(resume)) return this.complain("resume must be text");
+        if (this.#ending) return this.complain("the session is ending; this prompt was left out");
         if (this.#waiting.length >= MAX_WAITING) {
             return this.complain(`${MAX_WAITING} prompts wait already; this one was left out`);
         }
@@ -161,7 +166,7 @@ export class Session {
 
     async #do({ text, resume }) {
         const abort = new AbortController();
-        const turn = { abort, text, spoken: false };
+        const turn = { abort, text };
         this.#turn = turn;
         const asked = resume || this.#config.resume || this.#conversation;
         delete this.#config.resume;
@@ -186,13 +191,11 @@ export class Session {
         try {
             await this.#agent.turn(this.#view(turn, resume));
         } catch (error) {
-            const again = resume && !turn.spoken && !turn.abort.signal.aborted && !this.#ending;
-            if (!again) throw error;
-            const why = error instanceof ResumeFailed ? error.message : `the turn failed: ${error.message}`;
+            if (!(error instanceof ResumeFailed) || turn.abort.signal.aborted || this.#ending) throw error;
             this.#output.write({
                 type: "resume_failed",
                 claude_session_id: resume,
-                message: `the conversation ${resume} could not be gone on with (${why}); a new one begins`,
+                message: `the conversation ${resume} could not be gone on with (${error.message}); a new one begins`,
             });
             this.#conversation = undefined;
             await this.#agent.turn(this.#view(turn, undefined));
@@ -215,7 +218,6 @@ export class Session {
             converse: (conversation) => this.#converse(conversation),
             emit: async (event) => {
                 if (signal.aborted) return;
-                if (event.type === "assistant" || event.type === "user") turn.spoken = true;
                 this.#output.write(event);
                 await room();
             },

@@ -224,3 +224,35 @@ def test_attaching_replays_the_whole_transcript(box, model):
         with agents.AgentSocket(sandbox, session.id, path=path) as again:
             again.until("turn_complete")
             assert [event | {"_at": 0} for event in again.events] == [event | {"_at": 0} for event in session.events]
+
+
+MCP = """
+import json, os, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" in asked:
+        version = asked.get("params", {}).get("protocolVersion")
+        answers = {
+            "initialize": {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": {"name": "calc", "version": "1"}},
+            "tools/list": {"tools": [{"name": "add", "description": "Adds.", "inputSchema": {"type": "object", "properties": {"a": {"type": "number"}}}}]},
+            "tools/call": {"content": [{"type": "text", "text": "the sum is " + os.environ["SUM"]}]},
+        }
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": answers.get(asked["method"], {})}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("kind", "tool"), [("claude-code", "mcp__calc__add"), ("opencode", "calc_add")])
+def test_mcp_servers_and_the_other_options_reach_the_agent(box, model, kind, tool):
+    sandbox = box(kind)
+    sandbox.write("/home/sandbox/mcp.py", MCP)
+    sandbox.run("mkdir /home/sandbox/there")
+    mark = model.script({"tool": tool, "input": {"a": 1}}, {"shell": "pwd"}, {"text": "Done."})
+    server = {"command": "python3", "args": ["/home/sandbox/mcp.py"], "env": {"SUM": "forty-two"}}
+    with agents.session(sandbox, **options(kind, prompt=f"Add. {mark}", mcpServers={"calc": server}, cwd="/home/sandbox/there")) as session:
+        events = session.turn()
+        added, where = agents.results(events)
+        assert "the sum is forty-two" in str(added["content"]), added
+        assert "/home/sandbox/there" in str(where["content"]), where
+        assert agents.tools(events)[0]["name"] == tool
+    # What is said of a server stays off command lines, which logs and other users see.
+    assert sandbox.run("grep -l forty-tw[o] /proc/[0-9]*/cmdline")["stdout"] == ""

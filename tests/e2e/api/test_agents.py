@@ -133,3 +133,28 @@ def test_a_session_in_a_container_ends_with_a_hibernation(api):
         assert box.call("POST", "/hibernate").status_code == 200
         assert box.call("POST", "/wake", json={}).status_code == 200
         assert agents.listed(box, session.id) is None
+
+
+BURST = """
+const line = (n) => JSON.stringify({ type: 'assistant', n, session_id: 'one', text: 'x'.repeat(1000) }) + '\\n'
+for (let n = 0; n < 10000; n++) if (!process.stdout.write(line(n))) await new Promise((resolve) => process.stdout.once('drain', resolve))
+process.stdout.write(JSON.stringify({ type: 'result', subtype: 'success', session_id: 'one' }) + '\\n')
+"""
+
+
+def test_a_burst_reaches_readers_that_stall_and_readers_that_come_late(api):
+    with api.create(envs=agents.STAND_IN) as box:
+        agents.stand_in(box, BURST)
+        with agents.session(box, prompt="Go.") as stalled:
+            stalled.until("ready")
+            # It reads nothing while all of it is said; somebody else sees the end meanwhile.
+            with agents.AgentSocket(box, stalled.id) as other:
+                other.until("turn_complete", timeout=60)
+            assert box.call("POST", f"/agent/{stalled.id}/kill").status_code == 204
+            stalled.until("turn_complete", timeout=60)
+            assert stalled.finish() == 137
+            with agents.AgentSocket(box, stalled.id) as late:
+                assert late.finish() == 137
+            for reader in (stalled, other, late):
+                numbers = [event["n"] for event in reader.events if event["type"] == "assistant"]
+                assert numbers == list(range(10000)), len(numbers)

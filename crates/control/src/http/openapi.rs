@@ -13,7 +13,7 @@ use crate::app::App;
 
 pub(super) fn about() -> OpenApi {
     let info = InfoBuilder::new().title("Warren").version(env!("CARGO_PKG_VERSION")).description(Some(
-        "Computers for AI agents. Compatible with the OpenComputer API. The routes of the tags exec, pty and files are \
+        "Computers for AI agents. Compatible with the OpenComputer API. The routes of the tags exec, agents, pty and files are \
          also served without the prefix /api.",
     ));
     let key = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));

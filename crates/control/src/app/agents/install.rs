@@ -7,7 +7,6 @@
 use std::sync::LazyLock;
 
 use axum::body::{Body, to_bytes};
-use futures_util::future::try_join_all;
 use http::{HeaderMap, Method};
 use sha2::{Digest, Sha256};
 use warren_api::agents::WRAPPER;
@@ -70,21 +69,13 @@ impl App {
         if is_current && is_there {
             return Ok(());
         }
-        let files = FILES.iter().map(|(name, text)| self.put_module(live, folder, name, text));
-        try_join_all(files).await?;
+        for (name, text) in FILES {
+            let path = path(format!("{folder}/{name}"))?;
+            let mode = FileMode::parse("0644")?;
+            self.write_file(live, &path, Some(mode), HeaderMap::new(), Body::from(text)).await?;
+        }
         let mode = FileMode::parse("0755")?;
         self.write_file(live, &program, Some(mode), HeaderMap::new(), Body::from(launcher.as_str())).await
-    }
-
-    async fn put_module(
-        &self,
-        live: &Live,
-        folder: &str,
-        name: &str,
-        text: &'static str,
-    ) -> Result<(), Error> {
-        let (path, mode) = (path(format!("{folder}/{name}"))?, FileMode::parse("0644")?);
-        self.write_file(live, &path, Some(mode), HeaderMap::new(), Body::from(text)).await
     }
 
     /// Whether a file of the sandbox is there and has exactly this text.

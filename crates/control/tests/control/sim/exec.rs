@@ -87,6 +87,7 @@ pub(crate) async fn call(
 
 async fn one(exec: &Arc<Exec>, path: &[&str], request: Request) -> Answer<Response> {
     match path {
+        [] => Ok(Json(exec.describe()).into_response()),
         ["wait"] => {
             let ms: u64 = parameter(&request, "ms").unwrap().parse().unwrap();
             let mut changed = exec.changed.subscribe();
