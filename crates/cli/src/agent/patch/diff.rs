@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sha1::{Digest as _, Sha1};
-use similar::{Algorithm, DiffTag, capture_diff_slices_deadline, group_diff_ops};
 
 use super::binary;
-use super::merge::{COMPARE_LIMIT, is_binary, lines_of};
+use super::merge::{COMPARE_LIMIT, Edit, edits, is_binary, lines_of};
 use super::{Change, Content};
 
 /// Lines around a change.
@@ -152,20 +151,21 @@ impl<C: Contents> Writer<'_, C> {
     fn hunks(&mut self, a: &[u8], b: &[u8]) {
         let (a, b) = (lines_of(a), lines_of(b));
         let deadline = self.deadline.min(Instant::now() + COMPARE_LIMIT);
-        let ops = capture_diff_slices_deadline(Algorithm::Myers, &a, &b, Some(deadline));
-        for group in group_diff_ops(ops, CONTEXT) {
+        for group in grouped(edits(&a, &b, deadline)) {
             let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
-            let old = first.old_range().start..last.old_range().end;
-            let new = first.new_range().start..last.new_range().end;
+            let before = CONTEXT.min(first.base.start);
+            let after = CONTEXT.min(a.len() - last.base.end);
+            let old = first.base.start - before..last.base.end + after;
+            let new = first.new.start - before..last.new.end + after;
             self.line(&format!("@@ -{} +{} @@", stretch(&old), stretch(&new)));
-            for op in &group {
-                if op.tag() == DiffTag::Equal {
-                    self.lines(b' ', &a[op.old_range()]);
-                } else {
-                    self.lines(b'-', &a[op.old_range()]);
-                    self.lines(b'+', &b[op.new_range()]);
-                }
+            let mut at = old.start;
+            for edit in &group {
+                self.lines(b' ', &a[at..edit.base.start]);
+                self.lines(b'-', &a[edit.base.clone()]);
+                self.lines(b'+', &b[edit.new.clone()]);
+                at = edit.base.end;
             }
+            self.lines(b' ', &a[at..old.end]);
         }
     }
 
@@ -178,6 +178,22 @@ impl<C: Contents> Writer<'_, C> {
             }
         }
     }
+}
+
+/// Edits whose surroundings meet are shown together.
+fn grouped(edits: Vec<Edit>) -> Vec<Vec<Edit>> {
+    let mut groups: Vec<Vec<Edit>> = Vec::new();
+    for edit in edits {
+        match groups.last_mut() {
+            Some(group)
+                if group.last().is_some_and(|last| edit.base.start - last.base.end <= 2 * CONTEXT) =>
+            {
+                group.push(edit);
+            }
+            _ => groups.push(vec![edit]),
+        }
+    }
+    groups
 }
 
 fn stretch(range: &std::ops::Range<usize>) -> String {

@@ -10,9 +10,10 @@ pub(super) const COMPARE_LIMIT: Duration = Duration::from_secs(1);
 const BINARY_LOOK: usize = 8000;
 
 /// A stretch of the base and what stands in its place.
-struct Edit {
-    base: Range<usize>,
-    new: Range<usize>,
+#[derive(Debug, Clone)]
+pub(super) struct Edit {
+    pub(super) base: Range<usize>,
+    pub(super) new: Range<usize>,
 }
 
 /// As git tells it: a zero byte at the beginning.
@@ -25,17 +26,23 @@ pub(super) fn lines_of(content: &[u8]) -> Vec<&[u8]> {
     content.split_inclusive(|byte| *byte == b'\n').collect()
 }
 
-fn edits(base: &[&[u8]], new: &[&[u8]]) -> Vec<Edit> {
-    let ops = capture_diff_slices_deadline(Algorithm::Myers, base, new, Some(Instant::now() + COMPARE_LIMIT));
+/// What was done to the lines of `base`, in order; between edits they are the same.
+pub(super) fn edits(base: &[&[u8]], new: &[&[u8]], deadline: Instant) -> Vec<Edit> {
+    let ops = capture_diff_slices_deadline(Algorithm::Myers, base, new, Some(deadline));
     let mut edits: Vec<Edit> = Vec::new();
-    for op in ops.iter().filter(|op| op.tag() != DiffTag::Equal) {
-        match edits.last_mut() {
-            Some(last) if last.base.end == op.old_range().start && last.new.end == op.new_range().start => {
-                last.base.end = op.old_range().end;
-                last.new.end = op.new_range().end;
+    // Only lengths are taken from the operations: the place of one that has no lines on a side is not always kept up.
+    let (mut at, mut at_new) = (0, 0);
+    for op in &ops {
+        let (end, end_new) = (at + op.old_range().len(), at_new + op.new_range().len());
+        if op.tag() != DiffTag::Equal {
+            match edits.last_mut() {
+                Some(last) if last.base.end == at && last.new.end == at_new => {
+                    (last.base.end, last.new.end) = (end, end_new);
+                }
+                _ => edits.push(Edit { base: at..end, new: at_new..end_new }),
             }
-            _ => edits.push(Edit { base: op.old_range(), new: op.new_range() }),
         }
+        (at, at_new) = (end, end_new);
     }
     edits
 }
@@ -52,7 +59,8 @@ pub(crate) fn merge(base: &[u8], ours: &[u8], theirs: &[u8]) -> Option<Vec<u8>> 
         return None;
     }
     let (base, ours, theirs) = (lines_of(base), lines_of(ours), lines_of(theirs));
-    let (a, b) = (edits(&base, &ours), edits(&base, &theirs));
+    let deadline = Instant::now() + COMPARE_LIMIT;
+    let (a, b) = (edits(&base, &ours, deadline), edits(&base, &theirs, deadline));
     let (mut i, mut j, mut at) = (0, 0, 0);
     let mut merged = Vec::new();
     while i < a.len() || j < b.len() {
@@ -136,7 +144,7 @@ mod tests {
         #[test]
         fn edits_rebuild_the_text(base in text(), new in text()) {
             let (from, to) = (lines_of(&base), lines_of(&new));
-            let edits = edits(&from, &to);
+            let edits = edits(&from, &to, Instant::now() + COMPARE_LIMIT);
             prop_assert_eq!(side(&from, &to, &edits, 0..from.len()), new);
         }
     }
