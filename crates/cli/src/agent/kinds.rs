@@ -160,6 +160,7 @@ impl Wanted {
         };
         let registry = registry.map(|url| format!(" --registry={url}")).unwrap_or_default();
         let commands = [
+            format!(": {} {version}", self.kind),
             AS_ROOT.to_owned(),
             HAS_NPM.to_owned(),
             BUILD_OF_THIS_MACHINE.to_owned(),
