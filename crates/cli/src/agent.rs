@@ -9,7 +9,9 @@
 //! `tree` knows what goes in, `patch` what comes back, `run` what happens between; [`launch::Launch`] is all that is known of the
 //! program. Nothing that comes out of a sandbox is believed.
 
+pub(crate) mod kinds;
 pub(crate) mod launch;
+pub(crate) mod outside;
 pub(crate) mod patch;
 pub(crate) mod program;
 pub(crate) mod run;

@@ -34,10 +34,11 @@ FORBIDDEN = {
 
 
 class Internet:
-    """`number` tells those of one machine apart: each has 16 of the 256 addresses."""
+    """`number` tells those of one machine apart: each has 16 of the 256 addresses. Without `servers` there are only those that are
+    added with `listen`."""
 
-    def __init__(self, number=0):
-        number = unused(number)
+    def __init__(self, number=0, servers=True):
+        number, self.has_servers = unused(number), servers
         first = 16 * (number % 16)
         self.at = lambda offset: f"198.51.100.{first + offset}"
         self.host, self.dns, self.web, self.other, self.evil = (self.at(each) for each in (1, 2, 3, 4, 5))
@@ -51,7 +52,8 @@ class Internet:
             self._make_network()
             self._make_certificates()
             self._start_names()
-            self._start_servers()
+            if self.has_servers:
+                self._start_servers()
         except BaseException:
             self.end()
             raise
@@ -63,6 +65,13 @@ class Internet:
     @property
     def resolver(self):
         return f"{self.dns}:53"
+
+    def listen(self, offset, *ports):
+        """Sockets that listen at an address, a further one unless it is there: the address and they."""
+        address = self.at(offset)
+        if address not in (self.web, self.other, self.evil):
+            run("ip", "-n", self.namespace, "addr", "add", f"{address}/28", "dev", f"{self.link}b")
+        return address, *(names.listener_in(self.namespace, address, port) for port in ports)
 
     # --- what arrived
 

@@ -157,6 +157,11 @@ def ask_host(question):
     return None
 
 
+def listener_in(namespace, address, port):
+    """A TCP socket of a network namespace that listens."""
+    return sockets_in(namespace, address, port)[1]
+
+
 def sockets_in(namespace, address, port=53):
     """A UDP and a TCP socket of a network namespace, made by a thread that goes there for it."""
     made, trouble = [], []

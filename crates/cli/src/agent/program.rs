@@ -1,5 +1,6 @@
 //! What is asked to be run, and the one place where it becomes a [`Launch`].
 
+use super::kinds::{Kind, Task};
 use super::launch::Launch;
 use crate::failure::usage;
 
@@ -7,7 +8,7 @@ use crate::failure::usage;
 #[derive(Debug, Clone)]
 pub(crate) enum Program {
     /// An agent that is known by name.
-    Kind(String),
+    Kind { kind: Kind, model: Option<String>, arguments: Vec<String> },
     /// A command for a shell; the prompt is its last word.
     Command(String),
 }
@@ -16,7 +17,7 @@ impl Program {
     /// In a word, for lists.
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Kind(kind) => kind.clone(),
+            Self::Kind { kind, .. } => kind.name().to_owned(),
             Self::Command(command) => {
                 let word = command.split_whitespace().next().unwrap_or("command");
                 word.rsplit('/').next().unwrap_or(word).chars().filter(|c| !c.is_control()).take(60).collect()
@@ -27,8 +28,12 @@ impl Program {
     /// `interactive`: on a terminal, with a person before it.
     pub(crate) fn launch(&self, prompt: Option<&str>, interactive: bool) -> anyhow::Result<Launch> {
         match self {
-            // Kinds are made here.
-            Self::Kind(kind) => Err(usage(format!("there is no agent {kind:?}; give one with --command"))),
+            Self::Kind { .. } if prompt.is_none() && !interactive => {
+                Err(usage("without a terminal the agent needs a prompt"))
+            }
+            Self::Kind { kind, model, arguments } => {
+                Ok(kind.launch(Task { prompt, model: model.as_deref(), arguments }))
+            }
             Self::Command(command) => {
                 let mut argv = vec!["/bin/sh".to_owned(), "-c".to_owned()];
                 match prompt {
@@ -39,6 +44,14 @@ impl Program {
                 }
                 Ok(Launch { argv, interactive, ..Launch::default() })
             }
+        }
+    }
+
+    /// The snapshot that `warren agent install` makes of it.
+    pub(crate) fn usual_snapshot(&self) -> Option<String> {
+        match self {
+            Self::Kind { kind, .. } => Some(format!("agent-{}", kind.name())),
+            Self::Command(_) => None,
         }
     }
 }

@@ -2,7 +2,9 @@
 
 mod attach;
 mod fork;
+mod install;
 mod ls;
+mod outside;
 mod patch;
 mod pause;
 mod rm;
@@ -20,6 +22,10 @@ use crate::context::Context;
 pub(crate) enum AgentCommand {
     /// Let an agent work on a folder in a sandbox; what it changed comes back as a patch
     Run(Box<run::RunArgs>),
+    /// Build a snapshot that has agents in it, from where they are published
+    Install(install::InstallArgs),
+    /// Run an agent of this machine with its hands in a sandbox
+    Outside(outside::OutsideArgs),
     /// List the agents of this machine
     Ls,
     /// Go on with an agent that was left running
@@ -45,6 +51,8 @@ pub(crate) struct OneArgs {
 pub(crate) async fn run(context: &Context, command: AgentCommand) -> anyhow::Result<ExitCode> {
     match command {
         AgentCommand::Run(args) => run::run(context, *args).await,
+        AgentCommand::Install(args) => install::run(context, args).await,
+        AgentCommand::Outside(args) => outside::run(context, args).await,
         AgentCommand::Ls => ls::run(context).await,
         AgentCommand::Attach(args) => attach::run(context, args).await,
         AgentCommand::Patch(args) => patch::run(context, args).await,

@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{server_of, tasks};
+use crate::agent::kinds::Kind;
 use crate::agent::launch::{Launch, ModelKey};
 use crate::agent::program::Program;
 use crate::agent::run::finish::{self, Wanted};
@@ -42,7 +43,10 @@ pub(crate) struct RunArgs {
     prompt: Option<String>,
     /// The agent: claude-code, codex or opencode
     #[arg(long, value_name = "KIND", required_unless_present = "command", conflicts_with = "command")]
-    agent: Option<String>,
+    agent: Option<Kind>,
+    /// Model, as the agent calls it
+    #[arg(long, requires = "agent")]
+    model: Option<String>,
     /// Any other: a command for /bin/sh, the prompt becomes its last word
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
@@ -73,6 +77,9 @@ pub(crate) struct RunArgs {
     timeout: Option<u32>,
     #[command(flatten)]
     pub(super) tasks: tasks::TasksArgs,
+    /// More arguments for the agent
+    #[arg(last = true, requires = "agent", value_name = "ARGS")]
+    arguments: Vec<String>,
 }
 
 /// What the tree and its machine are.
@@ -128,7 +135,9 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
     let client = context.client()?;
     let server = server_of(context)?;
     let program = match (&args.agent, &args.command) {
-        (Some(kind), _) => Program::Kind(kind.clone()),
+        (Some(kind), _) => {
+            Program::Kind { kind: *kind, model: args.model.clone(), arguments: args.arguments.clone() }
+        }
         (None, Some(command)) => Program::Command(command.clone()),
         (None, None) => return Err(usage("say which agent: --agent or --command")),
     };
@@ -166,7 +175,7 @@ async fn begin(
     let name = program.name();
     let (own, store) = own(client, args, root, &name, launch).await?;
     let begun = async {
-        let (machine, options) = machine(args, launch);
+        let (machine, options) = machine(client, args, program, launch).await;
         let preparing = Preparing {
             client,
             output,
@@ -227,12 +236,23 @@ async fn begin(
     Ok(run)
 }
 
-pub(super) fn machine(args: &RunArgs, launch: &Launch) -> (Machine, ScanOptions) {
+/// An agent is in the snapshot that is named, or in the one that `agent install` made; else it is installed in the image.
+pub(super) async fn machine(
+    client: &Client,
+    args: &RunArgs,
+    program: &Program,
+    launch: &Launch,
+) -> (Machine, ScanOptions) {
     let given = &args.machine;
+    let mut snapshot = given.snapshot.clone();
+    if let (None, None, Some(usual)) = (&given.image, &snapshot, program.usual_snapshot()) {
+        let known = client.get_snapshot(&usual).await;
+        snapshot = known.is_ok_and(|known| known.value.status == "ready").then_some(usual);
+    }
     let machine = Machine {
         image: given.image.clone(),
-        snapshot: given.snapshot.clone(),
-        install: launch.install.clone(),
+        install: if snapshot.is_none() { launch.install.clone() } else { Vec::new() },
+        snapshot,
         cpu: given.cpu,
         memory: given.memory,
         disk: given.disk,

@@ -69,7 +69,7 @@ pub(super) async fn run(
     let first = launch(&tasks[0])?;
     let (own, store) = own(client, args, root, &name, &first).await?;
     let ran = async {
-        let (machine, options) = machine(args, &first);
+        let (machine, options) = machine(client, args, program, &first).await;
         let preparing = Preparing {
             client,
             output,
