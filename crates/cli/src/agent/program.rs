@@ -20,7 +20,9 @@ impl Program {
             Self::Kind { kind, .. } => kind.name().to_owned(),
             Self::Command(command) => {
                 let word = command.split_whitespace().next().unwrap_or("command");
-                word.rsplit('/').next().unwrap_or(word).chars().filter(|c| !c.is_control()).take(60).collect()
+                let name = word.rsplit('/').next().unwrap_or(word);
+                let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+                name.chars().filter(plain).take(60).collect()
             }
         }
     }

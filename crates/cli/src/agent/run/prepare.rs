@@ -111,9 +111,10 @@ impl Preparing<'_> {
         let place = tokio::task::spawn_blocking(move || Place::lock(&[&key]))
             .await
             .context("the lock was lost")??;
-        let known = place
-            .load()
-            .filter(|(tree, _)| !self.fresh && tree.folder == self.root && self.is_current(&place));
+        let loaded = place.load();
+        let before = loaded.as_ref().map(|(tree, _)| tree.clone());
+        let known =
+            loaded.filter(|(tree, _)| !self.fresh && tree.folder == self.root && self.is_current(&place));
         let mut ready = None;
         if let Some((tree, _)) = &known {
             ready = self.try_fork(tree, own).await?;
@@ -138,7 +139,7 @@ impl Preparing<'_> {
             }
             let _ = self.client.kill_sandbox(fork).await;
         }
-        let tree = self.send_whole(&place, &scan, &folder, known.map(|(tree, _)| tree)).await?;
+        let tree = self.send_whole(&place, &scan, &folder, before).await?;
         self.output.note(&format!(
             "{} in {} files went in, in {}; the next run sends only what changed",
             human_bytes(scan.bytes()),

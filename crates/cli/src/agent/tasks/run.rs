@@ -153,7 +153,9 @@ impl Batch<'_> {
         if shared.stopped.load(std::sync::atomic::Ordering::Relaxed) {
             return Some("not begun: stopped");
         }
-        if self.budget.is_some_and(|budget| shared.begun.elapsed() >= budget) {
+        // Limits are in whole seconds.
+        let elapsed = shared.begun.elapsed() + Duration::from_secs(1);
+        if self.budget.is_some_and(|budget| elapsed > budget) {
             return Some("not begun: the time is used up");
         }
         let spent = *shared.spent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,7 +293,8 @@ fn said(result: &Result) -> String {
             return format!("left running in {id}; `warren agent attach {id}` goes on with it");
         }
     };
-    text.push_str(&format!(" in {:.0} s, {} files changed", result.seconds, result.files));
+    let files = if result.files == 1 { "file" } else { "files" };
+    text.push_str(&format!(" in {:.0} s, {} {files} changed", result.seconds, result.files));
     if let Some(cost) = result.cost {
         text.push_str(&format!(", {cost:.2} USD"));
     }
