@@ -40,7 +40,7 @@ impl Program {
                 let mut argv = vec!["/bin/sh".to_owned(), "-c".to_owned()];
                 match prompt {
                     Some(prompt) => {
-                        argv.extend([format!("{command} \"$@\""), "sh".to_owned(), prompt.to_owned()])
+                        argv.extend([format!("{command} \"$@\""), "sh".to_owned(), prompt.to_owned()]);
                     }
                     None => argv.push(command.clone()),
                 }

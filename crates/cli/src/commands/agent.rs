@@ -1,6 +1,7 @@
 //! `warren agent …`: agents that work on a folder in a sandbox.
 
 mod attach;
+mod begin;
 mod fork;
 mod install;
 mod ls;

@@ -85,10 +85,7 @@ fn one(sides: &Sides<'_>, change: &Change) -> Result<Done, String> {
         return Ok(Done::Same);
     }
     let (after, done) = if is(&here, change.before.as_ref()) {
-        let after = match &change.after {
-            None => None,
-            Some(content) => Some((content, sides.after(change).unwrap_or_default())),
-        };
+        let after = change.after.as_ref().map(|content| (content, sides.after(change).unwrap_or_default()));
         if let Some((Content::File { hash, .. }, bytes)) = &after
             && hash_of(bytes) != *hash
         {

@@ -9,7 +9,8 @@ use super::super::base::blobs_of;
 use super::*;
 
 /// A tree of files: content and whether it may be executed; or a link.
-type Tree = BTreeMap<String, Result<(String, bool), String>>;
+type What = Result<(String, bool), String>;
+type Tree = BTreeMap<String, What>;
 
 fn build(folder: &Path, tree: &Tree) {
     for (name, what) in tree {
@@ -52,7 +53,7 @@ fn read(folder: &Path) -> Tree {
     tree
 }
 
-fn content(sides: &Sides<'_>, what: &Result<(String, bool), String>) -> Content {
+fn content(sides: &Sides<'_>, what: &What) -> Content {
     match what {
         Ok((content, executable)) => {
             Content::File { hash: sides.blobs.put(content.as_bytes()).unwrap(), executable: *executable }
@@ -83,11 +84,11 @@ fn with<T>(tree: &Tree, then: impl FnOnce(&Sides<'_>, &Path) -> T) -> T {
     then(&Sides { root: &root, blobs: &blobs }, &folder)
 }
 
-fn file(text: &str) -> Result<(String, bool), String> {
+fn file(text: &str) -> What {
     Ok((text.to_owned(), false))
 }
 
-fn tree(items: &[(&str, Result<(String, bool), String>)]) -> Tree {
+fn tree(items: &[(&str, What)]) -> Tree {
     items.iter().map(|(name, what)| ((*name).to_owned(), what.clone())).collect()
 }
 

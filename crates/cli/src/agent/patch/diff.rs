@@ -90,10 +90,10 @@ impl<C: Contents> Writer<'_, C> {
             ));
         };
         if change.letter() == 'T' {
-            self.sides(&change.name, before, None);
-            return self.sides(&change.name, None, after);
+            self.sides(&change.name, before.as_ref(), None);
+            return self.sides(&change.name, None, after.as_ref());
         }
-        self.sides(&change.name, before, after);
+        self.sides(&change.name, before.as_ref(), after.as_ref());
     }
 
     fn rename(&mut self, before: &Change, after: &Change) {
@@ -107,11 +107,11 @@ impl<C: Contents> Writer<'_, C> {
         self.line(&format!("similarity index 100%\nrename from {from}\nrename to {to}"));
     }
 
-    fn sides(&mut self, name: &str, before: Option<Side>, after: Option<Side>) {
+    fn sides(&mut self, name: &str, before: Option<&Side>, after: Option<&Side>) {
         let (old, new) = (quoted("a/", name), quoted("b/", name));
         self.line(&format!("diff --git {old} {new}"));
         let mut ending = String::new();
-        match (&before, &after) {
+        match (before, after) {
             (None, Some(after)) => self.line(&format!("new file mode {}", after.mode)),
             (Some(before), None) => self.line(&format!("deleted file mode {}", before.mode)),
             (Some(before), Some(after)) if before.mode != after.mode => {
@@ -130,13 +130,13 @@ impl<C: Contents> Writer<'_, C> {
         let length = if is_binary && self.whole { NOTHING.len() } else { SHORT };
         let id =
             |side: &Option<Side>| side.as_ref().map_or(NOTHING, |side| side.id.as_str())[..length].to_owned();
-        self.line(&format!("index {}..{}{ending}", id(&before), id(&after)));
-        let label = |side: &Option<Side>, name: &str| match side {
+        self.line(&format!("index {}..{}{ending}", id(before), id(after)));
+        let label = |side: Option<&Side>, name: &str| match side {
             Some(_) if name.contains(' ') => format!("{name}\t"),
             Some(_) => name.to_owned(),
             None => "/dev/null".to_owned(),
         };
-        let (old, new) = (label(&before, &old), label(&after, &new));
+        let (old, new) = (label(before, &old), label(after, &new));
         if is_binary && self.whole {
             binary::write(&mut self.text, &a, &b);
         } else if is_binary {

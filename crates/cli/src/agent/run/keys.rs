@@ -41,6 +41,7 @@ pub(crate) async fn seal(
     client: &Client,
     asked: &[ModelKey],
     usual: &[ModelKey],
+    token: &str,
 ) -> anyhow::Result<Option<String>> {
     let mut found = Vec::new();
     for (key, must_be) in asked.iter().map(|key| (key, true)).chain(usual.iter().map(|key| (key, false))) {
@@ -55,7 +56,7 @@ pub(crate) async fn seal(
         return Ok(None);
     }
     let now = jiff::Timestamp::now().as_second();
-    let name = format!("{PREFIX}{now}-{:08x}", super::random()? >> 32);
+    let name = format!("{PREFIX}{now}-{token}");
     let body = SecretStoreCreate { name: Some(name.clone()), egress_allowlist: None };
     let store = client.create_secret_store(&body).await?.value;
     for (key, value) in found {
@@ -75,6 +76,14 @@ pub(crate) async fn delete(client: &Client, name: &str, sandbox: &str) {
         && let Ok(id) = client.find_secret_store(name).await
     {
         let _ = client.delete_secret_store(&id).await;
+    }
+}
+
+/// Deletes what was made for a run that never began.
+pub(crate) async fn delete_of(client: &Client, token: &str) {
+    let stores = client.list_secret_stores().await.map(|answer| answer.value).unwrap_or_default();
+    for store in stores.iter().filter(|store| store.name.starts_with(PREFIX) && store.name.ends_with(token)) {
+        let _ = client.delete_secret_store(&store.id).await;
     }
 }
 

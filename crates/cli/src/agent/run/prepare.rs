@@ -37,6 +37,8 @@ const MAX_SENT: u64 = 256 << 20;
 const MAX_CHANGED: usize = 5000;
 /// What the tag of an image stands for is looked up again after this.
 const TAG_HOLDS: Duration = Duration::from_hours(24);
+/// Metadata of everything that one command makes, so that it can take it back.
+pub(crate) const METADATA_TOKEN: &str = "warren.agent.run";
 const LOOK: Duration = Duration::from_millis(30);
 
 /// The machine, before anything is run in it.
@@ -139,7 +141,7 @@ impl Preparing<'_> {
             }
             let _ = self.client.kill_sandbox(fork).await;
         }
-        let tree = self.send_whole(&place, &scan, &folder, before).await?;
+        let tree = self.send_whole(&place, &scan, &folder, before, own).await?;
         self.output.note(&format!(
             "{} in {} files went in, in {}; the next run sends only what changed",
             human_bytes(scan.bytes()),
@@ -194,8 +196,9 @@ impl Preparing<'_> {
         scan: &Arc<Scan>,
         folder: &str,
         before: Option<Tree>,
+        own: &Own,
     ) -> anyhow::Result<Tree> {
-        let sandbox = self.create().await?;
+        let sandbox = self.create(own).await?;
         let made = self.send_to(&sandbox, place, scan, folder).await;
         // Its checkpoint outlives it.
         let killed = self.client.kill_sandbox(&sandbox).await;
@@ -205,7 +208,10 @@ impl Preparing<'_> {
                 .warn(&format!("the sandbox {sandbox} that the tree was sent to is still there: {error:#}"));
         }
         if let Some(before) = before {
-            delete_checkpoint(self.client, &before).await;
+            place.retire(&before)?;
+        }
+        for tree in place.retired() {
+            delete_checkpoint(self.client, &tree).await;
         }
         Ok(tree)
     }
@@ -240,9 +246,13 @@ impl Preparing<'_> {
         Ok(tree)
     }
 
-    async fn create(&self) -> anyhow::Result<SandboxId> {
+    async fn create(&self, own: &Own) -> anyhow::Result<SandboxId> {
         let machine = self.machine;
         let (image, snapshot) = image_of(machine)?;
+        // It is no agent's: of what the agent's sandbox is told, only whose command it is made for.
+        let mut metadata = own.metadata.clone();
+        metadata.retain(|key, _| key == METADATA_TOKEN);
+        metadata.insert("warren.agent.tree".to_owned(), self.root.display().to_string());
         let body = SandboxCreate {
             image,
             snapshot,
@@ -250,10 +260,7 @@ impl Preparing<'_> {
             memory_mb: machine.memory.map(i64::from),
             disk_mb: machine.disk.map(i64::from),
             isolation: machine.isolation.clone(),
-            metadata: Some(BTreeMap::from([(
-                "warren.agent.tree".to_owned(),
-                self.root.display().to_string(),
-            )])),
+            metadata: Some(metadata),
             ..SandboxCreate::default()
         };
         let sandbox: Sandbox = if body.image.is_some() || body.snapshot.is_some() {

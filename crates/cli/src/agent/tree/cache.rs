@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One for each folder, server, image and size of machine. Losing it costs a full upload, nothing else. The lock is held from
-//! looking to forking: a run never removes the checkpoint that another is about to use.
+//! looking to forking, and shared by who goes on forking: a run never removes the checkpoint that another is about to use.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -24,6 +24,9 @@ const UNUSED: Duration = Duration::from_hours(24 * 14);
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const BASELINE: &str = "baseline";
 const TREE: &str = "tree.json";
+/// Locked together by all that go on forking.
+const USES: &str = "uses";
+const OLD: &str = "old-";
 
 /// A checkpoint that has a tree in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,7 +44,7 @@ pub(crate) struct Tree {
 /// The place of one tree, locked.
 pub(crate) struct Place {
     pub(crate) folder: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Place {
@@ -52,7 +55,7 @@ impl Place {
         let failed = || format!("could not lock {}", folder.display());
         let lock = File::create(folder.join("lock")).with_context(failed)?;
         lock.lock().with_context(failed)?;
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { folder, lock })
     }
 
     pub(crate) fn load(&self) -> Option<(Tree, Manifest)> {
@@ -69,6 +72,44 @@ impl Place {
 
     pub(crate) fn forget(&self) {
         let _ = fs::remove_file(self.folder.join(TREE));
+    }
+
+    /// Lets other runs look at the tree, while its checkpoint stays: it goes on to be forked.
+    pub(crate) fn share(&mut self) -> anyhow::Result<()> {
+        let failed = || format!("could not lock {}", self.folder.display());
+        let uses = File::create(self.folder.join(USES)).with_context(failed)?;
+        uses.lock_shared().with_context(failed)?;
+        // Only then is the other lock let go.
+        self.lock = uses;
+        Ok(())
+    }
+
+    /// Whether another run goes on forking a checkpoint of this place.
+    fn is_shared(&self) -> bool {
+        File::create(self.folder.join(USES)).is_ok_and(|uses| uses.try_lock().is_err())
+    }
+
+    /// Notes a checkpoint that is replaced.
+    pub(crate) fn retire(&self, tree: &Tree) -> anyhow::Result<()> {
+        write(
+            &self.folder.join(format!("{OLD}{}", hash_of(tree.checkpoint.as_bytes()))),
+            &serde_json::to_vec(tree)?,
+        )
+    }
+
+    /// Checkpoints that were replaced and that nobody forks any more; they are told once.
+    pub(crate) fn retired(&self) -> Vec<Tree> {
+        if self.is_shared() {
+            return Vec::new();
+        }
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let old = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(OLD));
+        let read = old.filter_map(|entry| {
+            let tree = read_json(&entry.path());
+            let _ = fs::remove_file(entry.path());
+            tree
+        });
+        read.collect()
     }
 
     /// Says that it was used just now.

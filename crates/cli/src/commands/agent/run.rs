@@ -3,27 +3,29 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
+use super::begin::{Beginning, abandon, new_token};
 use super::{server_of, tasks};
-use crate::agent::kinds::Kind;
-use crate::agent::launch::{Launch, ModelKey};
+use crate::agent::kinds::{Kind, Task};
+use crate::agent::launch::ModelKey;
+use crate::agent::outside::{Outside, work};
 use crate::agent::program::Program;
 use crate::agent::run::finish::{self, Wanted};
 use crate::agent::run::headless::Signals;
-use crate::agent::run::prepare::{Machine, Own, Preparing, delete_checkpoint};
-use crate::agent::run::record::{Record, Run};
-use crate::agent::run::{Ended, keys, session};
-use crate::agent::tree::{ScanOptions, cache};
+use crate::agent::run::prepare::delete_checkpoint;
+use crate::agent::run::record::Run;
+use crate::agent::run::{Ended, TIMED_OUT, keys, session};
+use crate::agent::tree::cache;
 use crate::client::Client;
 use crate::context::Context;
 use crate::failure::{DETACHED, usage};
 use crate::output::Output;
-use crate::words::{Pair, map_of, parse_duration};
+use crate::words::{Pair, parse_duration};
 
 const AFTER: &str = "\
 The folder goes into a sandbox without what .gitignore names; the agent works on that copy, and what it changed comes back as a
@@ -47,6 +49,12 @@ pub(crate) struct RunArgs {
     /// Model, as the agent calls it
     #[arg(long, requires = "agent")]
     model: Option<String>,
+    /// The agent runs on this machine, where it must be installed, and only its hands are in the sandbox
+    #[arg(long, requires = "agent", conflicts_with_all = ["tasks", "inside", "secret_store", "key"])]
+    pub(super) outside: bool,
+    /// The agent runs in the sandbox; the default
+    #[arg(long)]
+    inside: bool,
     /// Any other: a command for /bin/sh, the prompt becomes its last word
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
@@ -68,13 +76,13 @@ pub(crate) struct RunArgs {
     patch_file: Option<PathBuf>,
     /// Bring back ignored files too
     #[arg(long)]
-    include_ignored: bool,
+    pub(super) include_ignored: bool,
     /// Keep the sandbox, asleep
     #[arg(long)]
-    keep: bool,
+    pub(super) keep: bool,
     /// How long the agent may work, like 30m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    timeout: Option<u32>,
+    pub(super) timeout: Option<u32>,
     #[command(flatten)]
     pub(super) tasks: tasks::TasksArgs,
     /// More arguments for the agent
@@ -87,28 +95,28 @@ pub(crate) struct RunArgs {
 pub(crate) struct MachineArgs {
     /// Image to start from: one of a registry, or a manifest (.json)
     #[arg(long, value_name = "IMAGE")]
-    image: Option<String>,
+    pub(super) image: Option<String>,
     /// Snapshot to start from
     #[arg(long, value_name = "NAME", conflicts_with = "image")]
-    snapshot: Option<String>,
+    pub(super) snapshot: Option<String>,
     /// vCPUs: 1, 2 or 4
     #[arg(long, value_name = "N")]
-    cpu: Option<u32>,
+    pub(super) cpu: Option<u32>,
     /// Memory in MiB: 1024, 4096, 8192 or 16384
     #[arg(long, value_name = "MIB")]
-    memory: Option<u32>,
+    pub(super) memory: Option<u32>,
     /// Disk in MiB
     #[arg(long, value_name = "MIB")]
-    disk: Option<u32>,
+    pub(super) disk: Option<u32>,
     /// What keeps it apart from the host: container or vm
     #[arg(long, value_name = "KIND")]
-    isolation: Option<String>,
+    pub(super) isolation: Option<String>,
     /// Leave the repository's history here
     #[arg(long)]
-    no_git: bool,
+    pub(super) no_git: bool,
     /// Largest file that goes in, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    max_file_mb: u64,
+    pub(super) max_file_mb: u64,
     /// Send the whole tree, and look the image up again
     #[arg(long)]
     pub(super) fresh: bool,
@@ -118,16 +126,16 @@ pub(crate) struct MachineArgs {
 pub(crate) struct OwnArgs {
     /// Environment variable; repeatable. Others in the sandbox can read it: for keys there is --key
     #[arg(long, short, value_name = "KEY=VALUE")]
-    env: Vec<Pair>,
+    pub(super) env: Vec<Pair>,
     /// A secret store of yours, with the keys the agent needs
     #[arg(long, value_name = "NAME", conflicts_with = "key")]
-    secret_store: Option<String>,
+    pub(super) secret_store: Option<String>,
     /// A variable here that holds a key. It stays outside and is put into requests to these hosts; repeatable
     #[arg(long, value_name = "ENV[=HOST,HOST]", value_parser = keys::parse)]
-    key: Vec<ModelKey>,
+    pub(super) key: Vec<ModelKey>,
     /// A host it may reach, and none but those that are allowed; repeatable
     #[arg(long, value_name = "HOST")]
-    allow_host: Vec<String>,
+    pub(super) allow_host: Vec<String>,
 }
 
 pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -149,152 +157,68 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
     let launch =
         program.launch(args.prompt.as_deref(), args.prompt.is_none() && has_terminal && !output.json)?;
     let mut signals = Signals::catch()?;
+    let beginning =
+        Beginning { client: &client, output, args: &args, server: &server, root: &root, program: &program };
+    let token = new_token()?;
     let begun = tokio::select! {
-        begun = begin(&client, output, &args, (&server, &root), &program, &launch) => begun?,
-        // What was being made is swept: a store by the next run, a sandbox below.
-        code = signals.any() => return Ok(ExitCode::from(code)),
+        begun = beginning.begin(&launch, &token) => begun?,
+        code = signals.any() => {
+            output.note("\nnothing was begun; ending what was made for it");
+            tokio::select! {
+                () = abandon(&client, &token) => {}
+                _ = signals.any() => {}
+            }
+            return Ok(ExitCode::from(code));
+        }
     };
     let wanted = Wanted {
         apply: args.apply,
         show: args.diff || !args.apply && args.patch_file.is_none(),
         patch_file: args.patch_file,
     };
-    follow(&client, output, begun, launch.prompt_on_stdin.as_deref(), &wanted, &mut signals).await
-}
-
-/// Everything up to the program's start.
-async fn begin(
-    client: &Client,
-    output: Output,
-    args: &RunArgs,
-    (server, root): (&str, &std::path::Path),
-    program: &Program,
-    launch: &Launch,
-) -> anyhow::Result<Run> {
-    let started = Instant::now();
-    let name = program.name();
-    let (own, store) = own(client, args, root, &name, launch).await?;
-    let begun = async {
-        let (machine, options) = machine(client, args, program, launch).await;
-        let preparing = Preparing {
-            client,
-            output,
-            server,
-            root,
-            options: &options,
-            machine: &machine,
-            fresh: args.machine.fresh,
-        };
-        let prepared = preparing.prepare(&own).await?;
-        let copies = tempfile::tempdir().context("could not make a temporary folder")?;
-        let (sandbox, delta) = prepared.start(client, output, &own, copies.path()).await?;
-        let at = (root, prepared.folder.as_str());
-        let mut record = Record::new(
-            server,
-            &sandbox,
-            at,
-            &name,
-            launch.argv.clone(),
-            launch.lines,
-            &prepared.tree,
-            args.timeout,
-        );
-        (record.include_ignored, record.keep) = (args.include_ignored, args.keep);
-        record.store.clone_from(&store);
-        let recorded = async {
-            let mut run = Run::create(record, &prepared.place.folder)?;
-            run.save_delta(&delta)?;
-            run.keep_copies(copies.path())?;
-            session::start(client, &mut run, launch).await?;
-            anyhow::Ok(run)
-        }
-        .await;
-        if recorded.is_err() {
-            let _ = finish::kill(client, &sandbox).await;
-            if let Ok(run) = Run::find(&sandbox) {
-                run.forget();
+    if let (true, Program::Kind { kind, model, arguments }) = (args.outside, &program) {
+        let (sandbox, folder) = (begun.record.sandbox.clone(), begun.record.folder.clone());
+        let task = Task { prompt: args.prompt.as_deref(), model: model.as_deref(), arguments };
+        let timeout = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
+        let worked =
+            work(context, &Outside { kind: *kind, sandbox: &sandbox, folder: &folder, task, timeout }).await;
+        let ended = match worked {
+            Ok(ended) if ended.code == TIMED_OUT => Ended::TimedOut,
+            Ok(ended) => Ended::Exit(ended.code.into()),
+            Err(error) => {
+                finish::kill(&client, &begun.sandbox()?).await?;
+                begun.forget();
+                return Err(error);
             }
-        }
-        recorded
+        };
+        // What was meant for the agent is no answer to us.
+        let mut signals = Signals::catch()?;
+        return bring_home(&client, output, begun, ended, &wanted, &mut signals).await;
     }
-    .await;
-    if let (Err(_), Some(store)) = (&begun, &store) {
-        keys::delete(client, store, "").await;
-    }
-    let run = begun?;
-    let id = &run.record.sandbox;
-    if output.json {
-        let event = json!({"type": "started", "sandbox": id, "agent": name, "folder": run.record.folder, "ms": started.elapsed().as_millis()});
-        output.line(&event.to_string())?;
-    } else {
-        output.note(&format!(
-            "{name} works in {id} on {}, begun in {} ms",
-            run.record.folder,
-            started.elapsed().as_millis()
-        ));
-    }
-    Ok(run)
-}
-
-/// An agent is in the snapshot that is named, or in the one that `agent install` made; else it is installed in the image.
-pub(super) async fn machine(
-    client: &Client,
-    args: &RunArgs,
-    program: &Program,
-    launch: &Launch,
-) -> (Machine, ScanOptions) {
-    let given = &args.machine;
-    let mut snapshot = given.snapshot.clone();
-    if let (None, None, Some(usual)) = (&given.image, &snapshot, program.usual_snapshot()) {
-        let known = client.get_snapshot(&usual).await;
-        snapshot = known.is_ok_and(|known| known.value.status == "ready").then_some(usual);
-    }
-    let machine = Machine {
-        image: given.image.clone(),
-        install: if snapshot.is_none() { launch.install.clone() } else { Vec::new() },
-        snapshot,
-        cpu: given.cpu,
-        memory: given.memory,
-        disk: given.disk,
-        isolation: given.isolation.clone(),
-    };
-    (machine, ScanOptions { git: !given.no_git, max_file: given.max_file_mb.saturating_mul(1 << 20) })
-}
-
-/// What is this sandbox's own, and the store that was made for it.
-pub(super) async fn own(
-    client: &Client,
-    args: &RunArgs,
-    root: &std::path::Path,
-    name: &str,
-    launch: &Launch,
-) -> anyhow::Result<(Own, Option<String>)> {
-    let given = &args.own;
-    let store = match &given.secret_store {
-        Some(_) => None,
-        None => keys::seal(client, &given.key, &launch.keys).await?,
-    };
-    let mut envs = launch.envs.clone();
-    envs.extend(map_of(given.env.iter().cloned().collect()).unwrap_or_default());
-    let own = Own {
-        envs,
-        metadata: session::metadata(name, root, store.as_deref()),
-        secret_store: given.secret_store.clone().or_else(|| store.clone()),
-        allow_host: given.allow_host.clone(),
-    };
-    Ok((own, store))
+    follow(&client, output, begun, launch.prompt_on_stdin.as_deref(), &wanted, &mut signals).await
 }
 
 /// Follows a run to its end, and brings home what changed.
 pub(super) async fn follow(
     client: &Client,
     output: Output,
-    mut run: Run,
+    run: Run,
     prompt: Option<&str>,
     wanted: &Wanted,
     signals: &mut Signals,
 ) -> anyhow::Result<ExitCode> {
     let ended = session::follow(client, output, &run, prompt, signals).await?;
+    bring_home(client, output, run, ended, wanted, signals).await
+}
+
+async fn bring_home(
+    client: &Client,
+    output: Output,
+    mut run: Run,
+    ended: Ended,
+    wanted: &Wanted,
+    signals: &mut Signals,
+) -> anyhow::Result<ExitCode> {
     if let Ended::Left(code) = ended {
         finish::say_left(output, &run);
         return Ok(ExitCode::from(code));
@@ -356,19 +280,5 @@ pub(super) async fn sweep(client: &Client, output: Output, server: &str) {
         if client.get_sandbox(&sandbox).await.is_ok_and(|sandbox| sandbox.value.status == "stopped") {
             run.forget();
         }
-    }
-}
-
-impl RunArgs {
-    pub(super) fn timeout(&self) -> Option<u32> {
-        self.timeout
-    }
-
-    pub(super) fn include_ignored(&self) -> bool {
-        self.include_ignored
-    }
-
-    pub(super) fn keep(&self) -> bool {
-        self.keep
     }
 }

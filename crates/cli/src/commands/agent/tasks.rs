@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::run::{RunArgs, machine, own, sweep};
+use super::begin::{abandon, machine, new_token, own};
+use super::run::{RunArgs, sweep};
 use crate::agent::program::Program;
 use crate::agent::run::keys;
 use crate::agent::run::prepare::Preparing;
@@ -14,6 +15,7 @@ use crate::agent::tasks::{Batch, Task, read, run as run_batch};
 use crate::agent::tree::cache;
 use crate::client::Client;
 use crate::context::Context;
+use crate::endings::Endings;
 use crate::failure::{LOCAL, SomeFailed, usage};
 use crate::words::parse_duration;
 
@@ -65,9 +67,10 @@ pub(super) async fn run(
     };
     let name = program.name();
     let launch = |task: &Task| program.launch(Some(&task.prompt), false);
+    let token = new_token()?;
     // What it takes to install is the same for each; so is what is its own.
     let first = launch(&tasks[0])?;
-    let (own, store) = own(client, args, root, &name, &first).await?;
+    let (own, store) = own(client, args, root, &name, &first, &token).await?;
     let ran = async {
         let (machine, options) = machine(client, args, program, &first).await;
         let preparing = Preparing {
@@ -79,7 +82,16 @@ pub(super) async fn run(
             machine: &machine,
             fresh: args.machine.fresh,
         };
-        let prepared = preparing.prepare(&own).await?;
+        let mut endings = Endings::catch()?;
+        let mut prepared = tokio::select! {
+            prepared = preparing.prepare(&own) => prepared?,
+            code = endings.next() => {
+                abandon(client, &token).await;
+                return Ok(Err(code));
+            }
+        };
+        // Others may look at the tree meanwhile.
+        prepared.place.share()?;
         let batch = Batch {
             client,
             output,
@@ -91,20 +103,23 @@ pub(super) async fn run(
             launch: &launch,
             parallel: usize::try_from(given.parallel).unwrap_or(1),
             retries: given.retries,
-            timeout: args.timeout(),
+            timeout: args.timeout,
             budget: given.budget.map(|seconds| Duration::from_secs(seconds.into())),
             budget_usd: given.budget_usd,
             out: out.clone(),
-            include_ignored: args.include_ignored(),
-            keep: args.keep(),
+            include_ignored: args.include_ignored,
+            keep: args.keep,
         };
-        run_batch(&batch, &tasks).await
+        run_batch(&batch, &tasks).await.map(Ok::<_, u8>)
     }
     .await;
     if let Some(store) = &store {
         keys::delete(client, store, "").await;
     }
-    let failed = ran?;
+    let failed = match ran? {
+        Ok(failed) => failed,
+        Err(code) => return Ok(ExitCode::from(code)),
+    };
     sweep(client, output, server).await;
     if !output.json {
         output.note(&format!(
