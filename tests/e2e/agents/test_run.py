@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from harness.agent_runs import interrupt
+from harness.agent_runs import CLIENT, interrupt
 from harness.waiting import wait_for
 
 from .run_fixtures import _own_server, api, folder, make, server  # noqa: F401
@@ -279,7 +279,7 @@ def test_a_budget_of_time_ends_tasks_and_ctrl_c_keeps_their_work(folder):
     assert "the time is used up" in done.stderr and "+a" in (out / "task-1.patch").read_text()
     assert not (out / "task-3.patch").exists()
     process = subprocess.Popen(
-        [folder.warren.__globals__["CLIENT"], "agent", "run", "--memory", "1024", "--command", command, "--tasks", str(tasks), "--out", str(out / "2")],
+        [CLIENT, "agent", "run", "--memory", "1024", "--command", command, "--tasks", str(tasks), "--out", str(out / "2")],
         cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )
     wait_for(lambda: (out / "2/task-2.log").exists(), "the second task runs")
@@ -296,3 +296,34 @@ def test_another_image_and_a_folder_without_git(server, tmp_path):
     done = folder.run("pwd; ls -A; echo $GIVEN; echo x >>README", "--env", "GIVEN=given", "--apply")
     assert "/some-tree" in done.stdout and "given" in done.stdout and "build" not in done.stdout.split()
     assert folder.read("README") == "hello\nx\n"
+
+
+def test_what_is_interrupted_before_it_begins_is_taken_back(folder, api):
+    folder.environment["MY_KEY"] = "sk-secret-0123456789"
+    folder.put({"big": os.urandom(200 << 20)})
+    before = {sandbox["sandboxID"] for sandbox in api.get("/api/sandboxes?status=running,creating").json()}
+    process = subprocess.Popen(
+        [CLIENT, "agent", "run", "--memory", "1024", "--command", "true", "--key", "MY_KEY=api.example.com"],
+        cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )
+    running = lambda: {sandbox["sandboxID"] for sandbox in api.get("/api/sandboxes?status=running,creating").json()} - before  # noqa: E731
+    wait_for(running, "the folder is being sent")
+    interrupt(process)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 130, errors
+    assert not running() and not folder.agents()
+    assert not [store for store in api.get("/api/secret-stores").json() if store["name"].startswith("agent-run-")]
+
+
+def test_two_runs_on_one_folder_wait_for_each_other_and_share_what_was_sent(folder):
+    runs = [
+        subprocess.Popen(
+            [CLIENT, "agent", "run", "--memory", "1024", "--command", f"echo {number} >n{number}", "--apply"],
+            cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(3)
+    ]
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], said
+    assert sum("went in" in text for text in said) == 1
+    assert [folder.read(f"n{number}") for number in range(3)] == ["0\n", "1\n", "2\n"]

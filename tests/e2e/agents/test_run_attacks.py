@@ -81,7 +81,7 @@ def test_more_files_than_a_patch_holds_are_refused_as_a_whole_with_a_way_out(fol
     done = folder.run("mkdir many; cd many; seq 60000 | xargs touch", code=1, within=200)
     assert "more than a patch holds" in done.stderr and "many" in done.stderr
     [(sandbox, agent)] = folder.agents().items()
-    assert agent["status"] == "running"
+    assert agent["status"] == "hibernated"
     # A rule that is added there counts.
     folder.warren("exec", sandbox, "--cwd", "/workspace/project", "--shell", "--", "echo many/ >>.gitignore; echo x >x")
     assert "+++ b/x" in folder.warren("agent", "patch", sandbox).stdout

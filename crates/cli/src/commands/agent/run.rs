@@ -230,11 +230,11 @@ async fn bring_home(
     }
     run.record.ended = Some(ended.code());
     run.save()?;
-    if output.json {
-        let event = json!({"type": "ended", "sandbox": run.record.sandbox, "exitCode": ended.code(), "timedOut": ended == Ended::TimedOut});
-        output.line(&event.to_string())?;
-    }
     let bringing = async {
+        if output.json {
+            let event = json!({"type": "ended", "sandbox": run.record.sandbox, "exitCode": ended.code(), "timedOut": ended == Ended::TimedOut});
+            output.line(&event.to_string())?;
+        }
         let changes = finish::collected(client, &run).await?;
         finish::deliver(client, output, &run, changes, wanted).await
     };
@@ -253,6 +253,8 @@ async fn bring_home(
         Err(error) => {
             finish::end_keys(client, &mut run).await;
             run.save()?;
+            // Its next use wakes it.
+            let _ = client.hibernate_sandbox(&run.sandbox()?).await;
             let id = &run.record.sandbox;
             output.note(&format!("the work is kept in {id}: `warren agent patch {id}` tries again, `warren agent rm {id}` ends it"));
             return Err(error);
