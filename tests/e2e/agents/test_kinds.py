@@ -1,4 +1,4 @@
-"""The three agents, as they come from npm, work in sandboxes."""
+"""The three agents, as they come from npm into a snapshot, work in sandboxes."""
 
 import pytest
 
