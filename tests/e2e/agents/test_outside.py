@@ -81,35 +81,37 @@ def reaches(folder):
         {"tool": "exec", "input": f"for (const name of ['exec_command', 'shell', 'shell_command']) try {{ await tools[name]({{cmd: 'touch {folder}/nested'}}) }} catch (e) {{ text(String(e)) }}\n"
                                   f"try {{ await tools.apply_patch('{patch}') }} catch (e) {{ text(String(e)) }}"},
         {"tool": "write", "input": {"filePath": f"{folder}/written", "content": "x"}},
-        {"write": "/home/sandbox/work/new.txt", "content": "made in the sandbox\n"},
-        {"edit": "/home/sandbox/work/sums.py", "old": "a - b", "new": "a + b"},
-        {"shell": "cd /home/sandbox/work && python3 -c 'from sums import add; print(add(2, 3))' > five.txt; uname -n > name.txt; cat five.txt"},
+        {"write": "/workspace/project/new.txt", "content": "made in the sandbox\n"},
+        {"edit": "/workspace/project/sums.py", "old": "a - b", "new": "a + b"},
+        {"shell": "cd /workspace/project && python3 -c 'from sums import add; print(add(2, 3))' > five.txt; uname -n > name.txt; cat five.txt"},
         {"text": "It adds now."},
     ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tree_is_untouched_and_the_sandbox_is_not(api, installed, project, user_home, warren, warren_sees_model, model, kind):
+def test_the_tree_is_untouched_and_the_sandbox_is_not(installed, project, user_home, tmp_path, warren, warren_sees_model, model, kind):
     program = installed(kind)
-    with api.create() as sandbox, watching.Watch(project) as tree, watching.Watch(user_home) as home:
-        sandbox.write("/home/sandbox/work/sums.py", (project / "sums.py").read_bytes())
+    env = warren_sees_model | {
+        "PATH": f"{program}:{os.environ['PATH']}", "A_SECRET": "of the user's",
+        **{name: str(tmp_path / "warren") for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")},
+    }
+    with watching.Watch(project) as tree, watching.Watch(user_home) as home:
         mark = model.script(*reaches(project))
-        arguments = [f"Mend sums.py. {mark}", "--sandbox", sandbox.id, "--folder", "/home/sandbox/work"]
+        arguments = [f"Mend sums.py. {mark}", "--agent", kind, "--outside", "--memory", "1024"]
         if kind == "opencode":
             arguments += ["--model", "openai/gpt-5"]
-        env = warren_sees_model | {"PATH": f"{program}:{os.environ['PATH']}", "A_SECRET": "of the user's"}
-        done = warren("agent", "outside", kind, *arguments, cwd=project, env=env, within=90)
-        assert "It adds now." in done.stdout, done
+        done = warren("agent", "run", *arguments, cwd=project, env=env, within=90)
         assert tree.changes() == [] and home.changes() == []
-        assert sandbox.read("/home/sandbox/work/new.txt") == b"made in the sandbox\n"
-        assert b"a + b" in sandbox.read("/home/sandbox/work/sums.py")
-        assert sandbox.read("/home/sandbox/work/five.txt") == b"5\n"
-        assert sandbox.read("/home/sandbox/work/name.txt").decode().strip() != os.uname().nodename
+    assert "It adds now." in done.stdout, done
+    # What it did is in the sandbox, and comes back as a patch that is shown.
+    for line in ("+    return a + b", "+made in the sandbox", "+5"):
+        assert line in done.stdout.splitlines(), done.stdout
+    assert f"+{os.uname().nodename}" not in done.stdout.splitlines()
     asked = model.asked(mark)
     assert len(asked) == len(reaches(project))
     # Nothing of the user's is told to the model, and none of the agent's own tools is offered.
     told = str([each["body"] for each in asked])
-    assert "led-astray" not in told and "of the user's" not in told and str(Path.home()) + "/" not in told
+    assert "led-astray" not in told and "of the user's" not in told
     own = {"Bash", "Read", "Write", "Edit", "bash", "read", "write", "edit", "exec_command", "shell", "grep", "glob", "webfetch", "WebFetch"}
     assert not own & set(asked[0]["tools"]), asked[0]["tools"]
     key = warren_sees_model["ANTHROPIC_API_KEY" if kind == "claude-code" else "OPENAI_API_KEY"]

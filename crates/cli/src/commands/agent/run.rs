@@ -3,21 +3,22 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
 use super::{server_of, tasks};
-use crate::agent::kinds::Kind;
+use crate::agent::kinds::{Kind, Task};
 use crate::agent::launch::{Launch, ModelKey};
+use crate::agent::outside::{self, Outside};
 use crate::agent::program::Program;
 use crate::agent::run::finish::{self, Wanted};
 use crate::agent::run::headless::Signals;
 use crate::agent::run::prepare::{Machine, Own, Preparing, delete_checkpoint};
 use crate::agent::run::record::{Record, Run};
-use crate::agent::run::{Ended, keys, session};
+use crate::agent::run::{Ended, TIMED_OUT, keys, session};
 use crate::agent::tree::{ScanOptions, cache};
 use crate::client::Client;
 use crate::context::Context;
@@ -44,6 +45,12 @@ pub(crate) struct RunArgs {
     /// The agent: claude-code, codex or opencode
     #[arg(long, value_name = "KIND", required_unless_present = "command", conflicts_with = "command")]
     agent: Option<Kind>,
+    /// It runs in the sandbox, which is the default
+    #[arg(long, requires = "agent", conflicts_with = "outside")]
+    inside: bool,
+    /// It runs on this machine, with its own tools off and those of the sandbox instead
+    #[arg(long, requires = "agent", conflicts_with = "tasks")]
+    outside: bool,
     /// Model, as the agent calls it
     #[arg(long, requires = "agent")]
     model: Option<String>,
@@ -135,6 +142,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
     let client = context.client()?;
     let server = server_of(context)?;
     let program = match (&args.agent, &args.command) {
+        (Some(kind), _) if args.outside => Program::Outside(*kind),
         (Some(kind), _) => {
             Program::Kind { kind: *kind, model: args.model.clone(), arguments: args.arguments.clone() }
         }
@@ -159,6 +167,24 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
         show: args.diff || !args.apply && args.patch_file.is_none(),
         patch_file: args.patch_file,
     };
+    if let Program::Outside(kind) = program {
+        let task =
+            Task { prompt: args.prompt.as_deref(), model: args.model.as_deref(), arguments: &args.arguments };
+        let (sandbox, folder) = (begun.record.sandbox.clone(), begun.record.folder.clone());
+        let timeout = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
+        let outside = Outside { kind, sandbox: &sandbox, folder: &folder, task, timeout };
+        let ended = match outside::work(context, &outside).await {
+            Ok(ended) if ended.code == TIMED_OUT => Ended::TimedOut,
+            Ok(ended) => Ended::Exit(ended.code.into()),
+            Err(error) => {
+                let _ = finish::kill(&client, &begun.record.sandbox.parse()?).await;
+                begun.forget();
+                return Err(error);
+            }
+        };
+        // Those of its time are dealt with.
+        return bring_home(&client, output, begun, ended, &wanted, &mut Signals::catch()?).await;
+    }
     follow(&client, output, begun, launch.prompt_on_stdin.as_deref(), &wanted, &mut signals).await
 }
 
@@ -205,7 +231,9 @@ async fn begin(
             let mut run = Run::create(record, &prepared.place.folder)?;
             run.save_delta(&delta)?;
             run.keep_copies(copies.path())?;
-            session::start(client, &mut run, launch).await?;
+            if !matches!(program, Program::Outside(_)) {
+                session::start(client, &mut run, launch).await?;
+            }
             anyhow::Ok(run)
         }
         .await;
@@ -289,7 +317,7 @@ pub(super) async fn own(
 pub(super) async fn follow(
     client: &Client,
     output: Output,
-    mut run: Run,
+    run: Run,
     prompt: Option<&str>,
     wanted: &Wanted,
     signals: &mut Signals,
@@ -299,6 +327,17 @@ pub(super) async fn follow(
         finish::say_left(output, &run);
         return Ok(ExitCode::from(code));
     }
+    bring_home(client, output, run, ended, wanted, signals).await
+}
+
+async fn bring_home(
+    client: &Client,
+    output: Output,
+    mut run: Run,
+    ended: Ended,
+    wanted: &Wanted,
+    signals: &mut Signals,
+) -> anyhow::Result<ExitCode> {
     match ended {
         Ended::TimedOut => output.note("its time was up; what it did so far is kept"),
         Ended::Exit(code) if code != 0 => output.note(&format!("it ended with {code}")),
