@@ -17,6 +17,7 @@ pub mod sandboxes;
 pub mod scaling;
 pub mod secrets;
 pub mod tags;
+pub mod tools;
 
 pub use error::ErrorBody;
 

@@ -4,8 +4,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     agent, build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get,
-    hibernate, images, keys, kill, logs, ls, preview, reboot, scale, secret, secret_store, secrets, shell,
-    snapshots, tags, templates, timeout, version, wake,
+    hibernate, images, keys, kill, logs, ls, mcp, preview, reboot, scale, secret, secret_store, secrets,
+    shell, snapshots, tags, templates, timeout, version, wake,
 };
 use crate::{failure, serve};
 
@@ -80,6 +80,8 @@ pub(crate) enum Command {
     /// Work with the files of a sandbox
     #[command(subcommand)]
     Files(files::FilesCommand),
+    /// Give a model the tools of a sandbox: MCP on standard input and output
+    Mcp(mcp::McpArgs),
     /// Open what listens on a port of a sandbox: addresses, the token, links to share
     #[command(subcommand)]
     Preview(preview::PreviewCommand),
@@ -161,6 +163,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Agent(command) => agent::run(&context, command).await,
         Command::Cp(args) => cp::run(&context, args).await,
         Command::Files(command) => files::run(&context, command).await,
+        Command::Mcp(args) => mcp::run(&context, args).await,
         Command::Preview(command) => preview::run(&context, command).await,
         Command::Timeout(args) => timeout::run(&context, args).await,
         Command::Tags(args) => tags::run(&context, args).await,

@@ -11,6 +11,7 @@ mod exec;
 mod files;
 mod images;
 mod logs;
+mod mcp;
 mod previews;
 mod pty;
 mod sandboxes;
@@ -33,6 +34,7 @@ use crate::ws;
 pub(crate) use events::{Ended, EventStream};
 pub(crate) use images::ArchiveImport;
 pub(crate) use logs::{LogFilter, LogStream};
+pub(crate) use mcp::{McpHeaders, McpTarget};
 pub(crate) use sandboxes::ListFilter;
 
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);

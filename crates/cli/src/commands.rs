@@ -20,6 +20,7 @@ pub(crate) mod keys;
 pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod mcp;
 pub(crate) mod preview;
 pub(crate) mod reboot;
 pub(crate) mod scale;

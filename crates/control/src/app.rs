@@ -24,6 +24,7 @@ pub(crate) mod secrets;
 pub(crate) mod signed;
 pub(crate) mod tags;
 pub(crate) mod token;
+pub(crate) mod tools;
 
 use std::future::Future;
 use std::sync::{Arc, RwLock};
@@ -70,6 +71,7 @@ pub(crate) struct App {
     pub(crate) sandbox_domain: SandboxDomain,
     pub(crate) ports: PortClient,
     pub(crate) autoscale: Pace,
+    pub(crate) tools: tools::Tools,
     node_info: RwLock<Arc<NodeInfo>>,
     tokens: TokenSigner,
     urls: UrlSigner,
@@ -137,6 +139,7 @@ impl App {
             public_url: parts.public_url,
             sandbox_domain: parts.sandbox_domain,
             autoscale: parts.autoscale,
+            tools: tools::Tools::default(),
             node_info: RwLock::new(Arc::new(parts.node_info)),
             tokens: parts.tokens,
             urls: parts.urls,

@@ -23,6 +23,7 @@ mod identity;
 mod images;
 mod json_text;
 mod logs;
+mod mcp;
 mod openapi;
 mod params;
 mod patches;
@@ -40,6 +41,7 @@ mod signed_files;
 mod snapshots;
 mod tags;
 mod templates;
+mod tools;
 mod unread;
 
 use std::sync::Arc;
@@ -57,6 +59,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     documented
         .merge(data_plane_at_root)
         .merge(openapi::routes(&document))
+        .merge(mcp::routes())
         .fallback(errors::not_found)
         .method_not_allowed_fallback(errors::method_not_allowed)
         .layer(cors())
@@ -88,7 +91,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 }
 
 fn data_plane() -> OpenApiRouter<Arc<App>> {
-    exec::routes().merge(exec_ws::routes()).merge(pty::routes()).merge(files::routes())
+    exec::routes().merge(exec_ws::routes()).merge(pty::routes()).merge(files::routes()).merge(tools::routes())
 }
 
 /// Any page may call, with a key it was given; browsers never add credentials by themselves.

@@ -93,6 +93,7 @@ fn arrange_descriptors(inherited: &Inherited<'_>) -> Result<OwnedFd> {
         // Closed by `close_from` below, together with all the others.
         std::mem::forget(source);
     }
+    std::mem::forget(null);
     sys::close_from(AGENT_FD + 1).step(step)?;
     let failure = sys::inherited_descriptor(FAILURE_FD).step(step)?;
     let agent = sys::inherited_descriptor(AGENT_FD).step(step)?;

@@ -159,8 +159,14 @@ impl Wanted {
             Kind::OpenCode => open_code::installed(version),
         };
         let registry = registry.map(|url| format!(" --registry={url}")).unwrap_or_default();
+        // What a tag stands for today is not what it stood for when a layer of the same steps was made.
+        let is_tag = !version.starts_with(|c: char| c.is_ascii_digit());
+        let now =
+            is_tag.then(|| format!(" as of {}", jiff::Timestamp::now().as_second())).unwrap_or_default();
         let commands = [
-            format!(": {} {version}", self.kind),
+            format!(": {} {version}{now}", self.kind),
+            // An image that has it already is left as it is.
+            format!("if [ \"$(cat {folder}/installed 2>/dev/null)\" = \"{version}{now}\" ]; then exit 0; fi"),
             AS_ROOT.to_owned(),
             HAS_NPM.to_owned(),
             BUILD_OF_THIS_MACHINE.to_owned(),
@@ -173,6 +179,7 @@ impl Wanted {
             format!("$sudo ln -sf {folder}/node_modules/{program} /usr/local/bin/{}", self.kind.program()),
             // An agent that does not start is better known now.
             format!("{} --version", self.kind.program()),
+            format!("echo \"{version}{now}\" | $sudo tee {folder}/installed >/dev/null"),
         ];
         vec![json!({ "type": "run", "args": { "commands": commands } })]
     }

@@ -18,8 +18,9 @@ mod open_code;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -119,6 +120,7 @@ impl Scratch {
     fn make() -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("warren-agent-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .context("could not make a folder for the agent")?;
         let made = Self { folder };
@@ -175,7 +177,6 @@ impl Tools {
 fn find_program(kind: Kind) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_program = |path: &PathBuf| {
-        use std::os::unix::fs::PermissionsExt as _;
         std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
     let found = std::env::split_paths(&path)

@@ -9,6 +9,8 @@ use crate::failure::usage;
 pub(crate) enum Program {
     /// An agent that is known by name.
     Kind { kind: Kind, model: Option<String>, arguments: Vec<String> },
+    /// The same on this machine, with its hands in the sandbox.
+    Outside(Kind),
     /// A command for a shell; the prompt is its last word.
     Command(String),
 }
@@ -17,7 +19,7 @@ impl Program {
     /// In a word, for lists.
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Kind { kind, .. } => kind.name().to_owned(),
+            Self::Kind { kind, .. } | Self::Outside(kind) => kind.name().to_owned(),
             Self::Command(command) => {
                 let word = command.split_whitespace().next().unwrap_or("command");
                 let name = word.rsplit('/').next().unwrap_or(word);
@@ -36,6 +38,11 @@ impl Program {
             Self::Kind { kind, model, arguments } => {
                 Ok(kind.launch(Task { prompt, model: model.as_deref(), arguments }))
             }
+            Self::Outside(_) if prompt.is_none() && !interactive => {
+                Err(usage("without a terminal the agent needs a prompt"))
+            }
+            // Nothing of it is in the sandbox.
+            Self::Outside(_) => Ok(Launch::default()),
             Self::Command(command) => {
                 let mut argv = vec!["/bin/sh".to_owned(), "-c".to_owned()];
                 match prompt {
@@ -53,7 +60,7 @@ impl Program {
     pub(crate) fn usual_snapshot(&self) -> Option<String> {
         match self {
             Self::Kind { kind, .. } => Some(format!("agent-{}", kind.name())),
-            Self::Command(_) => None,
+            Self::Outside(_) | Self::Command(_) => None,
         }
     }
 }

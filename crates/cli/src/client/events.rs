@@ -36,8 +36,8 @@ pub(crate) enum Ended<T> {
 
 /// Splits bytes into events. Pieces may end anywhere.
 #[derive(Debug, Default)]
-struct Parser {
-    pending: BytesMut,
+pub(super) struct Parser {
+    pub(super) pending: BytesMut,
     /// Bytes of `pending` that hold no line end.
     searched: usize,
     name: String,
@@ -45,9 +45,9 @@ struct Parser {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Event {
+pub(super) struct Event {
     name: String,
-    data: String,
+    pub(super) data: String,
 }
 
 impl Client {
@@ -128,7 +128,7 @@ fn unreadable(what: &str) -> anyhow::Error {
 
 impl Parser {
     /// The next event of what has come so far.
-    fn next(&mut self) -> anyhow::Result<Option<Event>> {
+    pub(super) fn next(&mut self) -> anyhow::Result<Option<Event>> {
         loop {
             let found = self.pending[self.searched..].iter().position(|byte| *byte == b'\n');
             let Some(end) = found.map(|at| self.searched + at) else {

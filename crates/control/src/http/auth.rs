@@ -3,6 +3,7 @@
 //! | credential | where | good for |
 //! | --- | --- | --- |
 //! | API key | header `X-API-Key` | everything of its organisation |
+//! | API key | `Authorization: Bearer`, on the routes of tools only | the same |
 //! | API key | query `api_key`, on WebSocket upgrades only | the same |
 //! | sandbox token | `Authorization: Bearer`, `X-API-Key`, query `token` or `api_key` | its sandbox's data plane |
 //!
@@ -37,7 +38,16 @@ fn in_headers(headers: &HeaderMap) -> Option<String> {
     (scheme.eq_ignore_ascii_case("bearer") && is_token(token)).then(|| token.trim().to_owned())
 }
 
-fn in_query(parts: &Parts) -> Option<String> {
+/// The same for clients of tools, which show API keys as bearers too.
+pub(super) fn of_tools(headers: &HeaderMap) -> Option<String> {
+    in_headers(headers).or_else(|| {
+        let bearer = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, key) = bearer.trim().split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned())
+    })
+}
+
+pub(super) fn in_query(parts: &Parts) -> Option<String> {
     // A query that cannot be decoded holds no credential; what is wrong with it is for those to hear who have one.
     let query = Query::parse(parts.uri.query()).ok()?;
     if let Some(token) = query.get("token").filter(|token| is_token(token)) {

@@ -18,6 +18,8 @@ use crate::app::images::create::is_from_image;
 const MAX_BYTES: usize = 1024 * 1024;
 /// Commands carry scripts and input.
 const MAX_EXEC_BYTES: usize = 4 * 1024 * 1024;
+/// Calls of tools carry files.
+pub(super) const MAX_TOOL_BYTES: usize = 16 * 1024 * 1024;
 /// Manifests carry files.
 const MAX_IMAGE_BYTES: usize = 64 * 1024 * 1024;
 /// How long a client may take to send one.
@@ -35,6 +37,12 @@ pub(super) type Body<T> = JsonObject<T, MAX_BYTES, true>;
 pub(super) type RequiredBody<T> = JsonObject<T, MAX_BYTES, false>;
 /// A command.
 pub(super) type ExecBody<T> = JsonObject<T, MAX_EXEC_BYTES, true>;
+/// Input of a tool.
+pub(super) type ToolBody<T> = JsonObject<T, MAX_TOOL_BYTES, true>;
+
+/// Any JSON, of the size that calls of tools may have.
+#[derive(Debug)]
+pub(super) struct AnyJson(pub serde_json::Value);
 
 /// A manifest of an image, or what holds one.
 pub(super) type ImageBody<T> = JsonObject<T, MAX_IMAGE_BYTES, true>;
@@ -70,7 +78,17 @@ impl<S: Sync> FromRequest<S> for CreateBody {
     }
 }
 
-async fn read_in_time(request: Request, max: usize) -> Result<Bytes, ApiError> {
+impl<S: Sync> FromRequest<S> for AnyJson {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = read_in_time(request, MAX_TOOL_BYTES).await?;
+        let json = serde_json::from_slice(&bytes);
+        Ok(Self(json.map_err(|error| Error::invalid(format!("the body is not valid JSON: {error}")))?))
+    }
+}
+
+pub(super) async fn read_in_time(request: Request, max: usize) -> Result<Bytes, ApiError> {
     let within = if max > MAX_EXEC_BYTES { LARGE_ARRIVES_WITHIN } else { ARRIVES_WITHIN };
     let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time");
     Ok(tokio::time::timeout(within, read(request.into_body(), max)).await.map_err(late)??)

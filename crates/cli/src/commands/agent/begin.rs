@@ -78,7 +78,7 @@ impl Beginning<'_> {
             let mut run = Run::create(record, &prepared.place.folder)?;
             run.save_delta(&delta)?;
             run.keep_copies(copies.path())?;
-            if !args.outside {
+            if !matches!(self.program, Program::Outside(_)) {
                 session::start(client, &mut run, launch).await?;
             }
             anyhow::Ok(run)
@@ -123,15 +123,13 @@ pub(super) async fn machine(
 ) -> (Machine, ScanOptions) {
     let given = &args.machine;
     let mut snapshot = given.snapshot.clone();
-    if let (false, None, None, Some(usual)) =
-        (args.outside, &given.image, &snapshot, program.usual_snapshot())
-    {
+    if let (None, None, Some(usual)) = (&given.image, &snapshot, program.usual_snapshot()) {
         let known = client.get_snapshot(&usual).await;
         snapshot = known.is_ok_and(|known| known.value.status == "ready").then_some(usual);
     }
     let machine = Machine {
         image: given.image.clone(),
-        install: if snapshot.is_none() && !args.outside { launch.install.clone() } else { Vec::new() },
+        install: if snapshot.is_none() { launch.install.clone() } else { Vec::new() },
         snapshot,
         cpu: given.cpu,
         memory: given.memory,
@@ -152,8 +150,6 @@ pub(super) async fn own(
 ) -> anyhow::Result<(Own, Option<String>)> {
     let given = &args.own;
     let store = match &given.secret_store {
-        // An agent of this machine uses its own.
-        _ if args.outside => None,
         Some(_) => None,
         None => keys::seal(client, &given.key, &launch.keys, token).await?,
     };

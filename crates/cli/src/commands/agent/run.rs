@@ -46,15 +46,15 @@ pub(crate) struct RunArgs {
     /// The agent: claude-code, codex or opencode
     #[arg(long, value_name = "KIND", required_unless_present = "command", conflicts_with = "command")]
     agent: Option<Kind>,
+    /// It runs in the sandbox, which is the default
+    #[arg(long, requires = "agent", conflicts_with = "outside")]
+    inside: bool,
+    /// It runs on this machine, with its own tools off and those of the sandbox instead
+    #[arg(long, requires = "agent", conflicts_with_all = ["tasks", "key", "secret_store"])]
+    outside: bool,
     /// Model, as the agent calls it
     #[arg(long, requires = "agent")]
     model: Option<String>,
-    /// The agent runs on this machine, where it must be installed, and only its hands are in the sandbox
-    #[arg(long, requires = "agent", conflicts_with_all = ["tasks", "inside", "secret_store", "key"])]
-    pub(super) outside: bool,
-    /// The agent runs in the sandbox; the default
-    #[arg(long)]
-    inside: bool,
     /// Any other: a command for /bin/sh, the prompt becomes its last word
     #[arg(long, value_name = "COMMAND")]
     command: Option<String>,
@@ -143,6 +143,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
     let client = context.client()?;
     let server = server_of(context)?;
     let program = match (&args.agent, &args.command) {
+        (Some(kind), _) if args.outside => Program::Outside(*kind),
         (Some(kind), _) => {
             Program::Kind { kind: *kind, model: args.model.clone(), arguments: args.arguments.clone() }
         }
@@ -176,24 +177,23 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
         show: args.diff || !args.apply && args.patch_file.is_none(),
         patch_file: args.patch_file,
     };
-    if let (true, Program::Kind { kind, model, arguments }) = (args.outside, &program) {
+    if let Program::Outside(kind) = program {
+        let task =
+            Task { prompt: args.prompt.as_deref(), model: args.model.as_deref(), arguments: &args.arguments };
         let (sandbox, folder) = (begun.record.sandbox.clone(), begun.record.folder.clone());
-        let task = Task { prompt: args.prompt.as_deref(), model: model.as_deref(), arguments };
         let timeout = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
-        let worked =
-            work(context, &Outside { kind: *kind, sandbox: &sandbox, folder: &folder, task, timeout }).await;
-        let ended = match worked {
+        let outside = Outside { kind, sandbox: &sandbox, folder: &folder, task, timeout };
+        let ended = match work(context, &outside).await {
             Ok(ended) if ended.code == TIMED_OUT => Ended::TimedOut,
             Ok(ended) => Ended::Exit(ended.code.into()),
             Err(error) => {
-                finish::kill(&client, &begun.sandbox()?).await?;
+                let _ = finish::kill(&client, &begun.sandbox()?).await;
                 begun.forget();
                 return Err(error);
             }
         };
-        // What was meant for the agent is no answer to us.
-        let mut signals = Signals::catch()?;
-        return bring_home(&client, output, begun, ended, &wanted, &mut signals).await;
+        // Those of its time are dealt with.
+        return bring_home(&client, output, begun, ended, &wanted, &mut Signals::catch()?).await;
     }
     follow(&client, output, begun, launch.prompt_on_stdin.as_deref(), &wanted, &mut signals).await
 }

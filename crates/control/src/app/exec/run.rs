@@ -104,7 +104,11 @@ impl App {
         Ok(answer.into_body())
     }
 
-    async fn open_run(&self, live: &Live, start: &ExecStart) -> Result<OutputStream, Error> {
+    pub(in crate::app) async fn open_run(
+        &self,
+        live: &Live,
+        start: &ExecStart,
+    ) -> Result<OutputStream, Error> {
         let json = serde_json::to_vec(start)
             .map_err(|error| Error::internal(format!("could not encode a command: {error}")))?;
         let mut headers = HeaderMap::new();
@@ -129,7 +133,7 @@ impl App {
     }
 
     /// The command, as soon as it has ended or after `ms`.
-    pub(super) async fn wait_exec(&self, live: &Live, exec: &ExecId, ms: u64) -> Result<Exec, Error> {
+    pub(in crate::app) async fn wait_exec(&self, live: &Live, exec: &ExecId, ms: u64) -> Result<Exec, Error> {
         let asked = tokio::time::Instant::now();
         let found: Exec =
             self.guest_json(live, Method::GET, &format!("exec/{exec}/wait?ms={ms}"), None::<&()>).await?;
