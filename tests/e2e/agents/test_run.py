@@ -145,7 +145,8 @@ def test_ctrl_c_twice_leaves_and_it_can_be_gone_on_with(folder, api):
     interrupt(process)
     assert process.wait(3) == 130
     assert f"agent attach {sandbox}" in process.stderr.read()
-    assert folder.agents()[sandbox]["status"] == "running"
+    agent = folder.agents()[sandbox]
+    assert (agent["status"], agent["state"]) == ("running", "working")
     assert "+w" in folder.warren("agent", "patch", sandbox).stdout
 
 

@@ -65,7 +65,9 @@ pub(crate) async fn fetch_missing(
     let Some(checkpoint) = checkpoint.parse::<CheckpointId>().ok().filter(|_| !missing.is_empty()) else {
         return;
     };
-    let Ok(fork) = client.fork_checkpoint(&checkpoint, &Fork::default(), None).await else { return };
+    // Should we be cut off, it sleeps.
+    let body = Fork { timeout: Some(60), ..Fork::default() };
+    let Ok(fork) = client.fork_checkpoint(&checkpoint, &body, None).await else { return };
     let Ok(id) = fork.value.sandbox_id.parse::<SandboxId>() else { return };
     for change in missing {
         let path = format!("{folder}/{}", change.name);

@@ -39,6 +39,8 @@ const MAX_CHANGED: usize = 5000;
 const TAG_HOLDS: Duration = Duration::from_hours(24);
 /// Metadata of everything that one command makes, so that it can take it back.
 pub(crate) const METADATA_TOKEN: &str = "warren.agent.run";
+/// Seconds without use after which the sandbox that a tree is sent to sleeps.
+const ABANDONED: i64 = 600;
 const LOOK: Duration = Duration::from_millis(30);
 
 /// The machine, before anything is run in it.
@@ -254,6 +256,8 @@ impl Preparing<'_> {
         metadata.retain(|key, _| key == METADATA_TOKEN);
         metadata.insert("warren.agent.tree".to_owned(), self.root.display().to_string());
         let body = SandboxCreate {
+            // Should we be cut off, it sleeps.
+            timeout: Some(ABANDONED),
             image,
             snapshot,
             cpu_count: machine.cpu.map(i64::from),

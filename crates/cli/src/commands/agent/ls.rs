@@ -6,15 +6,39 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::server_of;
-use crate::agent::run::record::Run;
+use crate::agent::run::record::{Run, Session};
 use crate::agent::run::session::{METADATA, METADATA_FOLDER};
-use crate::client::ListFilter;
+use crate::client::{Client, ListFilter};
 use crate::context::Context;
+use crate::failure::Refused;
 use crate::output::{Table, human_age};
 
 const PAGE: u32 = 200;
 /// More sandboxes than these are not looked through.
 const PAGES: usize = 20;
+
+/// Whether its program still runs. Who asks wakes nothing: the sandbox runs.
+async fn at_work(client: &Client, run: &Run) -> &'static str {
+    let Ok(sandbox) = run.sandbox() else { return "unknown" };
+    let is_over = match &run.record.session {
+        None => return "outside",
+        Some(Session::Exec { id }) => client.list_execs(&sandbox).await.map(|execs| {
+            execs.value.iter().find(|exec| exec.session_id == *id).is_none_or(|exec| !exec.running)
+        }),
+        Some(Session::Pty { exit_file, .. }) => match client.stat_file(&sandbox, exit_file).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        },
+    };
+    match is_over {
+        Ok(true) => "done",
+        Ok(false) => "working",
+        Err(_) => "unknown",
+    }
+}
 
 pub(crate) async fn run(context: &Context) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
@@ -62,7 +86,8 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<ExitCode> {
             (Some(code), _) => format!("ended ({code})"),
             (None, "gone") => "lost".to_owned(),
             (None, "hibernated") => "paused".to_owned(),
-            (None, _) => "working or done".to_owned(),
+            (None, "running") => at_work(&client, run).await.to_owned(),
+            (None, _) => "unknown".to_owned(),
         };
         add(
             &record.sandbox,
