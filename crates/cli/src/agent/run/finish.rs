@@ -156,7 +156,7 @@ fn say(output: Output, changes: &Changes, applied: Option<&Applied>, wanted: &Wa
         if !wanted.show
             && let Some(change) = changes.changes.iter().find(|change| change.name == conflict.name)
         {
-            output.note(&String::from_utf8_lossy(&for_terminal(output, &conflicting(sides, change))));
+            output.note(&readable(output, &conflicting(sides, change)));
         }
     }
     for refused in &changes.refused {
@@ -172,16 +172,17 @@ fn conflicting(sides: &Sides<'_>, change: &Change) -> Vec<u8> {
     text
 }
 
-/// A diff on a terminal has colours, and nothing in it can steer the terminal.
+/// As it is, unless a person looks at it.
 fn for_terminal(output: Output, text: &[u8]) -> Vec<u8> {
-    if !std::io::stdout().is_terminal() {
-        return text.to_vec();
-    }
+    if std::io::stdout().is_terminal() { readable(output, text).into_bytes() } else { text.to_vec() }
+}
+
+/// A diff with colours, where those are wanted, and nothing in it that could steer a terminal.
+fn readable(output: Output, text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines = text.lines().map(|line| {
         let colour = match line.as_bytes() {
-            [b'+', b'+', b'+', ..] | [b'-', b'-', b'-', ..] => 1,
-            [b'd', b'i', b'f', b'f', ..] => 1,
+            [b'+', b'+', b'+', ..] | [b'-', b'-', b'-', ..] | [b'd', b'i', b'f', b'f', ..] => 1,
             [b'+', ..] => 32,
             [b'-', ..] => 31,
             [b'@', b'@', ..] => 36,
@@ -190,7 +191,7 @@ fn for_terminal(output: Output, text: &[u8]) -> Vec<u8> {
         let plain = line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
         format!("{}\n", output.painted(colour, &plain))
     });
-    lines.collect::<String>().into_bytes()
+    lines.collect()
 }
 
 /// Takes away what is not needed any more, and says what is left and how to get it.
