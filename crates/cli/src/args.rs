@@ -3,9 +3,9 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    audit, build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files, fork, get,
-    hibernate, images, keys, kill, logs, ls, mcp, preview, reboot, scale, secret, secret_store, secrets,
-    shell, snapshots, tags, templates, timeout, version, wake,
+    agent, audit, build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files,
+    fork, get, hibernate, images, keys, kill, logs, ls, mcp, preview, reboot, scale, secret, secret_store,
+    secrets, shell, snapshots, tags, templates, timeout, version, wake,
 };
 use crate::{failure, serve};
 
@@ -72,6 +72,9 @@ pub(crate) enum Command {
     Logs(logs::LogsArgs),
     /// Open a terminal in a sandbox
     Shell(shell::ShellArgs),
+    /// Agents that work on a folder of yours in a sandbox
+    #[command(subcommand)]
+    Agent(agent::AgentCommand),
     /// Copy files and folders to or from a sandbox
     Cp(cp::CpArgs),
     /// Work with the files of a sandbox
@@ -162,6 +165,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::Execs(command) => execs::run(&context, command).await,
         Command::Logs(args) => logs::run(&context, args).await,
         Command::Shell(args) => shell::run(&context, args).await,
+        Command::Agent(command) => agent::run(&context, command).await,
         Command::Cp(args) => cp::run(&context, args).await,
         Command::Files(command) => files::run(&context, command).await,
         Command::Mcp(args) => mcp::run(&context, args).await,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncWriteExt as _, Stderr, Stdout};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -58,8 +58,8 @@ struct Input {
 
 /// What comes down, and how far it has been printed.
 struct Printer {
-    stdout: Stdout,
-    stderr: Stderr,
+    stdout: Box<dyn AsyncWrite + Unpin>,
+    stderr: Box<dyn AsyncWrite + Unpin>,
     /// Offset of the next byte to print; none until the first connection says where it starts.
     position: Option<u64>,
     /// Bytes of this connection that were printed already.
@@ -90,8 +90,8 @@ impl<'a> ExecStream<'a> {
             exec,
             input: Input { pieces: input, ended: false, sent: 0, confirmed: 0 },
             printer: Printer {
-                stdout: tokio::io::stdout(),
-                stderr: tokio::io::stderr(),
+                stdout: Box::new(tokio::io::stdout()),
+                stderr: Box::new(tokio::io::stderr()),
                 position: from,
                 skip: 0,
             },
@@ -102,6 +102,17 @@ impl<'a> ExecStream<'a> {
     pub(crate) fn without_input(mut self) -> Self {
         self.input.pieces = None;
         self.input.ended = true;
+        self
+    }
+
+    /// Writes the command's output there instead of to ours.
+    pub(crate) fn writing_to(
+        mut self,
+        stdout: impl AsyncWrite + Unpin + 'static,
+        stderr: impl AsyncWrite + Unpin + 'static,
+    ) -> Self {
+        self.printer.stdout = Box::new(stdout);
+        self.printer.stderr = Box::new(stderr);
         self
     }
 

@@ -3,6 +3,7 @@
 //! `main` is synchronous on purpose. The launcher must start before any thread exists, so it is looked for before
 //! anything else; then the one TLS provider is installed, and only then is there a runtime.
 
+mod agent;
 mod archive;
 mod args;
 mod build_source;

@@ -55,6 +55,31 @@ pub(crate) fn parse_signal(text: &str) -> Result<i32, String> {
     }
 }
 
+/// A time like `90`, `90s`, `30m` or `1h30m`, in seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{text:?} is no time: write it like 90s, 30m or 1h30m");
+    let mut seconds: u32 = 0;
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let number: u32 = rest[..end].parse().map_err(|_| wrong())?;
+        let mut after = rest[end..].chars();
+        let unit = match after.next() {
+            None | Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3600,
+            Some('d') => 86400,
+            Some(_) => return Err(wrong()),
+        };
+        seconds = number.checked_mul(unit).and_then(|part| seconds.checked_add(part)).ok_or_else(wrong)?;
+        rest = after.as_str();
+    }
+    if seconds == 0 { Err(wrong()) } else { Ok(seconds) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +100,14 @@ mod tests {
         assert_eq!(parse_signal("64"), Ok(64));
         for wrong in ["0", "65", "-9", "NOPE", ""] {
             assert!(parse_signal(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(["90", "90s", "30m", "1h30m"].map(parse_duration), [Ok(90), Ok(90), Ok(1800), Ok(5400)]);
+        for wrong in ["", "0", "m", "1x", "-1", "99999999999", "1 h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
     }
 }

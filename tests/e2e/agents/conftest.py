@@ -15,22 +15,11 @@ import pytest
 
 from egress.conftest import Store
 from harness import internet, log, npm_cache, settings
-from harness.builds import Snapshot, manifest, run
 from harness.client import Box
 from harness.model import Model
 from harness.server import Server
 
 KINDS = ("claude-code", "codex", "opencode")
-#: What each is installed as, and its program. Of the many builds that a package names only one is wanted: npm before version 10 takes
-#: those for musl too, and Claude's SDK would choose that one.
-WANTED = {
-    "claude-code": (
-        "--omit=optional @anthropic-ai/claude-agent-sdk@0.3.332 @anthropic-ai/claude-agent-sdk-linux-x64@0.3.332",
-        "@anthropic-ai/claude-agent-sdk-linux-x64/claude",
-    ),
-    "codex": ("@openai/codex@0.171.0", ".bin/codex"),
-    "opencode": ("--omit=optional opencode-ai@1.18.33", ".bin/opencode"),
-}
 PROVIDERS = ("api.anthropic.com", "api.openai.com")
 #: Of a sandbox with an agent in it.
 ROOM = {"memoryMB": 2048}
@@ -99,20 +88,21 @@ def api(server):
 
 
 @pytest.fixture(scope="session")
-def snapshot(api, registry):
-    """Name of the snapshot an agent of a kind is installed in: `snapshot("codex")`. Made when first asked for."""
+def snapshot(server, registry):
+    """Name of the snapshot an agent of a kind is installed in: `snapshot("codex")`. Made when first asked for, as users do."""
     made = {}
 
     def get(kind):
         if kind not in made:
-            folder = f"/opt/warren/agents/{kind}"
-            packages, program = WANTED[kind]
-            steps = [run(
-                f"sudo npm install --prefix {folder} --registry {registry} --no-audit --no-fund {packages}",
-                f"sudo ln -sf {folder}/node_modules/{program} /usr/local/bin/{kind.split('-')[0]}",
-            )]
-            made[kind] = Snapshot(api, manifest(*steps), name=f"agent-{kind}")
-        return made[kind].name
+            variables = {"PATH": os.environ["PATH"], "OPENCOMPUTER_API_URL": server.url, "OPENCOMPUTER_API_KEY": server.key}
+            done = subprocess.run(
+                [settings.PROGRAM, "agent", "install", kind, "--registry", registry], env=variables, capture_output=True, text=True,
+                timeout=200 * settings.PATIENCE, stdin=subprocess.DEVNULL, check=False,
+            )
+            assert done.returncode == 0, done.stderr[-4000:]
+            made[kind] = done.stdout.strip()
+            assert made[kind] == f"agent-{kind}@1", done
+        return made[kind].split("@")[0]
 
     yield get
 
@@ -159,10 +149,11 @@ def box(api, snapshot, keys):
 def warren(server, tmp_path):
     """Runs the program as a user would: `warren("agent", "run", …)`, in a home of its own; gives what `subprocess.run` gives."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
 
     def call(*arguments, cwd=None, env=None, within=120.0, input=None, check=True):
         variables = {"PATH": os.environ["PATH"], "HOME": str(home), "OPENCOMPUTER_API_URL": server.url, "OPENCOMPUTER_API_KEY": server.key}
+        variables["NO_COLOR"] = "1"
         done = subprocess.run(
             [settings.PROGRAM, *map(str, arguments)], cwd=cwd or tmp_path, env=variables | (env or {}), capture_output=True, text=True,
             timeout=within * settings.PATIENCE, input=input, stdin=subprocess.DEVNULL if input is None else None, check=False,
@@ -171,6 +162,16 @@ def warren(server, tmp_path):
         return done
 
     return call
+
+
+@pytest.fixture
+def warren_sees_model(model):
+    """Variables of a user's machine on which agents find the model, and a key for it."""
+    base = f"http://{model.address}"
+    return {
+        "ANTHROPIC_BASE_URL": base, "OPENAI_BASE_URL": f"{base}/v1",
+        "ANTHROPIC_API_KEY": f"sk-ant-{uuid.uuid4().hex}", "OPENAI_API_KEY": f"sk-proj-{uuid.uuid4().hex}",
+    }
 
 
 def json_lines(text):

@@ -200,6 +200,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.model.control and path == "/control/requests":
             return self.json(200, self.server.model.requests())
         self.take(b"")
+        if self.headers.get("upgrade"):
+            # Codex tries WebSockets first; this sends it to the streams at once.
+            return self.json(426, {"error": {"message": "the scripted model speaks no WebSocket"}})
         if path.endswith("/models"):
             names = ["claude-sonnet-4-5", "claude-haiku-4-5", "gpt-5", "gpt-5-codex", "gpt-4.1"]
             return self.json(200, {"object": "list", "data": [{"id": name, "object": "model", "type": "model"} for name in names]})

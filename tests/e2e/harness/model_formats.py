@@ -155,7 +155,10 @@ class Responses(Conversation):
             }
         for tool, value in answer["calls"]:
             if tool.within:
-                program = f"const r = await tools[{json.dumps(tool.name)}]({json.dumps(value)});\n"
+                name = json.dumps(tool.name)
+                if tool.name.startswith("*"):
+                    name = f"ALL_TOOLS.find((each) => each.name.endsWith({json.dumps(tool.name[1:])})).name"
+                program = f"const r = await tools[{name}]({json.dumps(value)});\n"
                 tool, value = tool.within, program + "text(typeof r === 'string' ? r : JSON.stringify(r));"
             made = {"id": f"fc_{uuid.uuid4().hex}", "call_id": f"call_{uuid.uuid4().hex[:24]}", "name": tool.name, "status": "completed"}
             if tool.group:

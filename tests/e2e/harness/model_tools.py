@@ -21,6 +21,16 @@ WORDS = {
     "search": ["pattern", "query"],
 }
 
+#: What Warren's own take.
+HIDDEN = {
+    "shell": {"properties": {"command": {}}},
+    "write": {"properties": {"path": {}, "content": {}}},
+    "edit": {"properties": {"path": {}, "old_string": {}, "new_string": {}}},
+    "read": {"properties": {"path": {}}},
+    "list": {"properties": {"path": {}}},
+    "search": {"properties": {"pattern": {}}},
+}
+
 
 def call(turn, tools):
     """The tool and its input, as `(tool, input)`; None for a turn that calls none."""
@@ -37,6 +47,8 @@ def call(turn, tools):
     if kind is None:
         return None
     tool = find(kind, tools)
+    if tool is None:
+        tool = hidden(kind, tools)
     if tool is None:
         return by_shell(kind, turn, tools)
     if kind == "shell":
@@ -58,6 +70,16 @@ def find(kind, tools):
             if tool.name == name or tool.shown.endswith(f"__{name}") or tool.shown.endswith(f"_{name}"):
                 return tool
     return None
+
+
+def hidden(kind, tools):
+    """In Codex's code mode what an MCP server offers is not described, only there."""
+    runs = next((tool for tool in tools if tool.name == "exec" and tool.freeform), None)
+    if runs is None or find("shell", tools) is not None:
+        return None
+    from .model_formats import Tool
+
+    return Tool(f"*{NAMES[kind][-1]}", HIDDEN[kind], within=runs)
 
 
 def put(made, tool, field, value):

@@ -44,22 +44,33 @@ pub(crate) async fn run(context: &Context, args: BuildArgs) -> anyhow::Result<Ex
     let Some(name) = args.name.or_else(|| source.name()) else {
         return Err(usage("the image needs a name: give one with --name"));
     };
+    build_as(context, &source, &name, args.isolation, login).await
+}
+
+/// Builds under a name, shows how it goes, and prints what it became. Signals take it back.
+pub(crate) async fn build_as(
+    context: &Context,
+    source: &Source,
+    name: &str,
+    isolation: Option<String>,
+    login: Option<RegistryLogin>,
+) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
     let mut view = BuildView::new(context.output);
     let mut endings = Endings::catch()?;
     let built = tokio::select! {
-        built = build(&client, &mut view, &source, &name, args.isolation, login) => built,
+        built = build(&client, &mut view, source, name, isolation, login) => built,
         code = endings.next() => {
             view.clear();
             let tidied = tokio::select! {
-                tidied = cancel(&client, context.output, &name) => tidied,
+                tidied = cancel(&client, context.output, name) => tidied,
                 _ = endings.next() => Ok(()),
             };
             return tidied.map(|()| ExitCode::from(code));
         }
     };
     view.clear();
-    print(context.output, &view, &built?, &name)?;
+    print(context.output, &view, &built?, name)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,8 +2,9 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 34] = [
+const COMMANDS: [&str; 35] = [
     "create",
+    "agent",
     "ls",
     "get",
     "kill",

@@ -1,0 +1,282 @@
+//! Brings home what is different in the sandbox from what went in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
+use warren_types::SandboxId;
+
+use super::base::Blobs;
+use super::listing::{self, Listed, Listing, Sort};
+use super::names::{folder_of_rules, is_left_there, link_refusal, refusal};
+use super::{Change, Changes, Content, Refusal};
+use crate::agent::tree::rules::{MAX_RULES, Rules};
+use crate::agent::tree::{Entry, Kind, Name};
+use crate::client::Client;
+use crate::failure::{Refused, hinted};
+use crate::output::{human_bytes, printable};
+
+/// Largest file that comes back.
+pub(crate) const MAX_FILE: u64 = 64 << 20;
+/// All that comes back.
+const MAX_ALL: u64 = 1 << 30;
+const MAX_CHANGES: usize = 50_000;
+/// Refusals beyond these are only counted.
+const MAX_REFUSALS: usize = 1000;
+const MAX_RULE_FILES: usize = 200;
+const AT_ONCE: usize = 6;
+
+/// What went in, and how to look at it.
+pub(crate) struct Collect<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) sandbox: &'a SandboxId,
+    /// The tree in the sandbox.
+    pub(crate) folder: &'a str,
+    pub(crate) entries: &'a BTreeMap<Name, Entry>,
+    /// The listing of it when it had gone in; what has not changed since is not looked at.
+    pub(crate) baseline: &'a Listing,
+    /// None when ignored files are to come back too.
+    pub(crate) rules: Option<Rules>,
+    pub(crate) blobs: &'a Blobs,
+}
+
+/// What a look at one candidate brought.
+enum Seen {
+    Is(Content),
+    Gone,
+    Refused(String),
+}
+
+pub(crate) async fn collect(mut this: Collect<'_>) -> anyhow::Result<Changes> {
+    let listing = listing::parse(&listing::list(this.client, this.sandbox, this.folder).await?)?;
+    let mut changes = Changes::default();
+    let mut refused = Refusals { changes: &mut changes, more: 0 };
+    if listing.unreadable > 0 {
+        refused.add("?", &format!("{} names are not UTF-8 or hold line breaks", listing.unreadable));
+    }
+    this.read_rules(&listing).await;
+    let mut candidates: Vec<(&Name, &Listed)> = Vec::new();
+    let mut all = 0;
+    for (name, listed) in &listing.entries {
+        if !this.is_candidate(name, listed, &listing) {
+            continue;
+        }
+        if let Some(why) = this.refusal(name, listed, &listing) {
+            refused.add(name, &why);
+            continue;
+        }
+        all += listed.size;
+        candidates.push((name, listed));
+    }
+    if candidates.len() > MAX_CHANGES || all > MAX_ALL {
+        let most = most_in(candidates.iter().map(|(name, _)| name.as_str()));
+        return Err(hinted(
+            format!(
+                "{} files, {} in all, may have changed, most of them in {most:?}: more than a patch holds",
+                candidates.len(),
+                human_bytes(all)
+            ),
+            "add what is built to .gitignore in the sandbox, or copy it with `warren cp`",
+        ));
+    }
+    let looks = candidates.into_iter().map(|(name, listed)| this.look(name, listed));
+    let seen: Vec<(Name, Seen)> = stream::iter(looks)
+        .buffer_unordered(AT_ONCE)
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .collect::<anyhow::Result<_>>()?;
+    for (name, seen) in seen {
+        let before = this.entries.get(&name).and_then(content_of);
+        let after = match seen {
+            Seen::Is(content) => Some(content),
+            Seen::Gone => None,
+            Seen::Refused(why) => {
+                refused.add(&name, &why);
+                continue;
+            }
+        };
+        if before != after {
+            refused.changes.changes.push(Change { name, before, after });
+        }
+    }
+    refused.end();
+    // What went in and is neither listed as file nor link is gone.
+    let is_refused: BTreeSet<_> = changes.refused.iter().map(|refusal| refusal.name.clone()).collect();
+    for (name, entry) in this.entries {
+        let is_there = listing.entries.get(name).is_some_and(|listed| listed.sort != Sort::Folder);
+        if !is_there
+            && !is_in_git(name)
+            && !is_refused.contains(name)
+            && let Some(before) = content_of(entry)
+        {
+            changes.changes.push(Change { name: name.clone(), before: Some(before), after: None });
+        }
+    }
+    changes.changes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(changes)
+}
+
+impl Collect<'_> {
+    /// Whether its content may be other than what went in, and is wanted.
+    fn is_candidate(&self, name: &str, listed: &Listed, listing: &Listing) -> bool {
+        if listed.sort == Sort::Folder || is_in_git(name) {
+            return false;
+        }
+        if !self.entries.contains_key(name) {
+            return !is_left_there(self.rules.as_ref(), name);
+        }
+        // In whole seconds, what changed in the second of the listing looks as it did before.
+        let is_coarse = listing.coarse || self.baseline.coarse;
+        let is_same = self.baseline.entries.get(name).is_some_and(|before| before.stamp == listed.stamp);
+        !is_same || is_coarse && listed.changed >= self.baseline.at
+    }
+
+    fn refusal(&self, name: &str, listed: &Listed, listing: &Listing) -> Option<String> {
+        if let Some(why) = refusal(name) {
+            return Some(why.to_owned());
+        }
+        let mut above = name.match_indices('/').map(|(end, _)| &name[..end]);
+        if above.any(|folder| listing.entries.get(folder).is_some_and(|above| above.sort != Sort::Folder)) {
+            return Some("what is above it is no folder".to_owned());
+        }
+        match listed.sort {
+            Sort::Other => Some("it is a device, a pipe or a socket".to_owned()),
+            Sort::File if listed.size > MAX_FILE => {
+                Some(format!("it is larger than {} ({})", human_bytes(MAX_FILE), human_bytes(listed.size)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes on the rules that were changed in the sandbox.
+    async fn read_rules(&mut self, listing: &Listing) {
+        let Some(rules) = &mut self.rules else { return };
+        let mut left = MAX_RULE_FILES;
+        for (name, listed) in &listing.entries {
+            let Some(folder) = folder_of_rules(name).filter(|_| refusal(name).is_none()) else { continue };
+            let is_same = self.entries.contains_key(name)
+                && self.baseline.entries.get(name).is_some_and(|before| before.stamp == listed.stamp);
+            // Rules below an ignored folder count for nothing.
+            if is_same || left == 0 || listed.sort != Sort::File || rules.ignores(name, false) {
+                continue;
+            }
+            left -= 1;
+            let path = format!("{}/{name}", self.folder);
+            if let Ok(content) = read_file(self.client, self.sandbox, &path, MAX_RULES).await {
+                rules.set(folder, &String::from_utf8_lossy(&content));
+            }
+        }
+    }
+
+    async fn look(&self, name: &Name, listed: &Listed) -> anyhow::Result<(Name, Seen)> {
+        let path = format!("{}/{name}", self.folder);
+        let seen = if listed.sort == Sort::Link {
+            match self.client.stat_file(self.sandbox, &path).await {
+                Ok(stat) => match stat.value.link_target {
+                    // A link that went in leads where it led.
+                    Some(target) if self.led_there(name, &target) => Seen::Is(Content::Link { target }),
+                    Some(target) => match link_refusal(name, &target) {
+                        Some(why) => Seen::Refused(why.to_owned()),
+                        None => Seen::Is(Content::Link { target }),
+                    },
+                    None => Seen::Refused("it changed while it was read".to_owned()),
+                },
+                Err(error) => unreadable(error)?,
+            }
+        } else {
+            match read_file(self.client, self.sandbox, &path, MAX_FILE).await {
+                Ok(content) => {
+                    let hash = self.blobs.put(&content)?;
+                    Seen::Is(Content::File { hash, executable: listed.executable })
+                }
+                Err(error) => unreadable(error)?,
+            }
+        };
+        Ok((name.clone(), seen))
+    }
+
+    fn led_there(&self, name: &str, target: &str) -> bool {
+        matches!(self.entries.get(name).map(|entry| &entry.kind), Some(Kind::Link { target: before }) if before == target)
+    }
+}
+
+/// A file that cannot be read is refused by name; a server that cannot be reached ends everything.
+fn unreadable(error: anyhow::Error) -> anyhow::Result<Seen> {
+    match error.downcast_ref::<Refused>() {
+        Some(refused) if refused.status == 404 => Ok(Seen::Gone),
+        Some(refused) if refused.status < 500 => Ok(Seen::Refused(refused.message.clone())),
+        _ if error.is::<TooLarge>() => Ok(Seen::Refused(error.to_string())),
+        _ => Err(error),
+    }
+}
+
+fn content_of(entry: &Entry) -> Option<Content> {
+    match &entry.kind {
+        Kind::File { executable } => {
+            Some(Content::File { hash: entry.hash.clone(), executable: *executable })
+        }
+        Kind::Link { target } => Some(Content::Link { target: target.clone() }),
+        Kind::Folder => None,
+    }
+}
+
+fn is_in_git(name: &str) -> bool {
+    name.split('/').any(|part| part == ".git")
+}
+
+/// The folder that most of these are in.
+fn most_in<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in names {
+        *counts.entry(name.rsplit_once('/').map_or(".", |(folder, _)| folder)).or_default() += 1;
+    }
+    let most = counts.into_iter().max_by_key(|(_, count)| *count);
+    most.map(|(folder, _)| printable(folder).into_owned()).unwrap_or_default()
+}
+
+struct Refusals<'a> {
+    changes: &'a mut Changes,
+    more: usize,
+}
+
+impl Refusals<'_> {
+    fn add(&mut self, name: &str, why: &str) {
+        if self.changes.refused.len() < MAX_REFUSALS {
+            let refusal = Refusal { name: name.to_owned(), why: why.to_owned() };
+            self.changes.refused.push(refusal);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn end(self) {
+        if self.more > 0 {
+            let refusal =
+                Refusal { name: "?".to_owned(), why: format!("{} more, not named here", self.more) };
+            self.changes.refused.push(refusal);
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it is larger than {}", human_bytes(*.0))]
+pub(crate) struct TooLarge(u64);
+
+/// Reads a file of the sandbox, no more than `limit` bytes of it.
+pub(crate) async fn read_file(
+    client: &Client,
+    sandbox: &SandboxId,
+    path: &str,
+    limit: u64,
+) -> anyhow::Result<Vec<u8>> {
+    let mut response = client.read_file(sandbox, path).await?;
+    let mut content = Vec::new();
+    while let Some(piece) = client.next_chunk(&mut response).await.context("the file breaks off")? {
+        if (content.len() + piece.len()) as u64 > limit {
+            return Err(TooLarge(limit).into());
+        }
+        content.extend_from_slice(&piece);
+    }
+    Ok(content)
+}
