@@ -187,6 +187,15 @@ def test_stdio_works_in_a_sandbox_that_is_there(api, box):
         assert api.delete(f"/api/sandboxes/{fork}").status_code == 204
 
 
+def test_stdio_can_offer_the_tools_of_all_sandboxes(box):
+    async def body():
+        async with over_stdio("legacy", "--all") as client:
+            assert {tool.name for tool in (await client.list_tools()).tools} == OF_A_SANDBOX | WITH_A_KEY | UNBOUND
+            assert (await ok(client, "exec", command="echo hi", sandbox_id=box.id))[0].startswith("hi\n")
+
+    asyncio.run(body())
+
+
 def messages(process, *sent):
     """What the program answers to these messages, in their order of ids."""
     text = "".join(json.dumps(each) + "\n" for each in sent)

@@ -152,7 +152,7 @@ pub(super) async fn read(call: Call, input: Value) -> Result<Output, Error> {
     if ended {
         lines.end();
     }
-    Ok(shown(&input, &lines, size.unwrap_or(seen), ended && !lines.full)?)
+    shown(&input, &lines, size.unwrap_or(seen), ended && !lines.full)
 }
 
 fn shown(input: &Read, lines: &Lines, size: u64, complete: bool) -> Result<Output, Error> {
