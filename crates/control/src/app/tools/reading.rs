@@ -72,8 +72,8 @@ impl Lines {
                 let cap = if self.numbered { MAX_LINE_BYTES + 4 } else { self.most + 4 };
                 let room = cap.saturating_sub(self.line.len());
                 self.line.extend_from_slice(&content[..content.len().min(room)]);
-                self.length += content.len();
             }
+            self.length += content.len();
             if ends {
                 self.end_line(true);
             }
