@@ -15,6 +15,7 @@ mod images;
 mod machine;
 mod stream;
 mod terminal;
+mod tools;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub(crate) enum Row {
     Burst,
     /// A command in a sandbox that runs
     Exec,
+    /// A tool call through MCP, beside the same command
+    Tools,
     /// A keystroke in a terminal and back
     Terminal,
     /// Output of a command, streamed
@@ -196,6 +199,7 @@ impl Row {
             Self::Create => create::measure(bench).await,
             Self::Burst => burst::measure(bench).await,
             Self::Exec => exec::measure(bench).await,
+            Self::Tools => tools::measure(bench).await,
             Self::Terminal => terminal::measure(bench).await,
             Self::Stream => stream::measure(bench).await,
             Self::Files => files::measure(bench).await,
@@ -219,6 +223,7 @@ impl Row {
             Self::Create => (create::FIGURE, Unit::Milliseconds),
             Self::Burst => (burst::FIGURE, Unit::Milliseconds),
             Self::Exec => (exec::FIGURE, Unit::Milliseconds),
+            Self::Tools => (tools::FIGURE, Unit::Milliseconds),
             Self::Terminal => (terminal::FIGURE, Unit::Milliseconds),
             Self::Stream => (stream::FIGURE, Unit::Speed),
             Self::Files => (files::FIGURE, Unit::Speed),

@@ -178,6 +178,28 @@ impl Warren {
         Ok(result["stdout"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// The same, read by bash.
+    pub(crate) async fn run_by_bash(&mut self, id: &str, command: &str) -> anyhow::Result<()> {
+        let path = format!("/api/sandboxes/{id}/exec/run");
+        let body = json!({ "cmd": "bash", "args": ["-c", command] });
+        let answer = self.client.call(Method::POST, &path, Some(&body)).await?;
+        let result: Value = serde_json::from_slice(&answer.body).context("exec/run sent no JSON")?;
+        ensure!(result["exitCode"] == 0, "`{command}` in {id}: {result}");
+        Ok(())
+    }
+
+    /// The same as a tool, through MCP.
+    pub(crate) async fn call_tool(&mut self, id: &str, command: &str) -> anyhow::Result<()> {
+        let path = format!("/mcp/{id}");
+        let arguments = json!({ "command": command });
+        let params = json!({ "name": "sandbox_exec", "arguments": arguments });
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+        let answer = self.client.call(Method::POST, &path, Some(&body)).await?;
+        let words = String::from_utf8_lossy(&answer.body);
+        ensure!(words.contains("[exit code 0"), "`{command}` as a tool in {id}: {words}");
+        Ok(())
+    }
+
     pub(crate) async fn put_file(&mut self, id: &str, path: &Path, content: Repeated) -> anyhow::Result<()> {
         let at = format!("/api/sandboxes/{id}/files?path={}", path.display());
         let body = content.boxed_unsync();

@@ -117,7 +117,7 @@ async fn tool_call_in_style(
     OfSandbox(scope): OfSandbox,
     AnyJson(body): AnyJson,
 ) -> Result<Response, ApiError> {
-    let (calls, is_list) = styles::calls(body)?;
+    let (calls, is_list) = styles::calls(&body)?;
     let call = {
         let app = Arc::clone(&app);
         async move {

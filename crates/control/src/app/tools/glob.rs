@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn patterns_that_mean_harm_take_no_time() {
         let glob = Glob::parse(&"*a".repeat(120)).unwrap();
-        assert!(!glob.matches(&"a".repeat(4000)));
+        assert!(!glob.matches(&format!("{}b", "a".repeat(4000))));
         assert!(Glob::parse(&"{a,b}".repeat(20)).is_err());
         assert!(Glob::parse(&"{".repeat(200)).is_ok());
         assert!(Glob::parse("").is_err());

@@ -38,7 +38,7 @@ pub(super) async fn expose_port(call: Call, input: Value) -> Result<Output, Erro
                 structured["share_url"] = json!(link.url);
             }
             Err(error) if error.kind == ErrorKind::Conflict => {
-                said.push_str("\nanybody can open it, no link is needed")
+                said.push_str("\nanybody can open it, no link is needed");
             }
             Err(error) => return Err(error),
         }

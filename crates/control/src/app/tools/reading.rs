@@ -72,8 +72,8 @@ impl Lines {
                 let cap = if self.numbered { MAX_LINE_BYTES + 4 } else { self.most + 4 };
                 let room = cap.saturating_sub(self.line.len());
                 self.line.extend_from_slice(&content[..content.len().min(room)]);
-                self.length += content.len();
             }
+            self.length += content.len();
             if ends {
                 self.end_line(true);
             }
@@ -152,7 +152,7 @@ pub(super) async fn read(call: Call, input: Value) -> Result<Output, Error> {
     if ended {
         lines.end();
     }
-    Ok(shown(&input, &lines, size.unwrap_or(seen), ended && !lines.full)?)
+    shown(&input, &lines, size.unwrap_or(seen), ended && !lines.full)
 }
 
 fn shown(input: &Read, lines: &Lines, size: u64, complete: bool) -> Result<Output, Error> {

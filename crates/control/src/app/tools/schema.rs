@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    fn says(input: Value) -> String {
+    fn says(input: &Value) -> String {
         let schema = json!({
             "type": "object", "additionalProperties": false, "required": ["path"],
             "properties": {
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         assert_eq!(
-            says(json!({"path": "a", "limit": 10, "raw": true, "signal": "TERM", "env": {"A": ""}})),
+            says(&json!({"path": "a", "limit": 10, "raw": true, "signal": "TERM", "env": {"A": ""}})),
             ""
         );
         for (input, expected) in [
@@ -170,10 +170,10 @@ mod tests {
                 "hosts must be an array of at most 2 items (got an array)",
             ),
         ] {
-            assert_eq!(says(input.clone()), expected, "{input}");
+            assert_eq!(says(&input), expected, "{input}");
         }
-        let unknown = says(json!({"path": "a", "pa\nth": "b"}));
+        let unknown = says(&json!({"path": "a", "pa\nth": "b"}));
         assert!(unknown.starts_with("\"pa\\nth\" is not a field of a_tool; its fields are "), "{unknown}");
-        assert!(says(json!({"path": "a", "limit": "x".repeat(1000)})).len() < 200);
+        assert!(says(&json!({"path": "a", "limit": "x".repeat(1000)})).len() < 200);
     }
 }

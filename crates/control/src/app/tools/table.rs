@@ -185,8 +185,8 @@ fn of_commands() -> Vec<Tool> {
     vec![
         tool(
             ("sandbox_exec", Sandbox, Destroys),
-            "Run a shell command in the sandbox and wait until it ends. Returns what it wrote, standard output and error in \
-             their order, and its exit code. Of long output the beginning and the end are returned; sandbox_read_output reads \
+            "Run a shell command in the sandbox and wait until it ends. Returns what it wrote, standard output and error as \
+             they came, and its exit code. Of long output the beginning and the end are returned; sandbox_read_output reads \
              the rest. Every call is a new shell: cd and variables do not carry over. For what does not end by itself use \
              sandbox_start_process.",
             &["command"],

@@ -62,18 +62,18 @@ impl Style {
 }
 
 /// The calls in a body, and whether they were a list.
-pub(super) fn calls(body: Value) -> Result<(Vec<ModelCall>, bool), Error> {
+pub(super) fn calls(body: &Value) -> Result<(Vec<ModelCall>, bool), Error> {
     match body {
         Value::Array(calls) if calls.len() > MAX_CALLS => {
             Err(Error::invalid(format!("at most {MAX_CALLS} calls can be made in one request")))
         }
-        Value::Array(calls) => Ok((calls.into_iter().map(ModelCall::parse).collect::<Result<_, _>>()?, true)),
+        Value::Array(calls) => Ok((calls.iter().map(ModelCall::parse).collect::<Result<_, _>>()?, true)),
         call => Ok((vec![ModelCall::parse(call)?], false)),
     }
 }
 
 impl ModelCall {
-    fn parse(call: Value) -> Result<Self, Error> {
+    fn parse(call: &Value) -> Result<Self, Error> {
         let text = |value: &Value, field: &str| match value.get(field) {
             Some(Value::String(text)) if !text.is_empty() && text.len() <= MAX_ID_BYTES => Ok(text.clone()),
             _ => Err(Error::invalid(format!(
@@ -84,21 +84,21 @@ impl ModelCall {
         match call.get("type").and_then(Value::as_str) {
             Some("tool_use") => Ok(Self {
                 style: Style::Anthropic,
-                id: text(&call, "id")?,
-                name: text(&call, "name")?,
+                id: text(call, "id")?,
+                name: text(call, "name")?,
                 input: input(call.get("input")),
             }),
             Some("function_call") => Ok(Self {
                 style: Style::Responses,
-                id: text(&call, "call_id")?,
-                name: text(&call, "name")?,
+                id: text(call, "call_id")?,
+                name: text(call, "name")?,
                 input: input(call.get("arguments")),
             }),
             None | Some("function") if call.get("function").is_some() => {
                 let function = &call["function"];
                 Ok(Self {
                     style: Style::OpenAi,
-                    id: text(&call, "id")?,
+                    id: text(call, "id")?,
                     name: text(function, "name")?,
                     input: input(function.get("arguments")),
                 })
@@ -163,7 +163,7 @@ mod tests {
             ),
             (json!({"id": "1", "function": {"name": "t", "arguments": {"a": 1}}}), Style::OpenAi),
         ] {
-            let (calls, is_list) = calls(call).unwrap();
+            let (calls, is_list) = calls(&call).unwrap();
             assert!(!is_list);
             assert_eq!((calls[0].style, calls[0].id.as_str(), calls[0].name.as_str()), (style, "1", "t"));
             assert_eq!(calls[0].input.as_ref().unwrap()["a"], 1);
@@ -177,9 +177,9 @@ mod tests {
             json!({"type": "tool_use", "id": "x".repeat(300), "name": "t"}),
             json!({"type": "function"}),
         ] {
-            assert!(calls(bad.clone()).is_err(), "{bad}");
+            assert!(calls(&bad).is_err(), "{bad}");
         }
-        assert!(calls(json!(vec![json!({"type": "tool_use", "id": "1", "name": "t"}); 65])).is_err());
+        assert!(calls(&json!(vec![json!({"type": "tool_use", "id": "1", "name": "t"}); 65])).is_err());
     }
 
     #[test]
