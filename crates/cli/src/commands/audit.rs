@@ -170,7 +170,7 @@ fn describe(record: &AuditRecord, zone: &TimeZone, output: Output) -> String {
         _ => 0,
     };
     // The beginning of a key's id is enough to tell keys apart.
-    let actor: String = record.actor.chars().take(12).collect();
+    let actor: String = record.actor.chars().take(13).collect();
     format!(
         "{:>7}  {}  {:<11}  {:<17}  {:<13}  {}  {}",
         record.seq,

@@ -17,7 +17,9 @@ pub(crate) mod detail;
 pub(crate) mod export;
 pub(crate) mod fold;
 pub(crate) mod keep;
+mod kind;
 pub(crate) mod network;
+mod note;
 pub(crate) mod read;
 mod recorder;
 mod writer;
@@ -27,13 +29,15 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
-use warren_types::{Error, ErrorKind, ExecId, OrgId, SandboxId};
+use warren_types::{Error, ErrorKind, ExecId};
 
 use super::auth::{Caller, Live};
-use crate::audit::chain;
 use crate::audit::seal::Seal;
 use crate::store::audit::AuditStore;
 use fold::Folds;
+pub(crate) use kind::Kind;
+use note::Entry;
+pub(crate) use note::{Note, Who};
 pub(crate) use recorder::Recorder;
 pub(crate) use recorder::RecorderError;
 pub(crate) use writer::Ends;
@@ -42,212 +46,6 @@ pub(crate) use writer::Ends;
 const QUEUE: usize = 4096;
 /// Commands whose end was recorded lately; an end that is seen twice is recorded once.
 const MAX_ENDED: usize = 10_000;
-
-/// What a record is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    SandboxCreate,
-    SandboxKill,
-    SandboxHibernate,
-    SandboxWake,
-    SandboxReboot,
-    SandboxTimeout,
-    SandboxTags,
-    SandboxScale,
-    /// What its node saw it become, by itself or by use.
-    SandboxState,
-    CheckpointCreate,
-    CheckpointRestore,
-    CheckpointDelete,
-    CheckpointPublish,
-    CheckpointPatch,
-    Policy,
-    Exec,
-    ExecAttach,
-    ExecKill,
-    Pty,
-    PtyAttach,
-    PtyClose,
-    FileWrite,
-    FileDelete,
-    FileMkdir,
-    FileMove,
-    FileChmod,
-    FileUnpack,
-    FileRead,
-    ToolCall,
-    AgentSession,
-    SignedUrl,
-    Preview,
-    PreviewRequest,
-    SecretStore,
-    Secret,
-    SecretUse,
-    Network,
-    /// Somebody who may not.
-    Access,
-    ApiKey,
-    /// About the records themselves.
-    Audit,
-}
-
-impl Kind {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::SandboxCreate => "sandbox.create",
-            Self::SandboxKill => "sandbox.kill",
-            Self::SandboxHibernate => "sandbox.hibernate",
-            Self::SandboxWake => "sandbox.wake",
-            Self::SandboxReboot => "sandbox.reboot",
-            Self::SandboxTimeout => "sandbox.timeout",
-            Self::SandboxTags => "sandbox.tags",
-            Self::SandboxScale => "sandbox.scale",
-            Self::SandboxState => "sandbox.state",
-            Self::CheckpointCreate => "checkpoint.create",
-            Self::CheckpointRestore => "checkpoint.restore",
-            Self::CheckpointDelete => "checkpoint.delete",
-            Self::CheckpointPublish => "checkpoint.publish",
-            Self::CheckpointPatch => "checkpoint.patch",
-            Self::Policy => "policy",
-            Self::Exec => "exec",
-            Self::ExecAttach => "exec.attach",
-            Self::ExecKill => "exec.kill",
-            Self::Pty => "pty",
-            Self::PtyAttach => "pty.attach",
-            Self::PtyClose => "pty.close",
-            Self::FileWrite => "file.write",
-            Self::FileDelete => "file.delete",
-            Self::FileMkdir => "file.mkdir",
-            Self::FileMove => "file.move",
-            Self::FileChmod => "file.chmod",
-            Self::FileUnpack => "file.unpack",
-            Self::FileRead => "file.read",
-            Self::ToolCall => "tool",
-            Self::AgentSession => "agent",
-            Self::SignedUrl => "signed_url",
-            Self::Preview => "preview",
-            Self::PreviewRequest => "preview.request",
-            Self::SecretStore => "secret_store",
-            Self::Secret => "secret",
-            Self::SecretUse => "secret.use",
-            Self::Network => "network",
-            Self::Access => "access",
-            Self::ApiKey => "api_key",
-            Self::Audit => "audit",
-        }
-    }
-}
-
-/// Who did something, and for which request.
-#[derive(Debug, Clone)]
-pub(crate) struct Who {
-    org: OrgId,
-    actor: Arc<str>,
-    request: Option<Arc<str>>,
-}
-
-impl Who {
-    pub(crate) fn key(org: OrgId, key_id: &str) -> Self {
-        Self { org, actor: format!("key:{key_id}").into(), request: None }
-    }
-
-    pub(crate) fn sandbox_token(org: OrgId) -> Self {
-        Self { org, actor: "sandbox_token".into(), request: None }
-    }
-
-    pub(crate) fn signed_url(org: OrgId) -> Self {
-        Self { org, actor: "signed_url".into(), request: None }
-    }
-
-    /// Whoever opened a preview, and with what.
-    pub(crate) fn preview(org: OrgId, with: &str) -> Self {
-        Self { org, actor: format!("preview:{with}").into(), request: None }
-    }
-
-    /// A program in a sandbox.
-    pub(crate) fn sandbox(org: OrgId) -> Self {
-        Self { org, actor: "sandbox".into(), request: None }
-    }
-
-    pub(crate) fn server(org: OrgId) -> Self {
-        Self { org, actor: "server".into(), request: None }
-    }
-
-    /// Whoever has the server's own files.
-    pub(crate) fn operator(org: OrgId) -> Self {
-        Self { org, actor: "operator".into(), request: None }
-    }
-
-    pub(crate) fn in_request(mut self, id: Option<Arc<str>>) -> Self {
-        self.request = id;
-        self
-    }
-
-    pub(crate) fn note(&self, kind: Kind) -> Note {
-        Note { who: self.clone(), kind, sandbox: None, detail: Map::new() }
-    }
-}
-
-/// A record that is to be.
-#[derive(Debug, Clone)]
-pub(crate) struct Note {
-    who: Who,
-    kind: Kind,
-    sandbox: Option<SandboxId>,
-    detail: Map<String, Value>,
-}
-
-impl Note {
-    /// The sandbox it is about.
-    pub(crate) fn of(mut self, sandbox: &SandboxId) -> Self {
-        self.sandbox = Some(sandbox.clone());
-        self
-    }
-
-    /// A fact; null is none. Text is cut where it is longer than a detail takes.
-    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        let value = value.into();
-        if !value.is_null() {
-            self.detail.insert(name.to_owned(), detail::bounded(value));
-        }
-        self
-    }
-
-    pub(crate) fn with_all(mut self, facts: Map<String, Value>) -> Self {
-        self.detail.extend(facts);
-        self
-    }
-
-    /// A record like this one of what came of it.
-    fn ended(&self, of: Option<i64>, outcome: &str, facts: Map<String, Value>) -> Self {
-        let mut detail = facts;
-        detail.insert("outcome".to_owned(), outcome.into());
-        detail.insert("of".to_owned(), of.into());
-        Self { detail, ..self.clone() }
-    }
-
-    fn entry(self) -> Entry {
-        Entry {
-            org: self.who.org.to_string(),
-            sandbox: self.sandbox.map(|id| id.to_string()),
-            kind: self.kind.as_str(),
-            actor: self.who.actor,
-            request: self.who.request,
-            detail: chain::canonical(&Value::Object(self.detail)),
-        }
-    }
-}
-
-/// What the writer makes a record of.
-#[derive(Debug)]
-struct Entry {
-    org: String,
-    sandbox: Option<String>,
-    kind: &'static str,
-    actor: Arc<str>,
-    request: Option<Arc<str>>,
-    detail: String,
-}
 
 #[derive(Debug)]
 enum Job {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{FromRow, QueryBuilder, Sqlite, SqlitePool};
+use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteExecutor, SqlitePool, Transaction};
 
 use super::audit_heads::SealedHead;
 use super::{BUSY_TIMEOUT, StoreError, make_private, now_micros};
@@ -62,6 +62,36 @@ pub(crate) struct AuditFilter {
     pub newest: bool,
 }
 
+pub(crate) async fn insert(executor: impl SqliteExecutor<'_>, rows: &[AuditRow]) -> Result<(), StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO audit (org, seq, at, sandbox, kind, actor, request, detail, hash) ",
+    );
+    query.push_values(rows, |mut values, row| {
+        values
+            .push_bind(&row.org)
+            .push_bind(row.seq)
+            .push_bind(row.at)
+            .push_bind(&row.sandbox)
+            .push_bind(&row.kind)
+            .push_bind(&row.actor)
+            .push_bind(&row.request)
+            .push_bind(&row.detail)
+            .push_bind(&row.hash);
+    });
+    query.build().execute(executor).await.map(drop).map_err(StoreError::query("write audit records"))
+}
+
+pub(crate) async fn head(executor: impl SqliteExecutor<'_>, org: &str) -> Result<Option<Head>, StoreError> {
+    sqlx::query_as(
+        "SELECT seq, hash FROM (SELECT seq, hash FROM audit WHERE org = $1 ORDER BY seq DESC LIMIT 1) \
+         UNION ALL SELECT seq, hash FROM audit_anchors WHERE org = $1 ORDER BY seq DESC LIMIT 1",
+    )
+    .bind(org)
+    .fetch_optional(executor)
+    .await
+    .map_err(StoreError::query("find the end of the audit records"))
+}
+
 impl AuditStore {
     pub(crate) fn exists(data_dir: &Path) -> bool {
         data_dir.join(FILE_NAME).exists()
@@ -97,22 +127,15 @@ impl AuditStore {
 
     /// Adds records, all or none. [`StoreError::is_taken`] when somebody else has gone on with one of the chains.
     pub(crate) async fn append(&self, rows: &[AuditRow]) -> Result<(), StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO audit (org, seq, at, sandbox, kind, actor, request, detail, hash) ",
-        );
-        query.push_values(rows, |mut values, row| {
-            values
-                .push_bind(&row.org)
-                .push_bind(row.seq)
-                .push_bind(row.at)
-                .push_bind(&row.sandbox)
-                .push_bind(&row.kind)
-                .push_bind(&row.actor)
-                .push_bind(&row.request)
-                .push_bind(&row.detail)
-                .push_bind(&row.hash);
-        });
-        query.build().execute(&self.writer).await.map(drop).map_err(StoreError::query("write audit records"))
+        insert(&self.writer, rows).await
+    }
+
+    /// Keeps everybody else from adding records until the transaction ends.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(StoreError::query("begin to write audit records"))
     }
 
     /// Makes what was appended outlast a loss of power.
@@ -124,14 +147,7 @@ impl AuditStore {
 
     /// Where the chain of an organisation ends: its last record, or what was removed last.
     pub(crate) async fn find_head(&self, org: &str) -> Result<Option<Head>, StoreError> {
-        sqlx::query_as(
-            "SELECT seq, hash FROM (SELECT seq, hash FROM audit WHERE org = $1 ORDER BY seq DESC LIMIT 1) \
-             UNION ALL SELECT seq, hash FROM audit_anchors WHERE org = $1 ORDER BY seq DESC LIMIT 1",
-        )
-        .bind(org)
-        .fetch_optional(&self.writer)
-        .await
-        .map_err(StoreError::query("find the end of the audit records"))
+        head(&self.reader, org).await
     }
 
     /// Organisations with records, or that had some.
@@ -263,11 +279,5 @@ impl AuditStore {
         .await
         .map(drop)
         .map_err(StoreError::query("write down how far audit records were sent"))
-    }
-
-    /// For tests that damage what is stored.
-    #[cfg(test)]
-    pub(crate) fn raw(&self) -> &SqlitePool {
-        &self.writer
     }
 }

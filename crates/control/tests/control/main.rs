@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets anything else has failed")]
 
 mod agents;
+mod audit;
 mod authorisation;
 mod bad_input;
 mod checkpoints;

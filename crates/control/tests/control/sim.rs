@@ -132,6 +132,7 @@ impl SimNode {
             .route("/v1/sandboxes/{id}/egress", put(egress::set_policy).get(egress::report))
             .route("/v1/sandboxes/{id}/secrets", put(egress::set_secrets))
             .route("/v1/secret-uses", post(egress::uses))
+            .route("/v1/network-events", post(egress::events))
             .route("/v1/usage", get(checkpoints::usage))
             .route("/v1/checkpoints", get(checkpoints::list))
             .route(

@@ -7,14 +7,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Entry, Job};
 use crate::audit::chain::{START, hash_of_row};
-use crate::store::audit::{AuditRow, AuditStore, Head};
+use crate::store::audit::{AuditRow, AuditStore, Head, head, insert};
 use crate::store::audit_heads::SealedHead;
 use crate::store::{StoreError, now_micros};
 
 /// Records written together, at most.
 const GROUP: usize = 256;
-/// Somebody else (`warren keys` beside this server) may be quicker that often.
-const TRIES: usize = 5;
 
 /// Where each chain ends now.
 #[derive(Debug, Clone, Default)]
@@ -140,25 +138,37 @@ pub(super) async fn write(store: &AuditStore, ends: &Ends, rows: &mut [AuditRow]
     if rows.is_empty() {
         return Ok(());
     }
-    let mut tries = 0;
-    loop {
-        let new_ends = chain_rows(ends, rows);
-        match store.append(rows).await {
-            Ok(()) => {
-                for (org, head) in new_ends {
-                    ends.put(&org, head);
-                }
-                return Ok(());
-            }
-            Err(error) if error.is_taken() && tries < TRIES => {
-                tries += 1;
-                for org in new_ends.keys() {
-                    ends.read_one(store, org).await?;
-                }
-            }
-            Err(error) => return Err(error),
+    let new_ends = chain_rows(ends, rows);
+    let new_ends = match store.append(rows).await {
+        Ok(()) => new_ends,
+        Err(error) if error.is_taken() => write_locked(store, ends, rows, new_ends.keys()).await?,
+        Err(error) => return Err(error),
+    };
+    for (org, head) in new_ends {
+        ends.put(&org, head);
+    }
+    Ok(())
+}
+
+/// Somebody else (`warren keys` beside this server) was quicker: looks where they have ended and writes before they can again.
+async fn write_locked(
+    store: &AuditStore,
+    ends: &Ends,
+    rows: &mut [AuditRow],
+    orgs: impl Iterator<Item = &String>,
+) -> Result<HashMap<String, Head>, StoreError> {
+    let mut tx = store.begin().await?;
+    for org in orgs {
+        if let Some(stored) = head(&mut *tx, org).await?
+            && ends.get(org).is_none_or(|end| end.seq < stored.seq)
+        {
+            ends.put(org, stored);
         }
     }
+    let new_ends = chain_rows(ends, rows);
+    insert(&mut *tx, rows).await?;
+    tx.commit().await.map_err(StoreError::query("write audit records"))?;
+    Ok(new_ends)
 }
 
 fn chain_rows(ends: &Ends, rows: &mut [AuditRow]) -> HashMap<String, Head> {

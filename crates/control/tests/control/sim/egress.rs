@@ -6,7 +6,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use warren_node_api::{
-    Blocked, EgressReport, GrantedSecret, Report, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
+    Blocked, EgressReport, GrantedSecret, NetworkEvent, NetworkEvents, NetworkEventsQuery, Report,
+    SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
 };
 use warren_types::{EgressPolicy, Error, SandboxId};
 
@@ -23,6 +24,8 @@ pub(crate) struct Gateway {
     pub(crate) blocked: Vec<Blocked>,
     /// Batches to come, and the number of the first of them.
     pub(crate) uses: VecDeque<Vec<SecretUse>>,
+    /// What the gateway has decided and nobody has taken.
+    pub(crate) events: Vec<NetworkEvent>,
     pub(crate) first_batch: u64,
 }
 
@@ -97,6 +100,16 @@ pub(super) async fn set_secrets(
     listening(&node.egress)?;
     node.egress.grants.insert(id, grant.secrets);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Each question is taken to acknowledge what the one before was answered.
+pub(super) async fn events(
+    State(node): State<SimNode>,
+    Json(query): Json<NetworkEventsQuery>,
+) -> Answer<Json<NetworkEvents>> {
+    let mut node = node.state();
+    let events = std::mem::take(&mut node.egress.events);
+    Ok(Json(NetworkEvents { batch: query.acknowledged + u64::from(!events.is_empty()), events }))
 }
 
 pub(super) async fn uses(
