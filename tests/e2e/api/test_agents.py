@@ -40,6 +40,7 @@ def test_options_that_make_no_sense_are_refused_and_nothing_starts(box):
     ):
         refused(box, body, says)
     assert box.call("POST", "/agent", content=b"x" * (5 << 20)).status_code == 413
+    refused(box, {"prompt": "\x01" * (1 << 20)}, "larger than", 413)
     assert box.call("GET", "/agent").json() == []
     assert box.call("GET", "/exec").json() == []
 

@@ -11,6 +11,8 @@
 mod install;
 mod options;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::Method;
@@ -45,15 +47,23 @@ pub(crate) fn agent_not_found() -> Error {
 
 impl App {
     pub(crate) async fn create_agent(
-        &self,
-        live: &Live,
-        mut options: AgentOptions,
+        self: &Arc<Self>,
+        live: Live,
+        options: AgentOptions,
     ) -> Result<AgentSession, Error> {
+        let app = Arc::clone(self);
+        // A session without its options and prompt is none that anybody asked for.
+        self.to_the_end(async move { app.start_agent(&live, options).await }).await
+    }
+
+    async fn start_agent(&self, live: &Live, mut options: AgentOptions) -> Result<AgentSession, Error> {
         let kind = Kind::parse(options.agent.take().as_deref())?;
         let prompt = options.prompt.take().filter(|prompt| !prompt.is_empty());
         let configure = options::configure_line(&options)?;
         let resume = options.resume.as_deref().filter(|resume| !resume.is_empty());
         let prompt = prompt.map(|text| options::prompt_line(&text, resume)).transpose()?;
+        let told: Vec<u8> = [configure, prompt].into_iter().flatten().flatten().collect();
+        check_size(&told)?;
         self.install_wrapper(live).await?;
         let start = ExecStart {
             cmd: WRAPPER.to_owned(),
@@ -69,9 +79,7 @@ impl App {
         let starting = self.guest_json(live, Method::POST, "exec", Some(&start));
         let exec: Exec = self.audit.around_with(note, starting, told).await?;
         let mut lines = line(&json!({"type": "session", "id": exec.id.as_str()}))?;
-        for more in [configure, prompt].into_iter().flatten() {
-            lines.extend(more);
-        }
+        lines.extend(told);
         // A wrapper that ended at once has said why in its output, which is there to be attached to.
         self.send_lines(live, &exec.id, lines).await?;
         view(live, &exec, None)
@@ -171,6 +179,7 @@ impl App {
     }
 
     async fn tell_agent(&self, live: &Live, exec: &ExecId, line: Vec<u8>) -> Result<(), Error> {
+        check_size(&line)?;
         let ended = || Error::new(ErrorKind::Conflict, "the agent session has ended; start another one");
         if !self.get_agent(live, exec).await?.running || !self.send_lines(live, exec, line).await? {
             return Err(ended());
@@ -179,12 +188,6 @@ impl App {
     }
 
     async fn send_lines(&self, live: &Live, exec: &ExecId, lines: Vec<u8>) -> Result<bool, Error> {
-        if lines.len() > MAX_PAYLOAD {
-            return Err(Error::new(
-                ErrorKind::TooLarge,
-                format!("what the agent is to be told is larger than {MAX_PAYLOAD} bytes"),
-            ));
-        }
         let sending = self.send_input(live, exec, Bytes::from(lines));
         tokio::time::timeout(LINE_TAKEN_WITHIN, sending).await.unwrap_or_else(|_| {
             Err(Error::unavailable("the agent session does not read its input; try again later, or kill it"))
@@ -203,6 +206,17 @@ impl App {
             && name.bytes().all(|byte| byte.is_ascii_graphic());
         is_name.then(|| name.to_owned())
     }
+}
+
+/// What is told at once goes as one piece, so that nobody else's lines come between; the session's own name fits as well.
+fn check_size(lines: &[u8]) -> Result<(), Error> {
+    if lines.len() > MAX_PAYLOAD - 1024 {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("what the agent is to be told is larger than {} bytes as JSON", MAX_PAYLOAD - 1024),
+        ));
+    }
+    Ok(())
 }
 
 fn is_session(exec: &Exec) -> bool {

@@ -47,7 +47,7 @@ async fn agent_create(
     live: Live,
     JsonObject(body): ExecBody<AgentOptions>,
 ) -> Result<(StatusCode, Json<AgentSession>), ApiError> {
-    Ok((StatusCode::CREATED, Json(app.create_agent(&live, body).await?)))
+    Ok((StatusCode::CREATED, Json(app.create_agent(live, body).await?)))
 }
 
 /// Agent sessions that run, and those that ended within the last five minutes.
