@@ -60,7 +60,7 @@ def user_home(tmp_path):
         ".claude/settings.json": f'{{"hooks": {{"SessionStart": [{{"hooks": [{{"type": "command", "command": "touch {tmp_path}/project/hooked"}}]}}]}}}}',
         ".codex/config.toml": f'[mcp_servers.theirs]\ncommand = "touch"\nargs = ["{tmp_path}/project/hooked"]\n',
         ".config/opencode/opencode.json": f'{{"mcp": {{"theirs": {{"type": "local", "command": ["touch", "{tmp_path}/project/hooked"]}}}}}}',
-        ".ssh/id_ed25519": "the user's own\n",
+        ".ssh/id_ed25519": "e5c1-of-the-users\n",
     }.items():
         path = home / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def reaches(folder):
 def test_the_tree_is_untouched_and_the_sandbox_is_not(installed, project, user_home, tmp_path, warren, warren_sees_model, model, kind):
     program = installed(kind)
     env = warren_sees_model | {
-        "PATH": f"{program}:{os.environ['PATH']}", "A_SECRET": "of the user's",
+        "PATH": f"{program}:{os.environ['PATH']}", "A_SECRET": "e5c1-of-the-users",
         **{name: str(tmp_path / "warren") for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")},
     }
     with watching.Watch(project) as tree, watching.Watch(user_home) as home:
@@ -111,7 +111,7 @@ def test_the_tree_is_untouched_and_the_sandbox_is_not(installed, project, user_h
     assert len(asked) == len(reaches(project))
     # Nothing of the user's is told to the model, and none of the agent's own tools is offered.
     told = str([each["body"] for each in asked])
-    assert "led-astray" not in told and "of the user's" not in told
+    assert "led-astray" not in told and "e5c1-of-the-users" not in told
     own = {"Bash", "Read", "Write", "Edit", "bash", "read", "write", "edit", "exec_command", "shell", "grep", "glob", "webfetch", "WebFetch"}
     assert not own & set(asked[0]["tools"]), asked[0]["tools"]
     key = warren_sees_model["ANTHROPIC_API_KEY" if kind == "claude-code" else "OPENAI_API_KEY"]

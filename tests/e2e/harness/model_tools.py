@@ -36,7 +36,7 @@ def call(turn, tools):
     """The tool and its input, as `(tool, input)`; None for a turn that calls none."""
     if "tool" in turn:
         named = next((tool for tool in tools if turn["tool"] in (tool.name, tool.shown)), None)
-        named = named or next((tool for tool in tools if tool.shown.endswith(turn["tool"])), None)
+        named = named or next((tool for tool in tools if tool.shown.endswith((f"__{turn['tool']}", f"warren_{turn['tool']}"))), None)
         if named is None:
             # Called all the same: an agent has to bear a model that makes tools up.
             from .model_formats import Tool

@@ -2,6 +2,7 @@
 
 import array
 import os
+import stat
 import subprocess
 
 from . import host
@@ -84,3 +85,49 @@ def files_with(needles, *places, without=()):
     )
     assert done.returncode in (0, 1, 2), done.stderr
     return done.stdout.splitlines()
+
+
+def written_with(needles, root, since):
+    """Names of files below `root`, disks among them, that were written after `since` and hold one of these bytes. Holes are passed over,
+    and what is mounted there is looked at where it belongs."""
+    found, device, left = [], os.stat(root).st_dev, max(map(len, needles)) - 1
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if is_near(os.path.join(folder, name), device)]
+        for name in files:
+            path = os.path.join(folder, name)
+            try:
+                status = os.lstat(path)
+                if not stat.S_ISREG(status.st_mode) or max(status.st_mtime, status.st_ctime) < since:
+                    continue
+                with open(path, "rb", 0) as file:
+                    if any(each in piece for piece in data_of(file, status.st_size, left) for each in needles):
+                        found.append(path)
+            except FileNotFoundError:
+                pass
+    return found
+
+
+def is_near(path, device):
+    try:
+        return os.lstat(path).st_dev == device
+    except OSError:
+        return False
+
+
+def data_of(file, size, left):
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+        except OSError:
+            return
+        end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+        tail = b""
+        os.lseek(file.fileno(), start, os.SEEK_SET)
+        while start < end:
+            piece = file.read(min(PIECE, end - start))
+            if not piece:
+                return
+            start += len(piece)
+            yield tail + piece
+            tail = piece[-left:]

@@ -75,9 +75,9 @@ impl App {
             ..ExecStart::default()
         };
         let note = live.note(audit::Kind::AgentSession).with("action", "start").with("agent", kind.as_str());
-        let told = |exec: &Exec| serde_json::Map::from_iter([("exec".to_owned(), exec.id.as_str().into())]);
+        let facts = |exec: &Exec| serde_json::Map::from_iter([("exec".to_owned(), exec.id.as_str().into())]);
         let starting = self.guest_json(live, Method::POST, "exec", Some(&start));
-        let exec: Exec = self.audit.around_with(note, starting, told).await?;
+        let exec: Exec = self.audit.around_with(note, starting, facts).await?;
         let mut lines = line(&json!({"type": "session", "id": exec.id.as_str()}))?;
         lines.extend(told);
         // A wrapper that ended at once has said why in its output, which is there to be attached to.

@@ -12,7 +12,6 @@ use tokio::process::{Child, Command};
 
 use super::{Ended, Outside, Plan};
 use crate::agent::kinds::transcript::Transcript;
-use crate::agent::launch::Lines;
 use crate::endings::Endings;
 use crate::output::Output;
 
@@ -51,7 +50,7 @@ pub(super) async fn run(
     };
     tokio::pin!(timeout);
     let code = {
-        let work = follow(&mut child, output, plan.lines, &mut transcript, outside.task.prompt);
+        let work = follow(&mut child, output, &mut transcript, outside.task.prompt);
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -70,7 +69,7 @@ pub(super) async fn run(
         }
     };
     for line in transcript.finish() {
-        show(output, plan.lines, &line)?;
+        show(output, &line)?;
     }
     Ok(Ended { code, totals: transcript.totals().clone() })
 }
@@ -79,7 +78,6 @@ pub(super) async fn run(
 async fn follow(
     child: &mut Child,
     output: Output,
-    lines: Lines,
     transcript: &mut Transcript,
     prompt: Option<&str>,
 ) -> anyhow::Result<ExitStatus> {
@@ -101,7 +99,7 @@ async fn follow(
                 return anyhow::Ok(());
             };
             for shown in transcript.push(read) {
-                show(output, lines, &shown)?;
+                show(output, &shown)?;
             }
             if output.json {
                 raw(output, &mut line, read)?;
@@ -112,7 +110,7 @@ async fn follow(
     child.wait().await.context("could not wait for the agent")
 }
 
-fn show(output: Output, _lines: Lines, line: &str) -> anyhow::Result<()> {
+fn show(output: Output, line: &str) -> anyhow::Result<()> {
     if output.json { Ok(()) } else { output.line(line) }
 }
 
