@@ -162,7 +162,7 @@ impl Wanted {
         // What a tag stands for today is not what it stood for when a layer of the same steps was made.
         let is_tag = !version.starts_with(|c: char| c.is_ascii_digit());
         let now =
-            is_tag.then(|| format!(" as of {}", jiff::Timestamp::now().as_second())).unwrap_or_default();
+            if is_tag { format!(" as of {}", jiff::Timestamp::now().as_second()) } else { String::new() };
         let commands = [
             format!(": {} {version}{now}", self.kind),
             // An image that has it already is left as it is.

@@ -112,11 +112,11 @@ impl Transcript {
 
     /// None of a line that is not what the agent should write.
     fn steps(&mut self, line: &str) -> Option<Vec<Step>> {
-        let read: Box<dyn Fn(&Value, &mut Totals) -> Vec<Step>> = match self.lines {
+        let read = match self.lines {
             Lines::Plain => return None,
-            Lines::ClaudeCode => Box::new(claude_code::steps),
-            Lines::Codex => Box::new(codex::steps),
-            Lines::OpenCode => Box::new(open_code::steps),
+            Lines::ClaudeCode => claude_code::steps,
+            Lines::Codex => codex::steps,
+            Lines::OpenCode => open_code::steps,
         };
         let event: Value = serde_json::from_str(line).ok()?;
         event.is_object().then(|| read(&event, &mut self.totals))
