@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(check(|rows| drop(rows.remove(1))), [Finding::Missing { from: 2, to: 2 }]);
         assert_eq!(check(|rows| drop(rows.drain(..3))), [Finding::Missing { from: 1, to: 3 }]);
         assert_eq!(check(|rows| rows.truncate(3)), [Finding::CutOff { from: 4, to: 5 }]);
-        assert_eq!(check(|rows| rows.clear()), [Finding::CutOff { from: 1, to: 5 }]);
+        assert_eq!(check(Vec::clear), [Finding::CutOff { from: 1, to: 5 }]);
         assert_eq!(check(|rows| rows.swap(1, 2)), [Finding::OutOfOrder { seq: 2, after: 3 }]);
         let renumbered = check(|rows| {
             rows[1].seq = 3;

@@ -82,7 +82,7 @@ impl App {
                     tokio::time::sleep(GATHER).await;
                 }
                 Err(SendError::Refused { status: StatusCode::PAYLOAD_TOO_LARGE, .. }) if batch > 1 => {
-                    batch /= 2
+                    batch /= 2;
                 }
                 Err(error) => {
                     if pause == FIRST_PAUSE {
