@@ -120,16 +120,14 @@ impl<C: Contents> Writer<'_, C> {
             (Some(before), _) => ending = format!(" {}", before.mode),
             (None, None) => {}
         }
-        let content =
-            |side: &Option<Side>| side.as_ref().map(|side| side.content.clone()).unwrap_or_default();
-        let (a, b) = (content(&before), content(&after));
+        let content = |side: Option<&Side>| side.map(|side| side.content.clone()).unwrap_or_default();
+        let (a, b) = (content(before), content(after));
         if a == b && before.is_some() == after.is_some() {
             return;
         }
         let is_binary = is_binary(&a) || is_binary(&b);
         let length = if is_binary && self.whole { NOTHING.len() } else { SHORT };
-        let id =
-            |side: &Option<Side>| side.as_ref().map_or(NOTHING, |side| side.id.as_str())[..length].to_owned();
+        let id = |side: Option<&Side>| side.map_or(NOTHING, |side| side.id.as_str())[..length].to_owned();
         self.line(&format!("index {}..{}{ending}", id(before), id(after)));
         let label = |side: Option<&Side>, name: &str| match side {
             Some(_) if name.contains(' ') => format!("{name}\t"),
