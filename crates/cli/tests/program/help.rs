@@ -2,9 +2,11 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 35] = [
+const COMMANDS: [&str; 37] = [
     "create",
     "agent",
+    "audit",
+    "mcp",
     "ls",
     "get",
     "kill",

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,9 @@ impl Command {
         let mut variables = environment.variables(&account, &start.envs);
         let folder = folder(start.cwd.as_deref(), &account);
         // A program that starts in a link to a folder calls it by the name it was given, as in a shell that went there.
-        variables.entry("PWD".to_owned()).or_insert_with(|| folder.clone());
+        if let Some(name) = plain(&folder) {
+            variables.entry("PWD".to_owned()).or_insert(name);
+        }
         let program = program(&start, &variables, &folder)?;
         let no_pipe = |error: io::Error| spawn::no_room(&error, cgroups);
         let (stdout, stdout_writer) = output_pipe().map_err(no_pipe)?;
@@ -131,6 +133,13 @@ impl Command {
         self.output.finish(exit);
         self.process.release();
     }
+}
+
+/// The name of a folder as a shell may have it in `PWD`: without `.`, and not by way of `..`, which links would make another.
+fn plain(folder: &str) -> Option<String> {
+    let folder = Path::new(folder);
+    let is_plain = folder.is_absolute() && !folder.components().any(|part| part == Component::ParentDir);
+    is_plain.then(|| folder.components().collect::<PathBuf>().to_string_lossy().into_owned())
 }
 
 fn folder(cwd: Option<&str>, account: &Account) -> String {
