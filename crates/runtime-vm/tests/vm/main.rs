@@ -47,7 +47,7 @@ async fn a_machine_is_what_a_container_is() {
 
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let theirs: u64 = run("date +%s").await.trim().parse().unwrap();
-    assert!(theirs.abs_diff(now) <= 1, "{theirs} is not {now}");
+    assert!(theirs.abs_diff(now) <= 3, "{theirs} is not {now}");
     lab.done(machine).await;
 }
 
@@ -119,8 +119,10 @@ async fn a_snapshot_becomes_any_number_of_machines_that_go_on_each_for_itself() 
     let mut forks = Vec::new();
     for name in ["fork-1", "fork-2"] {
         let fork = lab.restore(&snapshot, name).await;
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let asked = now();
         let renewed = fork.agent.renew(&lab, Identity::New).await;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let answered = now();
         println!("{name}: {:?}, a boot took {boot} ms", fork.timing);
         assert!(seen.insert(fork.agent.run("cat /etc/machine-id").await), "two have one machine id");
         assert_eq!(fork.agent.run("cat note; hostname").await, "before\nsandbox\n");
@@ -130,7 +132,12 @@ async fn a_snapshot_becomes_any_number_of_machines_that_go_on_each_for_itself() 
             "two have the same randomness"
         );
         let theirs = Duration::from_micros(renewed.unix_time_us);
-        assert!(theirs.abs_diff(now) < Duration::from_millis(500), "{theirs:?} is not {now:?}");
+        // It was told the time when it was asked, and said what it has some time before its answer was here.
+        let slack = Duration::from_millis(300);
+        assert!(
+            theirs + slack > asked && theirs < answered + slack,
+            "{theirs:?} is not from {asked:?} to {answered:?}"
+        );
         // Memory, disk and what runs are of one moment, and go on.
         assert_eq!(fork.agent.run("sha256sum < big | cmp - big.sum").await, "");
         let count = fork.agent.run("cat count").await;
