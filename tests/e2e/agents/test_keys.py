@@ -47,9 +47,10 @@ def test_the_key_is_nowhere_in_the_sandbox_while_the_model_has_it(server, box, m
     assert not searching.files_with(texts, *places)
     assert searching.files_with([token], *places), "the search finds what is there"
     # The sandbox's disk as the server keeps it, its records, databases and log.
-    for place in (server.data_dir, f"{server.data_dir}/volume"):
-        assert not searching.written_with(needles, place, begun)
-    on_disk = searching.written_with([token.encode()], f"{server.data_dir}/volume", begun)
+    # The volume's own file has what its files have, and what was deleted from it.
+    host.sync(f"{server.data_dir}/volume")
+    on_disk = searching.written_with([*needles, token.encode()], server.data_dir, begun)
+    assert not {needle for _, needle in on_disk} & set(needles), on_disk
     assert on_disk, "the search finds what is there"
     assert not any(needle in server.log_path.read_bytes() for needle in needles)
     for path in ("", "/exec", "/logs?tail=false", "/allowed-hosts"):

@@ -20,6 +20,11 @@ SANDBOX_ID = re.compile(r"\bsb-[0-9a-f]{8}\b")
 OURS = re.compile(r"\bwarren[-_][0-9a-f]{6}\b|\bsb-[0-9a-f]{8}\b")
 
 
+def sync(place):
+    """Has everything of a file system written to what it is on."""
+    subprocess.run(["sync", "--file-system", place], check=True, timeout=60)
+
+
 def processes():
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 

@@ -88,8 +88,8 @@ def files_with(needles, *places, without=()):
 
 
 def written_with(needles, root, since):
-    """Names of files below `root`, disks among them, that were written after `since` and hold one of these bytes. Holes are passed over,
-    and what is mounted there is looked at where it belongs."""
+    """`(name, needle)` of files below `root`, disks among them, that were written after `since` and hold one of these bytes. Holes are passed
+    over, and what is mounted there is looked at where it belongs."""
     found, device, left = [], os.stat(root).st_dev, max(map(len, needles)) - 1
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if is_near(os.path.join(folder, name), device)]
@@ -100,8 +100,8 @@ def written_with(needles, root, since):
                 if not stat.S_ISREG(status.st_mode) or max(status.st_mtime, status.st_ctime) < since:
                     continue
                 with open(path, "rb", 0) as file:
-                    if any(each in piece for piece in data_of(file, status.st_size, left) for each in needles):
-                        found.append(path)
+                    held = {each for piece in data_of(file, status.st_size, left) for each in needles if each in piece}
+                    found += [(path, each) for each in held]
             except FileNotFoundError:
                 pass
     return found
