@@ -1,6 +1,8 @@
 """What it takes until an agent begins on 500 MB in 20,000 files of which one changed, beside rsync and tar. No test: run by hand with
 
-    tests/e2e/run agents measure_run.py -s
+    WARREN_BIN=target/release/warren tests/e2e/.venv/bin/python -m pytest agents/measure_run.py -s
+
+from tests/e2e.
 """
 
 import random

@@ -1,6 +1,9 @@
 """Section 1: credentials, errors, request ids, CORS, health; and who is asking."""
 
+import json
+import os
 import re
+import subprocess
 
 import pytest
 
@@ -246,3 +249,12 @@ def test_the_data_plane_is_served_at_the_root_too(api, shared):
         pty.send("echo $((6*7))\n")
         pty.until("42")
     assert api.delete(f"{root}/pty/{session}").status_code == 204
+
+
+@pytest.mark.skipif(not settings.SERVER_PID, reason="it looks at this machine, and the server is on another")
+def test_doctor_finds_nothing_wrong_where_a_server_runs():
+    command = [settings.PROGRAM, "doctor", "--json", "--data-dir", os.environ["WARREN_DATA_DIR"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    checks = json.loads(done.stdout)
+    checks = checks if isinstance(checks, list) else checks["checks"]
+    assert done.returncode == 0 and not [each for each in checks if each["status"] == "fail"], done.stdout

@@ -58,9 +58,10 @@ fn try_it(folder: &Path) -> Result<String, String> {
         return Err(format!("a file of root inside should be {BASE}'s outside, but is {owner}'s"));
     }
     let id = BASE.to_string();
+    // From within: nobody but root gets through a data directory, and through what is above it.
     run(Command::new("setpriv")
-        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "touch"])
-        .arg(root.join("inside/new")))?;
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "touch", "new"])
+        .current_dir(root.join("inside")))?;
     let owner =
         std::fs::metadata(disk.join("upper/upper/inside/new")).map_err(on("find what was written"))?.uid();
     if owner != 0 {
