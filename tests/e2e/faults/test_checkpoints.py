@@ -472,7 +472,7 @@ def test_a_server_killed_with_forks_prepared_starts_with_none_of_them(server):
         one = box.checkpoint("one")
         prepare(server, api, one, 3)
         server.kill()
-        wait_for(lambda: attached_for(one) == [], "the kernel takes their disks back", 10)
+        wait_for(lambda: attached_for(one) == [], "the kernel takes their disks back", 30)
         server.start()
         assert nothing_is_prepared(server, one)
         prepare(server, api, one, 1)
