@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import socketserver
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-REGISTRY = os.environ.get("npm_config_registry", "https://registry.npmjs.org").rstrip("/")
+REGISTRY = subprocess.run(["npm", "config", "get", "registry"], capture_output=True, text=True, check=True, timeout=30).stdout.strip().rstrip("/")
 FOLDER = Path(os.environ.get("WARREN_E2E_CACHE", "/var/cache/warren-e2e")) / "npm"
 #: What a package has of versions is looked up again after a day; archives never change.
 FRESH = 24 * 3600
