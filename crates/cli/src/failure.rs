@@ -13,6 +13,11 @@
 //! `exec` otherwise ends with the code of the command it ran, 130 after a detach, 141 when its own stdout was closed.
 
 use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::output::{Output, printable};
 
 /// The same table, for `warren help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -97,6 +102,32 @@ pub(crate) struct SomeFailed {
     pub(crate) failed: usize,
     pub(crate) total: usize,
     pub(crate) exit_code: u8,
+}
+
+/// Does the same to each of several things and says so; goes on after a failure, so that one that is stale does not hold up the others.
+/// The first failure decides the exit code. `verb` and `done` are words as in `delete` and `deleted`.
+pub(crate) async fn each<T: std::fmt::Display>(
+    output: Output,
+    (verb, done): (&str, &str),
+    all: &[T],
+    mut work: impl AsyncFnMut(&T) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let (mut failed, mut first) = (0, None);
+    for one in all {
+        let name = printable(&one.to_string()).into_owned();
+        match work(one).await.with_context(|| format!("could not {verb} {name}")) {
+            Ok(()) => output.note(&format!("{done} {name}")),
+            Err(error) => {
+                report(&error);
+                failed += 1;
+                first.get_or_insert(exit_code(&error));
+            }
+        }
+    }
+    match first {
+        None => Ok(ExitCode::SUCCESS),
+        Some(exit_code) => Err(SomeFailed { failed, total: all.len(), exit_code }.into()),
+    }
 }
 
 /// Joins an error and its causes, leaving out a cause that repeats what was just said.

@@ -12,7 +12,7 @@ use warren_types::{CheckpointId, SandboxId};
 
 use crate::client::{Answer, Client};
 use crate::context::Context;
-use crate::failure::{self, SomeFailed};
+use crate::failure;
 use crate::output::{Output, Table, human_age, human_bytes, printable};
 
 /// Between two looks at a checkpoint that is being made.
@@ -203,27 +203,10 @@ async fn list(context: &Context, id: &SandboxId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Goes on after a failure; the first decides the exit code.
 async fn remove(context: &Context, args: RmArgs) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
-    let total = args.checkpoints.len();
-    let mut failed = 0;
-    let mut exit_code = None;
-    for checkpoint in &args.checkpoints {
-        let removed = client.delete_checkpoint(&args.id, checkpoint).await;
-        match removed.with_context(|| format!("could not delete {checkpoint}")) {
-            Ok(()) => context.output.note(&format!("deleted {checkpoint}")),
-            Err(error) => {
-                failure::report(&error);
-                failed += 1;
-                exit_code.get_or_insert(failure::exit_code(&error));
-            }
-        }
-    }
-    match exit_code {
-        None => Ok(ExitCode::SUCCESS),
-        Some(exit_code) => Err(SomeFailed { failed, total, exit_code }.into()),
-    }
+    let delete = async |checkpoint: &CheckpointId| client.delete_checkpoint(&args.id, checkpoint).await;
+    failure::each(context.output, ("delete", "deleted"), &args.checkpoints, delete).await
 }
 
 /// Returns when the sandbox runs again, and not before: a script goes on with it right away.

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use crate::context::Context;
-use crate::failure::{self, SomeFailed};
+use crate::failure;
 use crate::output::{Table, human_age, human_bytes, printable};
 
 #[derive(Subcommand)]
@@ -69,26 +68,9 @@ async fn list(context: &Context) -> anyhow::Result<()> {
     output.table(&table)
 }
 
-/// Goes on after a failure; the first decides the exit code.
 async fn remove(context: &Context, ids: &[String]) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
-    let mut failed = 0;
-    let mut exit_code = None;
-    for id in ids {
-        let removed = client.delete_image(id).await;
-        match removed.with_context(|| format!("could not delete {}", printable(id))) {
-            Ok(()) => context.output.note(&format!("deleted {}", printable(id))),
-            Err(error) => {
-                failure::report(&error);
-                failed += 1;
-                exit_code.get_or_insert(failure::exit_code(&error));
-            }
-        }
-    }
-    match exit_code {
-        None => Ok(ExitCode::SUCCESS),
-        Some(exit_code) => Err(SomeFailed { failed, total: ids.len(), exit_code }.into()),
-    }
+    failure::each(context.output, ("delete", "deleted"), ids, async |id| client.delete_image(id).await).await
 }
 
 async fn usage(context: &Context) -> anyhow::Result<()> {

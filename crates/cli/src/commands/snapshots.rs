@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use warren_api::images::Snapshot;
 
 use crate::context::Context;
-use crate::failure::{self, SomeFailed};
+use crate::failure;
 use crate::output::{Table, human_age, human_bytes, pairs, printable};
 
 #[derive(Subcommand)]
@@ -129,26 +128,12 @@ async fn get(context: &Context, name: &str) -> anyhow::Result<()> {
     output.table(&table)
 }
 
-/// Goes on after a failure; the first decides the exit code.
 async fn remove(context: &Context, names: &[String]) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
-    let mut failed = 0;
-    let mut exit_code = None;
-    for name in names {
-        let removed = client.delete_snapshot(name).await;
-        match removed.with_context(|| format!("could not delete {}", printable(name))) {
-            Ok(()) => context.output.note(&format!("deleted {}", printable(name))),
-            Err(error) => {
-                failure::report(&error);
-                failed += 1;
-                exit_code.get_or_insert(failure::exit_code(&error));
-            }
-        }
-    }
-    match exit_code {
-        None => Ok(ExitCode::SUCCESS),
-        Some(exit_code) => Err(SomeFailed { failed, total: names.len(), exit_code }.into()),
-    }
+    failure::each(context.output, ("delete", "deleted"), names, async |name| {
+        client.delete_snapshot(name).await
+    })
+    .await
 }
 
 async fn publish(context: &Context, name: &str, public: bool) -> anyhow::Result<()> {
