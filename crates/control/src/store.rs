@@ -81,14 +81,6 @@ impl Store {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let open = |source| StoreError::Open { path: path.clone(), source };
-        // Connections to a file do not go stale: they are neither tested before use nor replaced.
-        let pool = |connections| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .test_before_acquire(false)
-                .idle_timeout(None)
-                .max_lifetime(None)
-        };
         let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
         sqlx::migrate!("migrations/sqlite")
             .run(&writer)
@@ -138,6 +130,15 @@ impl Store {
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(StoreError::query("begin a transaction"))
     }
+}
+
+/// Connections to a file do not go stale: they are neither tested before use nor replaced.
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .test_before_acquire(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
 }
 
 /// The folder and the file are for the server's own user: hashes of keys and names of customers are in there.

@@ -6,11 +6,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteExecutor, SqlitePool, Transaction};
 
 use super::audit_heads::SealedHead;
-use super::{BUSY_TIMEOUT, StoreError, make_private, now_micros};
+use super::{BUSY_TIMEOUT, StoreError, make_private, now_micros, pool};
 
 pub(crate) const FILE_NAME: &str = "audit.db";
 const READERS: u32 = 2;
@@ -107,13 +107,6 @@ impl AuditStore {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT);
         let open = |source| StoreError::Open { path: path.clone(), source };
-        let pool = |connections| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .test_before_acquire(false)
-                .idle_timeout(None)
-                .max_lifetime(None)
-        };
         let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
         sqlx::migrate!("migrations/audit")
             .run(&writer)
