@@ -26,8 +26,7 @@ use super::refusal::Refusal;
 use super::session::Session;
 use super::tls::{HTTP_2, Protocols};
 
-/// Bytes of a reply that are passed on at once, and the most that its head may have. Each piece wakes the task of the other
-/// side, so that a quarter of this costs a tenth of a transfer's speed.
+/// Bytes of a reply that are passed on at once, and the most that its head may have. Each piece wakes the task of the other side.
 const MAX_PIECE: usize = 256 * 1024;
 
 pub(crate) struct Upstream {
