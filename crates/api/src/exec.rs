@@ -22,7 +22,7 @@ pub struct ExecCreate {
     /// Seconds. One-shot: 60 when absent or 0. Session: none when absent or 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<i64>,
-    /// Sessions: seconds it may go on after the last client has left; absent or 0 = for ever.
+    /// Sessions: seconds it may go on after its last client has left; absent or 0 = for ever. One that nobody has attached to yet goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_run_after_disconnect: Option<i64>,
 }
@@ -33,6 +33,9 @@ pub struct ExecCreate {
 pub struct ExecResult {
     /// The command's own code; 128 + n after signal n; -1 after its time limit.
     pub exit_code: i32,
+    /// Whether older output is missing: a command wrote more than is kept of it. Standard error ends with a line that says how much.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     pub stdout: String,
     pub stderr: String,
 }

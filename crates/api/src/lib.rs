@@ -20,6 +20,7 @@ pub mod scaling;
 pub mod secrets;
 pub mod tags;
 pub mod tools;
+pub mod usage;
 
 pub use error::ErrorBody;
 
@@ -31,6 +32,21 @@ pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
 pub const API_KEY_HEADER: &str = "x-api-key";
 /// *Additive.* On the answer that opens an exec WebSocket: offset of the first output byte it will send.
 pub const EXEC_OFFSET_HEADER: &str = "x-warren-exec-offset";
+
+/// *Additive.* How the WebSocket of a terminal says the exit code of its shell: as the reason of the close, `exit 3`.
+pub mod pty_end {
+    const BEGINS: &str = "exit ";
+
+    #[must_use]
+    pub fn reason(code: i32) -> String {
+        format!("{BEGINS}{code}")
+    }
+
+    #[must_use]
+    pub fn code(reason: &str) -> Option<i32> {
+        reason.strip_prefix(BEGINS)?.parse().ok()
+    }
+}
 
 /// Frame kinds of the exec WebSocket: the first byte of each binary message.
 pub mod exec_frame {

@@ -33,7 +33,7 @@ pub struct PreviewCreate {
     /// 1 to 65535.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i64>,
-    /// A custom domain of the organisation. This server knows none and refuses it.
+    /// A domain of the organisation, as the operator of the server knows it: the preview has a second name there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Must be absent or empty: `previewAuth` of a create is what protects previews.
@@ -51,6 +51,9 @@ pub struct Preview {
     pub org_id: String,
     /// Host name, with the server's port where it is not the usual one; without a scheme.
     pub hostname: String,
+    /// The second name, where a `domain` was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_hostname: Option<String>,
     pub port: u16,
     pub ssl_status: String,
     pub auth_config: BTreeMap<String, String>,

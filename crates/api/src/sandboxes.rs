@@ -148,6 +148,7 @@ pub struct Sandbox {
     pub metadata: BTreeMap<String, String>,
     pub tags: BTreeMap<String, String>,
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "crate::tags::to_the_millisecond")]
     pub tags_last_updated_at: Option<Timestamp>,
     /// Credential for this sandbox's commands, files and terminals; while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::commands::{
     agent, audit, build, checkpoint, completions, config, cp, create, doctor, egress, exec, execs, files,
     fork, get, hibernate, images, keys, kill, logs, ls, mcp, preview, reboot, scale, secret, secret_store,
-    secrets, shell, snapshots, tags, templates, timeout, version, wake,
+    secrets, shell, snapshots, tags, templates, timeout, usage, version, wake,
 };
 use crate::{failure, serve};
 
@@ -124,6 +124,8 @@ pub(crate) enum Command {
     Secret(secret::SecretCommand),
     /// Show what was done, and by whom; export the records, verify them
     Audit(audit::AuditArgs),
+    /// Show what sandboxes were given and used
+    Usage(usage::UsageArgs),
     /// Show or store the server's address and the key
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -186,6 +188,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<std::process::ExitCode> {
         Command::SecretStore(command) => secret_store::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,
         Command::Audit(args) => audit::run(&context, args).await,
+        Command::Usage(args) => usage::run(&context, args).await,
         Command::Config(command) => config::run(&context, command),
         Command::Serve(args) => serve::run(args).await,
         Command::Keys(command) => keys::run(&context, command).await,

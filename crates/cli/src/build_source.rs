@@ -86,7 +86,10 @@ impl Source {
                 last.split_once(':').map_or(last, |(name, _)| name).to_owned()
             }
             Self::Archive(path) if !path.is_file() => return None,
-            Self::Archive(path) => path.file_stem()?.to_str()?.to_owned(),
+            Self::Archive(path) => {
+                let stem = path.file_stem()?.to_str()?;
+                stem.strip_suffix(".tar").unwrap_or(stem).to_owned()
+            }
             Self::Layout(path) => path.canonicalize().ok()?.file_name()?.to_str()?.to_owned(),
         };
         (!own.is_empty()).then_some(own)
@@ -96,7 +99,8 @@ impl Source {
 fn reference(word: &str) -> anyhow::Result<Source> {
     let is_file =
         |end: &str| Path::new(word).extension().is_some_and(|found| found.eq_ignore_ascii_case(end));
-    let is_path = word.starts_with(['/', '.', '~']) || is_file("json") || is_file("tar");
+    let is_path =
+        word.starts_with(['/', '.', '~']) || ["json", "tar", "gz", "tgz", "zst"].into_iter().any(is_file);
     if is_path || word.is_empty() || word.contains(char::is_whitespace) {
         return Err(hinted(
             format!("there is no {}", printable(word)),
@@ -127,9 +131,8 @@ fn read_manifest(from: impl std::io::Read, what: &str) -> anyhow::Result<Value> 
 fn refuse_what_is_no_tar(path: &Path, start: &[u8]) -> anyhow::Result<()> {
     let name = printable(&path.to_string_lossy()).into_owned();
     let tool = match start {
-        [0x1f, 0x8b, ..] => "gunzip",
-        [0x28, 0xb5, 0x2f, 0xfd] => "unzstd",
         [0xfd, b'7', b'z', ..] => "unxz",
+        [b'B', b'Z', b'h', ..] => "bunzip2",
         [b'F', b'R', b'O', b'M'] | [b'#', ..] => {
             return Err(hinted(
                 format!("{name} is no archive; it looks like a Dockerfile"),
@@ -139,7 +142,10 @@ fn refuse_what_is_no_tar(path: &Path, start: &[u8]) -> anyhow::Result<()> {
         }
         _ => return Ok(()),
     };
-    Err(hinted(format!("{name} is a compressed archive"), format!("unpack it with {tool} first")))
+    Err(hinted(
+        format!("{name} is compressed in a way that no server reads"),
+        format!("unpack it with {tool} first; gzip and zstd may stay"),
+    ))
 }
 
 /// A body that counts what has been sent of it; its length when that is known.
@@ -196,8 +202,27 @@ mod tests {
     }
 
     #[test]
+    fn archives_may_be_compressed_as_servers_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, start) in [
+            ("app.tar", &b"oci-layout"[..]),
+            ("app.tar.gz", &[0x1f, 0x8b, 8, 0]),
+            ("app.tgz", &[0x1f, 0x8b, 8, 0]),
+            ("app.tar.zst", &[0x28, 0xb5, 0x2f, 0xfd]),
+        ] {
+            let path = folder.path().join(file);
+            std::fs::write(&path, start).unwrap();
+            let source = Source::read(path.to_str().unwrap()).unwrap();
+            assert!(matches!(source, Source::Archive(_)), "{file}");
+            assert_eq!(source.name().as_deref(), Some("app"), "{file}");
+        }
+    }
+
+    #[test]
     fn what_looks_like_a_file_is_not_looked_for_in_a_registry() {
-        for word in ["./node", "/does/not/exist", "missing.json", "missing.tar", "", "a b", "../x"] {
+        for word in
+            ["./node", "/does/not/exist", "missing.json", "missing.tar", "missing.tar.gz", "", "a b", "../x"]
+        {
             let error = Source::read(word).unwrap_err().to_string();
             assert!(error.starts_with("there is no "), "{word}: {error}");
         }

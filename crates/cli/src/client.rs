@@ -18,6 +18,7 @@ mod pty;
 mod sandboxes;
 mod scaling;
 mod secrets;
+mod usage;
 
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(crate) use images::ArchiveImport;
 pub(crate) use logs::{LogFilter, LogStream};
 pub(crate) use mcp::{McpHeaders, McpTarget};
 pub(crate) use sandboxes::ListFilter;
+pub(crate) use usage::{UsageFilter, UsageWindow};
 
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Longer than a server waits for a sandbox to wake.

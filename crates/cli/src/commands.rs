@@ -33,5 +33,6 @@ pub(crate) mod snapshots;
 pub(crate) mod tags;
 pub(crate) mod templates;
 pub(crate) mod timeout;
+pub(crate) mod usage;
 pub(crate) mod version;
 pub(crate) mod wake;

@@ -26,7 +26,7 @@ use warren_api::exec_frame;
 use warren_types::{ExecId, SandboxId};
 
 use crate::client::Client;
-use crate::failure::{Lost, chain_of};
+use crate::failure::{Lost, Released, chain_of};
 use crate::output::{Output, stdout_error};
 use crate::retry::{Backoff, worth_retrying};
 use crate::ws::Socket;
@@ -44,6 +44,10 @@ pub(crate) struct ExecStream<'a> {
     exec: &'a ExecId,
     input: Input,
     printer: Printer,
+    /// Whether output that is no longer kept ends it.
+    is_whole: bool,
+    /// Asked before a connection that broke is made again.
+    goes_on: Box<dyn Fn() -> bool + 'a>,
 }
 
 /// What goes up.
@@ -95,7 +99,21 @@ impl<'a> ExecStream<'a> {
                 position: from,
                 skip: 0,
             },
+            is_whole: false,
+            goes_on: Box::new(|| true),
         }
+    }
+
+    /// Connections that break are made again only while this holds: to connect wakes a sandbox.
+    pub(crate) fn only_while(mut self, goes_on: impl Fn() -> bool + 'a) -> Self {
+        self.goes_on = Box::new(goes_on);
+        self
+    }
+
+    /// Every byte from the first one wanted, or an error.
+    pub(crate) fn without_gaps(mut self) -> Self {
+        self.is_whole = true;
+        self
     }
 
     /// Makes the command's input end at once.
@@ -148,8 +166,14 @@ impl<'a> ExecStream<'a> {
             }
             let Some(pause) = backoff.next_pause() else { return Err(self.lost(reason)) };
             let what = if attached_before { "connection broken" } else { "could not attach" };
+            if !(self.goes_on)() {
+                return Err(Released.into());
+            }
             self.output.note(&format!("{what} ({reason}), trying again"));
             tokio::time::sleep(pause).await;
+            if !(self.goes_on)() {
+                return Err(Released.into());
+            }
         }
     }
 
@@ -168,6 +192,9 @@ impl<'a> ExecStream<'a> {
     fn align(&mut self, start: Option<u64>, attached_before: bool) -> anyhow::Result<()> {
         self.printer.skip = 0;
         match (start, self.printer.position) {
+            (Some(start), Some(position)) if start > position && self.is_whole => {
+                return Err(self.lost("a part of its output is no longer kept".to_owned()));
+            }
             (Some(start), Some(position)) if start > position => {
                 let missing = start - position;
                 self.output

@@ -90,10 +90,23 @@ pub(crate) struct Lost {
     pub(crate) hint: String,
 }
 
+/// What was followed is not to be followed any more: a connection that broke is not made again.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not followed any more")]
+pub(crate) struct Released;
+
 /// Whoever read our stdout has gone. Ends the program without a word.
 #[derive(Debug, thiserror::Error)]
 #[error("stdout is closed")]
 pub(crate) struct StdoutClosed;
+
+/// Something was made, and its name could not be written to stdout.
+#[derive(Debug, thiserror::Error)]
+#[error("the {made} was made, but its name could not be told: {reason}")]
+pub(crate) struct Untold {
+    pub(crate) made: String,
+    pub(crate) reason: String,
+}
 
 /// Several things were asked for and some failed; each failure has been printed already.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
 use serde_json::Value;
 
-use crate::failure::StdoutClosed;
+use crate::failure::{StdoutClosed, Untold, chain_of};
 
 /// How this run prints.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +46,17 @@ impl Output {
         self.line(&serde_json::to_string_pretty(value)?)
     }
 
+    /// Says what was made: `shown` for people, `json` for programs. Where nobody can be told, the error has its name: it
+    /// is there all the same.
+    pub(crate) fn made(self, what: &str, id: &str, shown: &str, json: &Value) -> anyhow::Result<()> {
+        let lines = || shown.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+        let told = if self.json { self.json(json) } else { self.line(&lines()) };
+        told.map_err(|error| {
+            let made = format!("{what} {}", printable(id));
+            Untold { made, reason: chain_of(error.as_ref()) }.into()
+        })
+    }
+
     pub(crate) fn table(self, table: &Table) -> anyhow::Result<()> {
         self.write(table.render(self.colour).as_bytes())
     }
@@ -68,7 +79,7 @@ impl Output {
 }
 
 /// Writes a line to stderr; a closed stderr is nobody's problem.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 

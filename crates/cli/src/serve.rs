@@ -19,8 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
-use warren_control::listen::{Listener, Peer, TlsFiles};
-use warren_control::{AuditSettings, Config as ControlConfig, Control, OtlpTarget, SandboxDomain};
+use warren_control::listen::{Listener, Patience, TlsFiles};
+use warren_control::{
+    AuditSettings, Config as ControlConfig, Control, CustomDomain, OtlpTarget, SandboxDomain,
+};
 use warren_network::{GatewaySettings, Limits, Reach};
 use warren_node::template::{self, BuildOptions};
 use warren_node::{Config as NodeConfig, ImagesConfig, NetworkConfig, Node, Shutdown};
@@ -51,6 +53,9 @@ pub(crate) struct ServeArgs {
     /// Domain whose subdomains lead to this server: previews are at {sandbox}-p{port}.DOMAIN
     #[arg(long, value_name = "DOMAIN", env = "WARREN_SANDBOX_DOMAIN", default_value = "localhost")]
     pub(crate) sandbox_domain: SandboxDomain,
+    /// Domain of an organisation under which its previews may have a second name, and whose it is; may be repeated
+    #[arg(long, value_name = "ORG=DOMAIN")]
+    pub(crate) custom_domain: Vec<CustomDomain>,
     /// Whether previews of new sandboxes open to everybody, unless a create says otherwise
     #[arg(long, value_enum, default_value_t = PreviewAuth::Open)]
     pub(crate) preview_auth: PreviewAuth,
@@ -148,6 +153,7 @@ pub(crate) enum Runtime {
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     start_log();
     let begun = Instant::now();
+    let files = warren_node::raise_open_files();
     // Asked for before anything is started, so that nothing can be cut off half-way.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = CancellationToken::new();
@@ -164,6 +170,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listener =
         Listener::new(listener, tls, stop.clone()).context("the server's address could not be served")?;
+    let listener = listener.with_patience(patience(files));
 
     let starting = start(&args, &data_dir, &stop, &tasks);
     let (node, control) = tokio::select! {
@@ -173,13 +180,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     info!(url = %format!("{scheme}://{address}"), ms = begun.elapsed().as_millis(), "ready");
 
-    let server = tokio::spawn({
-        let (router, stop) = (control.router(), stop.clone());
-        async move {
-            let service = router.into_make_service_with_connect_info::<Peer>();
-            axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
-        }
-    });
+    let server = tokio::spawn(listener.serve(control.router()));
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -200,12 +201,20 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What clients are given. Those that ask for nothing do not take the files of those that do.
+fn patience(open_files: u64) -> Patience {
+    let usual = Patience::default();
+    let files = usize::try_from(open_files).unwrap_or(usize::MAX);
+    Patience { quiet: usual.quiet.min(files / 8), ..usual }
+}
+
 async fn start(
     args: &ServeArgs,
     data_dir: &Path,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<(Node, Control)> {
+    let custom_domains = custom_domains(args)?;
     let options = BuildOptions { trust_host_cas: !args.no_host_cas };
     let template =
         template::ensure_base(&template::cache_dir(), &options, |progress| show_progress(&progress))
@@ -244,6 +253,7 @@ async fn start(
         secrets_key_file: args.secrets_key_file.clone(),
         public_url: args.public_url.clone(),
         sandbox_domain: args.sandbox_domain.clone(),
+        custom_domains,
         preview_auth_required: args.preview_auth == PreviewAuth::Required,
         max_running_per_org: args.max_running,
         image_budget_bytes: args.image_budget,
@@ -257,13 +267,30 @@ async fn start(
     Ok((node, control))
 }
 
+/// No name may be below two of them, nor below one of them and the domain of all previews.
+fn custom_domains(args: &ServeArgs) -> anyhow::Result<Vec<CustomDomain>> {
+    for (place, domain) in args.custom_domain.iter().enumerate() {
+        let is_taken = args.custom_domain[..place].iter().any(|other| other.overlaps(domain));
+        if is_taken || args.sandbox_domain.overlaps(domain) {
+            anyhow::bail!(
+                "--custom-domain of {} overlaps another domain of this server; each name leads to one place",
+                domain.org
+            );
+        }
+    }
+    Ok(args.custom_domain.clone())
+}
+
 /// The log goes to standard error; `RUST_LOG` chooses how much.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=off"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,rmcp=off,h2=error"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A reader that has gone, or a full disk, takes the log and nothing else: to say so there as well would end the task that
+        // has something to say.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // Fails only when there is a log already, which is as good.
     let _ = log.try_init();
@@ -342,6 +369,12 @@ fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_for_nothing_has_an_eighth_of_the_files_at_most() {
+        assert_eq!(patience(1024).quiet, 128);
+        assert_eq!(patience(u64::MAX).quiet, Patience::default().quiet);
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
+use warren_api::pty_end;
 use warren_types::{PtyId, SandboxId};
 
 use crate::client::Client;
-use crate::failure::{Lost, Refused, chain_of};
+use crate::failure::{Lost, Refused, Released, chain_of};
 use crate::output::stdout_error;
 use crate::retry::{Backoff, worth_retrying};
 use crate::ws::Socket;
@@ -34,6 +35,8 @@ pub(crate) struct ShellStream<'a> {
     pty: &'a PtyId,
     input: Input,
     stdout: Stdout,
+    /// Asked before a connection that broke is made again.
+    goes_on: Box<dyn Fn() -> bool + 'a>,
 }
 
 struct Input {
@@ -44,8 +47,8 @@ struct Input {
 }
 
 enum Ended {
-    /// The shell has exited.
-    Closed,
+    /// The shell has exited; with that code, if it was said.
+    Closed(Option<i32>),
     Broken(String),
 }
 
@@ -62,17 +65,24 @@ impl<'a> ShellStream<'a> {
             pty,
             input: Input { pieces: Some(input), last: b'\n' },
             stdout: tokio::io::stdout(),
+            goes_on: Box::new(|| true),
         }
     }
 
-    /// Relays until the shell exits. `first` is an open connection.
-    pub(crate) async fn follow(&mut self, first: Socket) -> anyhow::Result<()> {
+    /// Connections that break are made again only while this holds: to connect wakes a sandbox.
+    pub(crate) fn only_while(mut self, goes_on: impl Fn() -> bool + 'a) -> Self {
+        self.goes_on = Box::new(goes_on);
+        self
+    }
+
+    /// Relays until the shell exits; its code, if anybody saw it. `first` is an open connection.
+    pub(crate) async fn follow(&mut self, first: Socket) -> anyhow::Result<Option<i32>> {
         let mut backoff = Backoff::default();
         let mut socket = first;
         loop {
             let since = Instant::now();
             let mut reason = match self.relay(socket).await? {
-                Ended::Closed => return Ok(()),
+                Ended::Closed(code) => return Ok(code),
                 Ended::Broken(reason) => reason,
             };
             if since.elapsed() > WORKED_AFTER {
@@ -80,12 +90,18 @@ impl<'a> ShellStream<'a> {
             }
             socket = loop {
                 let Some(pause) = backoff.next_pause() else { return Err(lost(reason)) };
+                if !(self.goes_on)() {
+                    return Err(Released.into());
+                }
                 self.print(
                     format!("\r\n[connection broken: {reason}; trying again, Ctrl-C ends]\r\n").as_bytes(),
                 )
                 .await?;
                 if self.pause(pause).await {
                     return Err(lost(reason));
+                }
+                if !(self.goes_on)() {
+                    return Err(Released.into());
                 }
                 match self.client.attach_pty(self.sandbox, self.pty).await {
                     Ok(socket) => break socket,
@@ -94,7 +110,7 @@ impl<'a> ShellStream<'a> {
                     Err(error)
                         if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404) =>
                     {
-                        return Ok(());
+                        return Ok(None);
                     }
                     Err(error) => return Err(error),
                 }
@@ -187,7 +203,9 @@ async fn print_output(mut stream: SplitStream<Socket>, stdout: &mut Stdout) -> a
         match message {
             Message::Binary(bytes) => write(stdout, &bytes).await.map_err(stdout_error)?,
             Message::Text(text) => write(stdout, text.as_bytes()).await.map_err(stdout_error)?,
-            Message::Close(Some(frame)) if frame.code == CloseCode::Normal => return Ok(Ended::Closed),
+            Message::Close(Some(frame)) if frame.code == CloseCode::Normal => {
+                return Ok(Ended::Closed(pty_end::code(&frame.reason)));
+            }
             Message::Close(_) => return Ok(Ended::Broken("closed by the server".to_owned())),
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
         }

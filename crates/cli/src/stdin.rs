@@ -7,9 +7,12 @@ use bytes::Bytes;
 use std::io::Read as _;
 use tokio::sync::mpsc;
 
+use crate::output::say;
+
 const PIECE_BYTES: usize = 32 * 1024;
 
-/// Pieces of standard input. The channel ends where the input does; an input that cannot be read ends at once.
+/// Pieces of standard input. The channel ends where the input does; input that cannot be read any further ends there, and
+/// that is said: whoever reads it takes it for whole.
 pub(crate) fn read_stdin() -> std::io::Result<mpsc::Receiver<Bytes>> {
     let (pieces, receiver) = mpsc::channel(4);
     std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
@@ -24,7 +27,10 @@ pub(crate) fn read_stdin() -> std::io::Result<mpsc::Receiver<Bytes>> {
                     }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(error) => {
+                    say(&format!("warning: stdin could not be read to its end: {error}"));
+                    return;
+                }
             }
         }
     })?;

@@ -1,9 +1,9 @@
-//! The local terminal: its size, and raw mode that always ends.
+//! The local terminal: its size, raw mode that always ends, and what to do after a program that drew on it was cut off.
 //!
 //! Raw mode is left when its guard is dropped and when the program panics. Whoever holds the guard must catch the signals
 //! that would end the process without either.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, Once, PoisonError};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -17,6 +17,14 @@ pub(crate) struct WindowSize {
     pub(crate) cols: u16,
     pub(crate) rows: u16,
 }
+
+/// What a program may have asked of a terminal and takes back when it ends by itself: another screen (where the cursor was is remembered
+/// first, since leaving a screen one is not on would move it), mice, pasting and focus that are told, keys in other words, a hidden
+/// cursor, colours. What is left of it below the cursor goes.
+const LEAVE_MODES: &[u8] = b"\x1b7\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?1007l\x1b[?1004l\x1b[?2004l\x1b[<u\x1b[>4;0m\x1b[?1l\x1b>\x1b[?25h\x1b[0m\r\x1b[J";
+
+/// How the terminal is before a program gets it.
+pub(crate) struct Before(Termios);
 
 /// While this lives, what is typed is not shown.
 pub(crate) struct Silence(Termios);
@@ -33,6 +41,26 @@ impl WindowSize {
             .map(|size| Self { cols: size.ws_col, rows: size.ws_row })
             .find(|size| size.cols > 0 && size.rows > 0)
             .unwrap_or(Self { cols: 80, rows: 24 })
+    }
+}
+
+impl Before {
+    /// None where standard input is no terminal.
+    pub(crate) fn of_terminal() -> Option<Self> {
+        tcgetattr(std::io::stdin()).ok().map(Self)
+    }
+
+    /// At once: who should read what was printed last may be gone.
+    pub(crate) fn restore(&self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// For after a program that cannot do it itself.
+pub(crate) fn leave_modes() {
+    let mut stdout = std::io::stdout().lock();
+    if stdout.is_terminal() {
+        let _ = stdout.write_all(LEAVE_MODES).and_then(|()| stdout.flush());
     }
 }
 

@@ -25,6 +25,8 @@ const KEYS = [
 const NOBODY = { behavior: "deny", message: "nobody is there to ask; decide yourself" };
 /** How long an interrupted turn may take to write down how far it came. */
 const WIND_DOWN_MS = 3000;
+/** After which it is left alone. */
+const LEAVE_MS = 1000;
 const CONFIGURE_MS = 5000;
 
 export class Claude {
@@ -70,17 +72,33 @@ export class Claude {
             },
         });
         this.#query = running;
-        // It writes down how far it came, and ends by itself; its last message is the result.
+        // It writes down how far it came, and ends by itself; its last message is the result. What does not end by any means must
+        // not keep the next prompt waiting.
         let patience;
+        let leave = () => {};
+        const stop = () => {
+            abort.abort();
+            clearTimeout(patience);
+            patience = setTimeout(() => leave(), LEAVE_MS);
+        };
         turn.stopped.then(() => {
-            patience = setTimeout(() => abort.abort(), WIND_DOWN_MS);
-            running.interrupt().catch(() => abort.abort());
+            patience = setTimeout(stop, WIND_DOWN_MS);
+            running.interrupt().catch(stop);
+        });
+        const messages = running[Symbol.asyncIterator]();
+        const next = () => new Promise((resolve, reject) => {
+            leave = () => {
+                this.#child?.kill("SIGKILL");
+                resolve({ done: true });
+            };
+            messages.next().then(resolve, reject);
         });
         // A conversation that cannot be gone on with is refused before the turn begins.
         let begun = false;
         let refused = "";
         try {
-            for await (const message of running) {
+            for (let given = await next(); !given.done; given = await next()) {
+                const message = given.value;
                 if (message.type === "system" && message.subtype === "init") begun = true;
                 if (message.type === "result") input.end();
                 if (!begun && turn.resume && message.type === "result" && message.is_error) {

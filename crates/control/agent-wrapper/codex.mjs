@@ -7,12 +7,11 @@ import { join } from "node:path";
 import * as events from "./events.mjs";
 import { findProgram, notInstalled } from "./packages.mjs";
 import { descendants, endSince } from "./processes.mjs";
-import { Rpc } from "./rpc.mjs";
+import { RpcAgent, START_MS } from "./rpcagent.mjs";
 import { ResumeFailed } from "./session.mjs";
 
 const KIND = "codex";
 const PACKAGE = "@openai/codex";
-const START_MS = 60_000;
 const INTERRUPT_MS = 3000;
 
 /** Of each mode: when Codex asks, what it may touch without asking, and what is allowed for it without asking anybody. */
@@ -25,10 +24,8 @@ const MODES = {
     plan: { approvalPolicy: "never", sandbox: "read-only", policy: { type: "readOnly" } },
 };
 
-export class Codex {
-    #rpc;
+export class Codex extends RpcAgent {
     #started;
-    #made;
     #thread;
     #model;
     #running;
@@ -39,22 +36,27 @@ export class Codex {
         return findProgram(KIND, PACKAGE, "codex") ? undefined : notInstalled("Codex", KIND, PACKAGE);
     }
 
+    refused(changes) {
+        const name = ["allowedTools", "disallowedTools"].find((name) => changes[name]?.length > 0);
+        return name && `${name}: codex has no list of tools that could be allowed or not; permissionMode says what it may do`;
+    }
+
     async turn(turn) {
         const begun = Date.now();
-        await this.#begin(turn);
+        await this.begin(turn);
         if (turn.signal.aborted) return;
         const mode = modeOf(turn.config);
         await turn.emit(events.init({
             agent: KIND, session_id: this.#thread, model: this.#model, cwd: turn.config.cwd, permissionMode: turn.config.permissionMode,
             version: this.#started,
         }));
-        const running = { turn, mode, said: "", turns: 0, usage: undefined, changes: new Map(), open: new Set(), before: descendants(this.#rpc.pid) };
+        const running = { turn, mode, said: "", turns: 0, usage: undefined, changes: new Map(), open: new Set(), before: descendants(this.rpc.pid) };
         const ended = new Promise((resolve, reject) => Object.assign(running, { resolve, reject }));
         ended.catch(() => {});
         this.#running = running;
         turn.stopped.then(() => this.#interrupt(running));
         try {
-            const started = await this.#rpc.call("turn/start", {
+            const started = await this.rpc.call("turn/start", {
                 threadId: this.#thread,
                 input: [{ type: "text", text: turn.text, text_elements: [] }],
                 cwd: turn.config.cwd,
@@ -66,7 +68,7 @@ export class Codex {
             if (turn.signal.aborted) this.#interrupt(running);
             const { status, error } = await ended;
             // A command it was waiting for would go on by itself.
-            if (status === "interrupted" && running.open.size > 0) endSince(this.#rpc.pid, running.before);
+            if (status === "interrupted" && running.open.size > 0) endSince(this.rpc.pid, running.before);
             const failed = status !== "completed" && !running.tooMany;
             const subtype = running.tooMany ? "error_max_turns" : failed ? "error_during_execution" : "success";
             await turn.emit(events.result(this.#thread, {
@@ -80,44 +82,28 @@ export class Codex {
         }
     }
 
-    /** All of these hold from the next turn on. */
-    async configure() {
-        return [];
-    }
-
-    async close() {
-        await this.#rpc?.end();
-    }
-
-    /** An interrupt does not wait for what takes long to begin. */
-    async #begin(turn) {
-        let begins = true;
-        turn.stopped.then(() => begins && this.#rpc?.end());
-        await this.#start(turn);
-        await this.#open(turn);
-        begins = false;
-    }
-
-    async #start({ config }) {
+    async start({ config }) {
         // A thread keeps its servers for as long as the program has it.
         const made = JSON.stringify(config.mcpServers ?? {});
-        if (this.#rpc && !this.#rpc.isGone && this.#made === made) return;
-        await this.#rpc?.end();
-        this.#made = made;
-        this.#thread = undefined;
-        const command = [...findProgram(KIND, PACKAGE, "codex"), "app-server", ...provider()];
-        this.#rpc = new Rpc(command, { cwd: config.cwd, env: process.env }, {
-            notice: (method, params) => this.#notice(method, params),
-            request: (method, params) => this.#request(method, params),
-            gone: (why) => this.#running?.reject(new Error(why)),
+        const program = () => ({
+            command: [...findProgram(KIND, PACKAGE, "codex"), "app-server", ...provider()], cwd: config.cwd, env: process.env,
         });
-        const hello = await this.#rpc.call("initialize", { clientInfo: { name: "warren", title: "Warren", version: "1" } }, START_MS);
+        const hello = await this.restart(made, program, { clientInfo: { name: "warren", title: "Warren", version: "1" } });
+        if (!hello) return;
         this.#started = hello.userAgent;
-        this.#rpc.notify("initialized", {});
+        this.rpc.notify("initialized", {});
+    }
+
+    forget() {
+        this.#thread = undefined;
+    }
+
+    gone(why) {
+        this.#running?.reject(new Error(why));
     }
 
     /** The conversation that was asked for, or a new one. */
-    async #open({ resume, config }) {
+    async open({ resume, config }) {
         if (resume !== undefined && resume === this.#thread) return;
         const mode = modeOf(config);
         const wanted = {
@@ -131,10 +117,10 @@ export class Codex {
         };
         let opened;
         if (resume === undefined) {
-            opened = await this.#rpc.call("thread/start", wanted, START_MS);
+            opened = await this.rpc.call("thread/start", wanted, START_MS);
         } else {
             try {
-                opened = await this.#rpc.call("thread/resume", { ...wanted, threadId: resume, excludeTurns: true }, START_MS);
+                opened = await this.rpc.call("thread/resume", { ...wanted, threadId: resume, excludeTurns: true }, START_MS);
             } catch (error) {
                 throw new ResumeFailed(error.message);
             }
@@ -147,11 +133,11 @@ export class Codex {
         if (!running.id || running.interrupting) return;
         running.interrupting = true;
         const hard = setTimeout(() => running.resolve({ status: "interrupted" }), INTERRUPT_MS);
-        this.#rpc.call("turn/interrupt", { threadId: this.#thread, turnId: running.id }).catch(() => {});
+        this.rpc.call("turn/interrupt", { threadId: this.#thread, turnId: running.id }).catch(() => {});
         running.hard = hard;
     }
 
-    async #notice(method, params) {
+    async notice(method, params) {
         const running = this.#running;
         if (!running || (params.threadId && params.threadId !== this.#thread)) return;
         if (params.turnId !== undefined && params.turnId === this.#over) return;
@@ -221,7 +207,7 @@ export class Codex {
         if (item.type !== "userMessage") return turn.emit(events.other(KIND, this.#thread, { method: "item/completed", params: { item } }));
     }
 
-    async #request(method, params) {
+    async request(method, params) {
         const running = this.#running;
         const ask = async (tool_name, input) => {
             if (!running) return { behavior: "deny" };

@@ -3,12 +3,11 @@
 import * as events from "./events.mjs";
 import { log } from "./output.mjs";
 import { findProgram, notInstalled } from "./packages.mjs";
-import { Rpc } from "./rpc.mjs";
+import { RpcAgent, START_MS } from "./rpcagent.mjs";
 import { ResumeFailed } from "./session.mjs";
 
 const KIND = "opencode";
 const PACKAGE = "opencode-ai";
-const START_MS = 60_000;
 const CANCEL_MS = 3000;
 const ASK = { edit: "ask", bash: "ask", webfetch: "ask", external_directory: "ask" };
 /** Of each mode: what OpenCode is told of permissions, and kinds of tools that are allowed without asking anybody. */
@@ -21,9 +20,7 @@ const MODES = {
     plan: { permission: { edit: "deny", bash: "deny", webfetch: "deny", external_directory: "deny" }, allow: [] },
 };
 
-export class OpenCode {
-    #rpc;
-    #made;
+export class OpenCode extends RpcAgent {
     #version;
     #conversation;
     #model;
@@ -36,7 +33,7 @@ export class OpenCode {
 
     async turn(turn) {
         const begun = Date.now();
-        await this.#begin(turn);
+        await this.begin(turn);
         if (turn.signal.aborted) return;
         const running = { turn, text: "", thought: "", said: "", tools: new Map(), turns: 0 };
         this.#running = running;
@@ -48,7 +45,7 @@ export class OpenCode {
         turn.converse(sessionId);
         try {
             const prompt = [{ type: "text", text: turn.text }];
-            const asked = this.#rpc.call("session/prompt", { sessionId, prompt });
+            const asked = this.rpc.call("session/prompt", { sessionId, prompt });
             const cancelled = turn.stopped.then(async () => {
                 this.#cancel(sessionId);
                 await new Promise((resolve) => setTimeout(resolve, CANCEL_MS).unref());
@@ -69,56 +66,37 @@ export class OpenCode {
         }
     }
 
-    /** All of these hold from the next turn on. */
-    async configure() {
-        return [];
-    }
-
-    async close() {
-        await this.#rpc?.end();
-    }
-
-    /** An interrupt does not wait for what takes long to begin. */
-    async #begin(turn) {
-        let begins = true;
-        turn.stopped.then(() => begins && this.#rpc?.end());
-        await this.#start(turn);
-        await this.#open(turn);
-        begins = false;
-    }
-
-    async #start({ config }) {
+    async start({ config }) {
         const mode = MODES[config.permissionMode] ?? MODES.default;
-        const made = JSON.stringify([config.cwd, mode.permission, config.mcpServers]);
+        const permission = permissions(mode, config);
+        const made = JSON.stringify([config.cwd, permission, config.mcpServers]);
         // Permissions are told to the program when it starts, servers when it opens a conversation.
-        if (this.#rpc && !this.#rpc.isGone && this.#made === made) return;
-        await this.#rpc?.end();
-        this.#made = made;
-        this.#conversation = undefined;
-        const env = { ...process.env, OPENCODE_DISABLE_AUTOUPDATE: "1", OPENCODE_CONFIG_CONTENT: JSON.stringify(configured(mode)) };
-        const command = [...findProgram(KIND, PACKAGE, "opencode"), "acp"];
-        this.#rpc = new Rpc(command, { cwd: config.cwd, env }, {
-            notice: (method, params) => this.#notice(method, params),
-            request: (method, params) => this.#request(method, params),
+        const program = () => ({
+            command: [...findProgram(KIND, PACKAGE, "opencode"), "acp"], cwd: config.cwd,
+            env: { ...process.env, OPENCODE_DISABLE_AUTOUPDATE: "1", OPENCODE_CONFIG_CONTENT: JSON.stringify(configured(permission)) },
         });
-        const hello = await this.#rpc.call("initialize", {
-            protocolVersion: 1,
-            clientCapabilities: { fs: { readTextFile: false, writeTextFile: false } },
-        }, START_MS);
+        const hello = await this.restart(made, program, {
+            protocolVersion: 1, clientCapabilities: { fs: { readTextFile: false, writeTextFile: false } },
+        });
+        if (!hello) return;
         this.#version = hello.agentInfo?.version;
     }
 
-    async #open({ resume, config }) {
+    forget() {
+        this.#conversation = undefined;
+    }
+
+    async open({ resume, config }) {
         if (resume === undefined || resume !== this.#conversation) {
             const wanted = { cwd: config.cwd, mcpServers: serversOf(config.mcpServers) };
             let opened;
             this.#loading = true;
             try {
                 opened = resume === undefined
-                    ? await this.#rpc.call("session/new", wanted, START_MS)
-                    : await this.#rpc.call("session/load", { ...wanted, sessionId: resume }, START_MS);
+                    ? await this.rpc.call("session/new", wanted, START_MS)
+                    : await this.rpc.call("session/load", { ...wanted, sessionId: resume }, START_MS);
             } catch (error) {
-                if (resume === undefined || this.#rpc.isGone) throw error;
+                if (resume === undefined || this.rpc.isGone) throw error;
                 throw new ResumeFailed(error.data?.message ?? error.message);
             } finally {
                 this.#loading = false;
@@ -127,16 +105,16 @@ export class OpenCode {
             this.#model = opened?.configOptions?.find(({ id }) => id === "model")?.currentValue;
         }
         if (config.model && config.model !== this.#model) {
-            await this.#rpc.call("session/set_config_option", { sessionId: this.#conversation, configId: "model", value: config.model }, START_MS);
+            await this.rpc.call("session/set_config_option", { sessionId: this.#conversation, configId: "model", value: config.model }, START_MS);
             this.#model = config.model;
         }
     }
 
     #cancel(sessionId) {
-        this.#rpc.notify("session/cancel", { sessionId });
+        this.rpc.notify("session/cancel", { sessionId });
     }
 
-    async #notice(method, { sessionId, update }) {
+    async notice(method, { sessionId, update }) {
         const running = this.#running;
         // What is told while a conversation is loaded was told before.
         if (method !== "session/update" || !running || this.#loading || sessionId !== this.#conversation) return;
@@ -194,7 +172,7 @@ export class OpenCode {
         if (content.length > 0) await running.turn.emit(events.assistant(this.#conversation, this.#model, ...content));
     }
 
-    async #request(method, params) {
+    async request(method, params) {
         if (method !== "session/request_permission") throw new Error(`${method} is not answered here`);
         const running = this.#running;
         const outcome = (kinds) => {
@@ -206,7 +184,9 @@ export class OpenCode {
         const { config } = running.turn;
         const mode = MODES[config.permissionMode] ?? MODES.default;
         const tool = running.tools.get(toolCall.toolCallId);
-        const input = tool?.input ?? toolCall.rawInput ?? {};
+        const input = { ...toolCall.rawInput, ...tool?.input };
+        // It may ask before it has told of the tool's input; who is asked must see the command, which is the title then.
+        if (toolCall.kind === "execute" && input.command === undefined && toolCall.title) input.command = toolCall.title;
         const free = mode.allow?.includes(toolCall.kind);
         const { behavior } = free ? { behavior: "allow" } : await running.turn.permit({
             id: toolCall.toolCallId, agent: KIND, tool_name: NAMES[toolCall.kind] ?? tool?.name ?? "tool", input, title: toolCall.title,
@@ -217,15 +197,40 @@ export class OpenCode {
 
 const NAMES = { execute: "Bash", edit: "Edit", read: "Read", search: "Grep", fetch: "WebFetch" };
 
-/** The user's own configuration, with what the mode asks for. */
-function configured(mode) {
+/** Names of tools that OpenCode knows by others. */
+const THEIRS = { Write: "edit", MultiEdit: "edit", NotebookEdit: "edit", LS: "list", TodoWrite: "todowrite", Agent: "task" };
+
+/**
+ * What OpenCode is told of permissions: what the mode asks for, what may be used without asking, what may not be used at all.
+ * The last of the rules for a tool that fits is the one that counts.
+ */
+function permissions(mode, { allowedTools = [], disallowedTools = [] }) {
+    const rules = { ...mode.permission };
+    for (const [tools, says] of [[mode.permission ? allowedTools : [], "allow"], [disallowedTools, "deny"]]) {
+        for (const tool of tools) {
+            const [, name, pattern] = /^([^(]+)(?:\((.*)\))?$/s.exec(tool) ?? [undefined, tool];
+            const theirs = THEIRS[name] ?? (/^mcp__(.+?)__(.+)$/.exec(name)?.slice(1).join("_") || name.toLowerCase());
+            if (pattern === undefined) {
+                rules[theirs] = says;
+                continue;
+            }
+            const before = rules[theirs] ?? "allow";
+            // `Bash(git log:*)` is how Claude Code says that arguments follow.
+            rules[theirs] = { ...(typeof before === "string" ? { "*": before } : before), [pattern.replace(/:\*$/, "*")]: says };
+        }
+    }
+    return Object.keys(rules).length > 0 ? rules : undefined;
+}
+
+/** The user's own configuration, with what the session asks for. */
+function configured(permission) {
     let own = {};
     try {
         own = JSON.parse(process.env.OPENCODE_CONFIG_CONTENT || "{}");
     } catch (error) {
         log(`OPENCODE_CONFIG_CONTENT is not JSON and is left out: ${error.message}`);
     }
-    return mode.permission ? { ...own, permission: { ...own.permission, ...mode.permission } } : own;
+    return permission ? { ...own, permission: { ...own.permission, ...permission } } : own;
 }
 
 function serversOf(servers = {}) {

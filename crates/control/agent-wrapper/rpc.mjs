@@ -30,7 +30,7 @@ export class Rpc {
             this.#child.on("error", (error) => resolve(`it could not be started: ${error.message}`));
             this.#child.on("exit", (code, signal) => resolve(signal ? `a signal ended it: ${signal}` : `it ended with code ${code}`));
         }).then((why) => {
-            this.why = `${command.split("/").at(-1)} is gone: ${why}${this.#said.trim() ? `: ${this.#said.trim().split("\n").at(-1)}` : ""}`;
+            this.why = `${command.split("/").at(-1)} is gone: ${why}${reasonIn(this.#said)}`;
             for (const { reject } of this.#calls.values()) reject(new Error(this.why));
             this.#calls.clear();
             this.#on.gone?.(this.why);
@@ -110,6 +110,13 @@ export class Rpc {
         if (error) call?.reject(Object.assign(new Error(error.message ?? JSON.stringify(error)), { code: error.code, data: error.data }));
         else call?.resolve(result);
     }
+}
+
+/** The last line that reads like a reason: below it programs print where they were and with what. */
+export function reasonIn(said) {
+    const lines = said.split("\n").map((line) => line.trim()).filter(Boolean);
+    const reason = lines.findLast((line) => /\b(error|fail(ed)?|cannot|denied|no space|full)\b|error:/i.test(line)) ?? lines.at(-1);
+    return reason ? `: ${reason}` : "";
 }
 
 function parse(line) {

@@ -7,6 +7,7 @@
 // agent is and how it is made to work is its adapter's affair:
 //
 //   turn({text, resume, config, emit, permit, signal, room})   one prompt; rejects with what went wrong
+//   refused(changes)      what it has nothing for, in a sentence
 //   configure(changes)    while a turn runs: the names of the options that apply to it
 //   close()               ends what it started
 
@@ -108,6 +109,8 @@ export class Session {
             else if (!Object.hasOwn(OPTIONS, name)) return this.complain(`unknown option: ${shown(name)}; nothing was changed`);
             else if (!OPTIONS[name](value)) return this.complain(`${name} cannot be ${shown(value)}; nothing was changed`);
         }
+        const refused = this.#agent.refused?.(changes);
+        if (refused) return this.complain(`${refused}; nothing was changed`);
         Object.assign(this.#config, changes);
         const names = Object.keys(changes).filter((name) => name !== "endWhenIdle");
         const turn = this.#turn;

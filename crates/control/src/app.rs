@@ -27,6 +27,8 @@ pub(crate) mod signed;
 pub(crate) mod tags;
 pub(crate) mod token;
 pub(crate) mod tools;
+pub(crate) mod turns;
+pub(crate) mod usage;
 
 use std::future::Future;
 use std::sync::{Arc, RwLock};
@@ -37,20 +39,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 use warren_node_api::{NodeClient, NodeInfo};
-use warren_types::Error;
+use warren_types::{CheckpointId, Error, OrgId};
 
-use crate::domain::SandboxDomain;
+use crate::domain::{CustomDomain, SandboxDomain};
 use crate::keyring::Keyring;
 use crate::store::Store;
 use access::Changes as AccessChanges;
 use audit::{Audit, Note, Refusal};
 use auth::UsedKeys;
-use idempotency::KeyLocks;
 use images::build::Builds;
 use in_flight::{CheckpointsInFlight, InFlight};
+use previews::open::OpenPreviews;
 use previews::port::PortClient;
 use signed::UrlSigner;
 use token::TokenSigner;
+use turns::Turns;
 
 /// How long a node may take to say what it is.
 const NODE_ANSWER: Duration = Duration::from_secs(2);
@@ -73,15 +76,21 @@ pub(crate) struct App {
     pub(crate) tasks: TaskTracker,
     pub(crate) public_url: Option<String>,
     pub(crate) sandbox_domain: SandboxDomain,
+    pub(crate) custom_domains: Vec<CustomDomain>,
     pub(crate) ports: PortClient,
+    pub(crate) open_previews: OpenPreviews,
     pub(crate) autoscale: Pace,
+    pub(crate) usage_every: Duration,
     pub(crate) tools: tools::Tools,
     node_info: RwLock<Arc<NodeInfo>>,
     tokens: TokenSigner,
     urls: UrlSigner,
     /// Every new sandbox gets a token for its previews, asked for or not.
     preview_auth_required: bool,
-    key_locks: KeyLocks,
+    /// Of creates with the same key, in one organisation.
+    key_turns: Turns<(OrgId, String)>,
+    /// Of changes to the patches of a checkpoint.
+    patch_turns: Turns<CheckpointId>,
     region: String,
     max_running_per_org: u32,
 }
@@ -115,9 +124,11 @@ pub(crate) struct Parts {
     pub region: String,
     pub public_url: Option<String>,
     pub sandbox_domain: SandboxDomain,
+    pub custom_domains: Vec<CustomDomain>,
     pub preview_auth_required: bool,
     pub max_running_per_org: u32,
     pub autoscale: Pace,
+    pub usage_every: Duration,
     pub image_space: ImageSpace,
     pub shutdown: CancellationToken,
     pub tasks: TaskTracker,
@@ -131,6 +142,7 @@ impl App {
             store: parts.store,
             audit: parts.audit,
             ports: PortClient::new(parts.node.clone()),
+            open_previews: OpenPreviews::default(),
             node: parts.node,
             in_flight: InFlight::default(),
             checkpoints_in_flight: CheckpointsInFlight::default(),
@@ -144,16 +156,23 @@ impl App {
             tasks: parts.tasks,
             public_url: parts.public_url,
             sandbox_domain: parts.sandbox_domain,
+            custom_domains: parts.custom_domains,
             autoscale: parts.autoscale,
+            usage_every: parts.usage_every,
             tools: tools::Tools::default(),
             node_info: RwLock::new(Arc::new(parts.node_info)),
             tokens: parts.tokens,
             urls: parts.urls,
             preview_auth_required: parts.preview_auth_required,
-            key_locks: KeyLocks::default(),
+            key_turns: Turns::default(),
+            patch_turns: Turns::default(),
             region: parts.region,
             max_running_per_org: parts.max_running_per_org,
         }
+    }
+
+    pub(crate) fn region(&self) -> &str {
+        &self.region
     }
 
     /// What the node said it is when it was last asked.

@@ -2,6 +2,7 @@
 //! ([`chain`]), what their ends are sealed with ([`seal`]), and whether they are whole ([`verify`]).
 
 pub(crate) mod chain;
+mod line;
 pub(crate) mod seal;
 pub mod verify;
 

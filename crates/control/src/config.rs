@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::app::audit::export::OtlpTarget;
-use crate::domain::SandboxDomain;
+use crate::domain::{CustomDomain, SandboxDomain};
 
 /// Settings of the control plane, read once.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct Config {
     pub public_url: Option<String>,
     /// Below it every sandbox has names for its ports.
     pub sandbox_domain: SandboxDomain,
+    /// Domains of organisations, none of which overlaps another or the one above.
+    pub custom_domains: Vec<CustomDomain>,
     /// Gives every new sandbox a token without which its previews do not open.
     pub preview_auth_required: bool,
     /// Sandboxes an organisation may have running at once.
@@ -27,6 +29,8 @@ pub struct Config {
     pub autoscale_every: Duration,
     /// What counts as a minute there.
     pub autoscale_minute: Duration,
+    /// How often the memory of running sandboxes is looked at.
+    pub usage_every: Duration,
     /// Bytes that images, layers and templates may take before what is not used of them is removed, the longest unused first;
     /// 0 = never. Half of the volume when absent.
     pub image_budget_bytes: Option<u64>,
@@ -64,6 +68,7 @@ impl Config {
     pub const DEFAULT_MAX_RUNNING_PER_ORG: u32 = 1000;
 
     const DEFAULT_IMAGE_UNUSED_FOR: Duration = Duration::from_secs(10 * 60);
+    const DEFAULT_USAGE_EVERY: Duration = Duration::from_secs(30);
     const DEFAULT_AUTOSCALE_EVERY: Duration = Duration::from_secs(30);
 
     /// The defaults, with everything kept in `data_dir`.
@@ -75,10 +80,12 @@ impl Config {
             region: Self::DEFAULT_REGION.to_owned(),
             public_url: None,
             sandbox_domain: SandboxDomain::localhost(),
+            custom_domains: Vec::new(),
             preview_auth_required: false,
             max_running_per_org: Self::DEFAULT_MAX_RUNNING_PER_ORG,
             autoscale_every: Self::DEFAULT_AUTOSCALE_EVERY,
             autoscale_minute: Duration::from_secs(60),
+            usage_every: Self::DEFAULT_USAGE_EVERY,
             image_budget_bytes: None,
             image_unused_for: Self::DEFAULT_IMAGE_UNUSED_FOR,
             image_sweep_every: Duration::from_secs(60),

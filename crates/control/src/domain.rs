@@ -10,6 +10,20 @@ pub struct SandboxDomain {
     port: Option<u16>,
 }
 
+/// A domain of an organisation, all of whose names lead to this server, as its operator says: previews that ask for it have a
+/// second name there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomDomain {
+    /// The organisation's name.
+    pub org: String,
+    name: String,
+}
+
+/// Text that is no such thing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} does not say whose domain it is; give ORG=DOMAIN, such as acme=preview.acme.example")]
+pub struct ParseCustomDomainError(String);
+
 /// Text that is no such domain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -33,6 +47,17 @@ impl SandboxDomain {
         &self.name
     }
 
+    /// The same with another name.
+    pub(crate) fn named(&self, name: &str) -> Self {
+        Self { name: name.to_owned(), port: self.port }
+    }
+
+    /// Whether a name below one of the two may be below the other.
+    #[must_use]
+    pub fn overlaps(&self, custom: &CustomDomain) -> bool {
+        overlap(&self.name, &custom.name)
+    }
+
     /// With the port that clients need in URLs: its own, or that of the URL by which they reach this server.
     pub(crate) fn shown(&self, base: &str) -> String {
         match self.port.or_else(|| port_of(base)) {
@@ -40,6 +65,26 @@ impl SandboxDomain {
             None => self.name.clone(),
         }
     }
+}
+
+impl CustomDomain {
+    /// In lower case.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a name below one of the two may be below the other.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        overlap(&self.name, &other.name)
+    }
+}
+
+fn overlap(one: &str, other: &str) -> bool {
+    let is_below = |inner: &str, outer: &str| {
+        inner.strip_suffix(outer).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    is_below(one, other) || is_below(other, one)
 }
 
 /// The port a URL without a path names.
@@ -91,6 +136,19 @@ impl FromStr for SandboxDomain {
     }
 }
 
+impl FromStr for CustomDomain {
+    type Err = ParseCustomDomainError;
+
+    fn from_str(text: &str) -> Result<Self, ParseCustomDomainError> {
+        let refused = || ParseCustomDomainError(text.to_owned());
+        let (org, domain) = text.rsplit_once('=').filter(|(org, _)| !org.is_empty()).ok_or_else(refused)?;
+        match domain.parse() {
+            Ok(SandboxDomain { name, port: None }) => Ok(Self { org: org.to_owned(), name }),
+            _ => Err(refused()),
+        }
+    }
+}
+
 impl fmt::Display for SandboxDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
@@ -103,6 +161,30 @@ impl fmt::Display for SandboxDomain {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_custom_domain_is_somebodys_and_overlaps_no_other() {
+        let custom = |text: &str| text.parse::<CustomDomain>();
+        let acme = custom("acme=Preview.Acme.example").unwrap();
+        assert_eq!((acme.org.as_str(), acme.name()), ("acme", "preview.acme.example"));
+        for bad in
+            ["", "acme", "=a.example", "acme=", "acme=*.a.example", "acme=a.example:80", "acme=10.0.0.1"]
+        {
+            assert!(custom(bad).is_err(), "{bad}");
+        }
+        for (other, overlaps) in [
+            ("x=preview.acme.example", true),
+            ("x=acme.example", true),
+            ("x=a.preview.acme.example", true),
+            ("x=apreview.acme.example", false),
+            ("x=other.example", false),
+        ] {
+            let other = custom(other).unwrap();
+            assert_eq!((acme.overlaps(&other), other.overlaps(&acme)), (overlaps, overlaps), "{other:?}");
+        }
+        assert!("example".parse::<SandboxDomain>().unwrap().overlaps(&acme));
+        assert!(!SandboxDomain::localhost().overlaps(&acme));
+    }
 
     #[test]
     fn a_domain_is_a_name_and_perhaps_a_port() {

@@ -45,6 +45,7 @@ mod tags;
 mod templates;
 mod tools;
 mod unread;
+mod usage;
 
 use std::sync::Arc;
 
@@ -56,7 +57,8 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::app::App;
 
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let (documented, document) = documented().split_for_parts();
+    let (documented, mut document) = documented().split_for_parts();
+    openapi::complete(&mut document);
     let (data_plane_at_root, _) = data_plane().split_for_parts();
     documented
         .merge(data_plane_at_root)
@@ -86,11 +88,15 @@ fn documented() -> OpenApiRouter<Arc<App>> {
         .merge(secrets::routes())
         .merge(logs::routes())
         .merge(tags::routes())
+        .merge(usage::routes())
         .merge(previews::routes())
         .merge(signed_files::routes())
         .merge(identity::routes())
         .merge(data_plane());
-    OpenApiRouter::with_openapi(openapi::about()).merge(health::routes()).nest("/api", api)
+    OpenApiRouter::with_openapi(openapi::about())
+        .merge(health::routes())
+        .merge(identity::login_routes())
+        .nest("/api", api)
 }
 
 fn data_plane() -> OpenApiRouter<Arc<App>> {

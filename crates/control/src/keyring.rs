@@ -219,7 +219,7 @@ fn new_key() -> Key {
 /// Says which key it is without saying anything about it.
 fn id_of(key: &Key) -> String {
     let digest = Sha256::new().chain_update(b"warren secrets key id").chain_update(key.expose()).finalize();
-    crate::app::auth::hex(&digest)[..KEY_ID_DIGITS].to_owned()
+    warren_types::hex(&digest)[..KEY_ID_DIGITS].to_owned()
 }
 
 fn read_keys(path: &Path) -> Result<Vec<Key>, KeyringError> {
@@ -267,7 +267,7 @@ fn write_draft(path: &Path, keys: &[Key]) -> io::Result<PathBuf> {
     let draft = PathBuf::from(draft);
     let mut text = Zeroizing::new(String::with_capacity(keys.len() * (2 * KEY_BYTES + 1)));
     for key in keys {
-        text.push_str(&Zeroizing::new(crate::app::auth::hex(key.expose())));
+        text.push_str(&Zeroizing::new(warren_types::hex(key.expose())));
         text.push('\n');
     }
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -40,7 +40,7 @@ use app::token::{self, TokenSigner};
 use app::{App, ImageSpace, Pace, Parts};
 use audit::seal::Seal;
 pub use config::{AuditSettings, Config};
-pub use domain::{ParseDomainError, SandboxDomain};
+pub use domain::{CustomDomain, ParseCustomDomainError, ParseDomainError, SandboxDomain};
 use keyring::Keyring;
 pub use keyring::KeyringError;
 use store::Store;
@@ -124,9 +124,11 @@ impl Control {
             region: config.region,
             public_url: config.public_url,
             sandbox_domain: config.sandbox_domain,
+            custom_domains: config.custom_domains,
             preview_auth_required: config.preview_auth_required,
             max_running_per_org: config.max_running_per_org,
             autoscale: Pace { every: config.autoscale_every, minute: config.autoscale_minute },
+            usage_every: config.usage_every,
             image_space: ImageSpace {
                 budget_bytes: config.image_budget_bytes,
                 unused_for: config.image_unused_for,

@@ -1,42 +1,52 @@
 //! Where clients connect: TCP, or TLS with the operator's own certificate.
 //!
 //! ```text
-//!   accept ──▶ TLS? ── handshake beside the others, within HANDSHAKE_DEADLINE ──▶ HTTP/1.1 or HTTP/2
+//!   place? ──▶ accept ──▶ TLS? ── handshake within `handshake` ──▶ HTTP/1.1 or HTTP/2, each head within `head`
+//!     │
+//!     └ who has been quiet for longest leaves ([`room`])
 //! ```
 //!
-//! The certificate is read anew when its files change, so that whatever renews it need not tell the server. Files that cannot
-//! be used are said so in the log, and the certificate from before stays.
+//! Each connection is a task of its own; [`attention`] says how long it is waited for. The certificate is read anew when its files
+//! change, so that whatever renews it need not tell the server. Files that cannot be used are said so in the log, and the
+//! certificate from before stays.
 
+mod attention;
 mod certificate;
+mod room;
+mod stream;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
 
+use attention::{Attention, Look, Watched};
 use certificate::Certificate;
 pub use certificate::CertificateError;
+use room::Room;
+use stream::Stream;
 
-/// How long a client may take over its handshake.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; who comes then waits to be accepted.
-const MAX_HANDSHAKES: usize = 256;
-/// Connections whose handshake is done and that are not served yet.
-const QUEUE: usize = 64;
 /// Pause after a failed accept, which is a lack of descriptors and passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a connection that is to end may still take, for what it says to that.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Files of a certificate, as PEM: the chain with the server's own first, and its key.
 #[derive(Debug, Clone)]
@@ -52,60 +62,92 @@ pub struct Peer {
     pub tls: bool,
 }
 
-/// Accepts connections.
-#[derive(Debug)]
-pub enum Listener {
-    Plain(TcpListener),
-    /// The other end of a task that accepts and shakes hands.
-    Tls {
-        address: SocketAddr,
-        ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    },
+/// What clients are given before their connections end. Nothing of it concerns requests that are under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For TLS to begin.
+    pub handshake: Duration,
+    /// For the head of a request, from its first byte, and for the first of a connection from when that was accepted.
+    pub head: Duration,
+    /// From the end of one request to the first byte of the next. Longer than clients usually keep a connection, so that it
+    /// is seldom the server that ends one.
+    pub idle: Duration,
+    /// Connections that may ask for nothing at once.
+    pub quiet: usize,
 }
 
-/// A connection of either kind.
-#[derive(Debug)]
-pub enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+/// Accepts connections and serves them.
+pub struct Listener {
+    tcp: TcpListener,
+    tls: Option<TlsAcceptor>,
+    patience: Patience,
+    stop: CancellationToken,
 }
 
-impl Listener {
-    /// Serves TLS when there are files for it. The tasks behind it end when `stop` is cancelled.
-    pub fn new(
-        listener: TcpListener,
-        tls: Option<TlsFiles>,
-        stop: CancellationToken,
-    ) -> Result<Self, CertificateError> {
-        let Some(files) = tls else { return Ok(Self::Plain(listener)) };
-        let certificate = Certificate::open(files)?;
-        let acceptor = TlsAcceptor::from(certificate.config());
-        let address = listener.local_addr().map_err(CertificateError::Listen)?;
-        let (done, ready) = mpsc::channel(QUEUE);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(certificate.keep_fresh()));
-        tokio::spawn(stop.run_until_cancelled_owned(accept_all(listener, acceptor, done)));
-        Ok(Self::Tls { address, ready })
+/// A connection that was accepted.
+struct Connection {
+    peer: Peer,
+    router: Router,
+    attention: Arc<Attention>,
+    stop: CancellationToken,
+}
+
+// === impl Patience ===
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            head: Duration::from_secs(20),
+            idle: Duration::from_secs(300),
+            quiet: 1024,
+        }
     }
 }
 
-async fn accept_all(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-) {
-    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, address) = accept(&listener).await;
-        let (acceptor, done) = (acceptor.clone(), done.clone());
-        tokio::spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => drop(done.send((stream, address)).await),
-                Ok(Err(error)) => tracing::debug!(%address, %error, "a client's TLS handshake failed"),
-                Err(_) => tracing::debug!(%address, "a client's TLS handshake took too long"),
-            }
-            drop(place);
+// === impl Listener ===
+
+impl Listener {
+    /// Serves TLS when there are files for it. What is behind it ends when `stop` is cancelled.
+    pub fn new(
+        tcp: TcpListener,
+        tls: Option<TlsFiles>,
+        stop: CancellationToken,
+    ) -> Result<Self, CertificateError> {
+        let tls = tls.map(Certificate::open).transpose()?.map(|certificate| {
+            let acceptor = TlsAcceptor::from(certificate.config());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(certificate.keep_fresh()));
+            acceptor
         });
+        Ok(Self { tcp, tls, patience: Patience::default(), stop })
+    }
+
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Serves until it is to stop, and then until every connection has ended.
+    pub async fn serve(self, router: Router) {
+        let (connections, room) = (TaskTracker::new(), Arc::new(Room::new(self.patience.quiet)));
+        // Not for its state, which it has: it becomes ready for requests now, not at each of them.
+        let router: Router = router.with_state(());
+        let next = async || {
+            room.place().await;
+            accept(&self.tcp).await
+        };
+        while let Some((stream, address)) = self.stop.run_until_cancelled(next()).await {
+            let connection = Connection {
+                peer: Peer { address, tls: self.tls.is_some() },
+                router: router.clone(),
+                attention: Attention::new(self.patience, Arc::clone(&room)),
+                stop: self.stop.clone(),
+            };
+            connections.spawn(connection.begin(stream, self.tls.clone(), self.patience.handshake));
+        }
+        drop(self.tcp);
+        connections.close();
+        connections.wait().await;
     }
 }
 
@@ -131,90 +173,65 @@ fn is_of_the_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-impl axum::serve::Listener for Listener {
-    type Io = Stream;
-    type Addr = Peer;
+// === impl Connection ===
 
-    async fn accept(&mut self) -> (Stream, Peer) {
-        match self {
-            Self::Plain(listener) => {
-                let (stream, address) = accept(listener).await;
-                (Stream::Plain(stream), Peer { address, tls: false })
+impl Connection {
+    async fn begin(self, stream: TcpStream, tls: Option<TlsAcceptor>, within: Duration) {
+        let Some(acceptor) = tls else { return self.converse(Stream::Plain(stream)).await };
+        let address = self.peer.address;
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(within, acceptor.accept(stream)) => shaken,
+            () = self.attention.must_leave() => return,
+            () = self.stop.cancelled() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.converse(Stream::Tls(Box::new(stream))).await,
+            Ok(Err(error)) => tracing::debug!(%address, %error, "a client's TLS handshake failed"),
+            Err(_) => tracing::debug!(%address, "a client's TLS handshake took too long"),
+        }
+    }
+
+    async fn converse(self, stream: Stream) {
+        let Self { peer, router, attention, stop } = self;
+        let service = service_fn(|mut request: Request<Incoming>| {
+            let (under_way, method) = (attention.begin(&request), request.method().clone());
+            request.extensions_mut().insert(ConnectInfo(peer));
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move { answer.await.map(|response| under_way.answered(&method, response)) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        // For WebSockets in HTTP/2.
+        builder.http2().enable_connect_protocol();
+        let stream = TokioIo::new(Watched::new(stream, Arc::clone(&attention)));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
+        let mut look = pin!(tokio::time::sleep_until(Instant::now()));
+        let (mut stopping, mut is_over) = (false, false);
+        loop {
+            let late = tokio::select! {
+                // A client that breaks off, or says what is no HTTP, is no news.
+                _ = connection.as_mut() => return,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                () = attention.must_leave() => attention.late(),
+                () = look.as_mut() => attention.look(),
+            };
+            match late {
+                Look::Again(when) => look.as_mut().reset(when),
+                // It was told before.
+                _ if is_over => return,
+                late => {
+                    is_over = true;
+                    look.as_mut().reset(Instant::now() + FAREWELL);
+                    if late == Look::Unfinished {
+                        attention.end();
+                    } else {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
             }
-            Self::Tls { ready, .. } => match ready.recv().await {
-                Some((stream, address)) => (Stream::Tls(Box::new(stream)), Peer { address, tls: true }),
-                // The server stops; whoever awaits this is about to be told.
-                None => std::future::pending().await,
-            },
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        match self {
-            Self::Plain(listener) => Ok(Peer { address: listener.local_addr()?, tls: false }),
-            Self::Tls { address, .. } => Ok(Peer { address: *address, tls: true }),
-        }
-    }
-}
-
-impl Connected<IncomingStream<'_, Listener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        *stream.remote_addr()
-    }
-}
-
-// === impl Stream ===
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, pieces),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, pieces),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

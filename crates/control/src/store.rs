@@ -24,6 +24,7 @@ pub(crate) mod scaling;
 pub(crate) mod secret_uses;
 pub(crate) mod secrets;
 pub(crate) mod tags;
+pub(crate) mod usage;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -55,6 +56,8 @@ pub(crate) struct Store {
     memory: Memory,
     log: PathBuf,
     unsynced: Arc<Notify>,
+    /// When it was opened: what was not seen since then may have changed while no server was there.
+    opened_at: i64,
 }
 
 impl Store {
@@ -85,14 +88,22 @@ impl Store {
         sqlx::migrate!("migrations/sqlite")
             .run(&writer)
             .await
-            .map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
+            .map_err(StoreError::migrating(path.clone()))?;
         let relaxed = options.clone().synchronous(SqliteSynchronous::Normal);
         let states = pool(1).connect_with(relaxed).await.map_err(open)?;
         let reader = pool(READERS).connect_with(options.read_only(true)).await.map_err(open)?;
         let memory = Memory::open(&path, &writer).await?;
         let mut log = path.clone().into_os_string();
         log.push("-wal");
-        Ok(Self { writer, states, reader, memory, log: log.into(), unsynced: Arc::default() })
+        Ok(Self {
+            writer,
+            states,
+            reader,
+            memory,
+            log: log.into(),
+            unsynced: Arc::default(),
+            opened_at: now_micros(),
+        })
     }
 
     /// Whether the store can be read.

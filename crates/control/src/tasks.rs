@@ -1,11 +1,14 @@
-//! What runs beside requests: the reconciler, the watch on the node's changes, the autoscaler, what keeps images within their budget, what tells nodes of secrets and
+//! What runs beside requests: the reconciler, the watch on the node's changes, the answers to what sandboxes ask, the autoscaler, what keeps images within their budget, what looks at how much is used, what tells nodes of secrets and
 //! takes from them what these were used for, and the sync of the store. The first two are idempotent and take no input but what is stored and what the node says, so missing a turn costs nothing but time.
 
 mod access;
 mod audit;
 mod autoscale;
 mod images;
+mod lines;
+mod questions;
 pub(crate) mod reconcile;
+mod usage;
 mod watch;
 
 use std::sync::Arc;
@@ -22,9 +25,12 @@ pub(crate) fn spawn(app: &Arc<App>, settings: &AuditSettings) {
     start(app, info_span!("autoscale"), autoscale::autoscale(Arc::clone(app)));
     start(app, info_span!("access"), access::tell_again(Arc::clone(app)));
     start(app, info_span!("secret_uses"), access::take_uses(Arc::clone(app)));
+    start(app, info_span!("questions"), questions::answer_all(Arc::clone(app)));
     start(app, info_span!("images"), images::sweep(Arc::clone(app)));
     // Takes what is left when the server stops.
     app.tasks.spawn(audit::take_events(Arc::clone(app)).instrument(info_span!("network_events")));
+    // Says last what runs when the server stops.
+    app.tasks.spawn(usage::look(Arc::clone(app)).instrument(info_span!("usage")));
     start(app, info_span!("audit"), audit::count(Arc::clone(app)));
     start(app, info_span!("audit"), audit::remove_old(Arc::clone(app), settings.retention_days));
     let keeper = Arc::clone(app);

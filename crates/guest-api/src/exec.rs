@@ -33,8 +33,8 @@ pub struct ExecStart {
     /// Ends the command and all it started after this many milliseconds; none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Ends the command when no client has been attached for this long, counted from when the last one left;
-    /// never when absent.
+    /// Ends the command when its last client has been gone for this long; one that nobody has attached to yet goes on.
+    /// Never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_run_after_disconnect_ms: Option<u64>,
     /// Whether standard input is a pipe that clients feed, or empty from the start.
@@ -43,6 +43,10 @@ pub struct ExecStart {
     /// Run by root of the sandbox instead of its user; for what builds an image.
     #[serde(default)]
     pub as_root: bool,
+    /// Nothing of its output is written to the sandbox's disk, neither its own log nor rows of the sandbox's: who is attached gets
+    /// all of it, others what memory has. For what builds an image, which that would be a part of.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unkept: bool,
 }
 
 /// How a `cmd` without `args` is run.

@@ -31,7 +31,7 @@ pub enum FileKind {
     Other,
 }
 
-/// What a path is; a symlink is described itself, not followed.
+/// What a path is; a symlink is described itself, unless `follow=true` asks for what it leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     pub name: String,

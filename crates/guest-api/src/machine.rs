@@ -55,3 +55,11 @@ pub struct Renewed {
     /// The kernel's version, for people.
     pub kernel: String,
 }
+
+/// Answer of `GET /v1/usage`: what only the machine's own kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes that cannot be taken back without harm.
+    pub memory_bytes: u64,
+    pub processes: u64,
+}

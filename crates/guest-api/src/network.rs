@@ -12,6 +12,10 @@ pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 /// Where the same address takes requests for others, as an HTTP proxy does.
 pub const PROXY_PORT: u16 = 3128;
 
+/// Where programs inside ask what sandbox they are in, over plain HTTP. The same address as a cloud's, which it hides.
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const METADATA_PORT: u16 = 80;
+
 /// Hardware addresses of the gateway and the sandbox; nobody has to ask for them.
 pub const GATEWAY_HARDWARE: [u8; 6] = [0x02, 0x77, 0x61, 0x72, 0, 1];
 pub const INSIDE_HARDWARE: [u8; 6] = [0x02, 0x77, 0x61, 0x72, 0, 2];

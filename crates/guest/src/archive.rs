@@ -57,19 +57,24 @@ impl Transfers {
             .map_err(|_| Error::unavailable("the sandbox has no room for another thread; try again"))
     }
 
-    /// A folder as a stream.
+    /// A folder as a stream. What goes wrong before there is anything to send is the answer.
     pub(crate) async fn pack(&self, path: GuestPath) -> Result<Pieces> {
         let (pieces, queue) = mpsc::channel(QUEUE);
         let (opened, answer) = oneshot::channel();
         self.run(move || match pack::open(&path) {
             Err(error) => drop(opened.send(Err(error))),
             Ok(folder) => {
-                if opened.send(Ok(())).is_ok() {
-                    let mut output =
-                        PieceWriter { pieces: pieces.clone(), buffer: Buffer::take(), filled: 0 };
-                    let done = pack::pack(&folder, &mut output).and_then(|()| output.flush());
-                    if let Err(error) = done {
-                        let _ = pieces.blocking_send(Err(error));
+                let mut output = PieceWriter {
+                    pieces: pieces.clone(),
+                    buffer: Buffer::take(),
+                    filled: 0,
+                    opened: Some(opened),
+                };
+                let done = pack::pack(&folder, &mut output).and_then(|()| output.flush());
+                if let Err(error) = done {
+                    match output.opened.take() {
+                        Some(opened) => drop(opened.send(Err(not_packed(&path, &error)))),
+                        None => drop(pieces.blocking_send(Err(error))),
                     }
                 }
             }
@@ -118,11 +123,17 @@ impl Drop for Place {
     }
 }
 
+fn not_packed(path: &GuestPath, error: &io::Error) -> Error {
+    Error::conflict(format!("{path} could not be packed: {error}"))
+}
+
 /// Sends what is written in large pieces.
 struct PieceWriter {
     pieces: mpsc::Sender<io::Result<Bytes>>,
     buffer: Buffer,
     filled: usize,
+    /// Told when there is a first piece.
+    opened: Option<oneshot::Sender<Result<()>>>,
 }
 
 impl Write for PieceWriter {
@@ -138,6 +149,9 @@ impl Write for PieceWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         if self.filled > 0 {
+            if let Some(opened) = self.opened.take() {
+                opened.send(Ok(())).map_err(|_| io::ErrorKind::BrokenPipe)?;
+            }
             let full = std::mem::replace(&mut self.buffer, Buffer::take());
             let piece = full.freeze(std::mem::take(&mut self.filled));
             self.pieces.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe)?;

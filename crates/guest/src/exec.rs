@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   start ──▶ running ──▶ finished ──▶ forgotten
+//!                │            ├─ kept for the next agent, see `kept`
 //!                │            └─ after RETENTION_SECONDS, or sooner when there are many
 //!                └─ supervised by one task each, see `supervise`
 //! ```
@@ -10,6 +11,7 @@
 
 mod command;
 mod input;
+mod kept;
 mod stream;
 mod supervise;
 
@@ -22,7 +24,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use warren_guest_api::exec::{self as api, ExecStart, LOG_BYTES, RETENTION_SECONDS};
 use warren_types::error::Result;
-use warren_types::{Error, ErrorKind, ExecId};
+use warren_types::{Error, ErrorKind, ExecId, SandboxId};
 
 pub(crate) use self::command::Command;
 pub(crate) use self::input::Input;
@@ -34,6 +36,9 @@ use crate::log::Limits;
 use crate::output::Reader;
 use crate::rest::Rest;
 use crate::workers::Workers;
+
+/// What outlasts the agent, beside the logs.
+const KEPT: &str = "kept";
 
 const MAX_RUNNING: usize = 512;
 const MAX_FINISHED: usize = 256;
@@ -118,13 +123,14 @@ impl Commands {
     ) -> Result<(Rc<Command>, Option<Reader>)> {
         let id = self.new_id();
         let log = self.folder.join(format!("{id}.log"));
+        let limits = if start.unkept { Limits { slots: 0, ..LOG_LIMITS } } else { LOG_LIMITS };
         let (command, pipes) = Command::launch(
             id,
             start,
             &self.environment,
             &self.cgroups,
             &self.journal,
-            (LOG_LIMITS, log, self.workers.clone()),
+            (limits, log, self.workers.clone()),
         )
         .await?;
         let reader = attach.then(|| command.output.reader(0, true));
@@ -182,6 +188,30 @@ impl Commands {
         let command = self.get(id)?;
         let reader = command.output.reader(command.output.replay_start(api::REPLAY_BYTES), false);
         Ok((command, reader))
+    }
+
+    /// Writes down what they have come to, for the agent that comes after this one.
+    pub(crate) async fn keep(&self, sandbox: &SandboxId) -> Result<()> {
+        self.forget_old();
+        let mut commands: Vec<_> = self.commands.borrow().values().cloned().collect();
+        commands.sort_by_key(|command| command.view().started_at_ms);
+        let (path, text) = (self.folder.join(KEPT), kept::encode(sandbox, &commands).await);
+        let written = self.workers.run(move || kept::write(&path, &text)).await;
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::internal(format!("results could not be kept: {error}"))),
+            Err(_) => Err(Error::internal("results could not be kept: it was broken off")),
+        }
+    }
+
+    /// Knows again what an earlier agent has kept.
+    pub(crate) fn take_kept(self: &Rc<Self>, sandbox: &SandboxId) {
+        for kept in kept::take(&self.folder.join(KEPT), sandbox) {
+            let log = self.folder.join(format!("{}.log", kept.exec.id));
+            let command = Command::kept(kept, (LOG_LIMITS, log, self.workers.clone()));
+            self.commands.borrow_mut().insert(command.id.clone(), Rc::clone(&command));
+            self.note_finished(command);
+        }
     }
 
     fn note_finished(self: &Rc<Self>, command: Rc<Command>) {

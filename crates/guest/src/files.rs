@@ -1,22 +1,23 @@
 //! Files: what a path is, what is in a folder, making, moving and changing.
 //!
-//! The agent has root's rights inside the sandbox, so every file can be read and written; new ones below the user's
-//! folders belong to the user. Everything here may wait for a disk and is run on worker threads.
+//! The agent has root's rights inside the sandbox, so every file can be read and written; new ones belong to the user wherever
+//! the user could have made them. Everything here may wait for a disk and is run on worker threads.
 
 pub(crate) mod errors;
+pub(crate) mod folders;
+pub(crate) mod fresh;
 pub(crate) mod list;
 mod owner;
 pub(crate) mod read;
 mod remove;
 pub(crate) mod write;
 
-use std::fs::{self, DirBuilder, FileType, Metadata, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::fs::{self, FileType, Metadata, Permissions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 use warren_guest_api::files::{Chmod, FileKind, Move, Stat};
+use warren_types::Error;
 use warren_types::error::Result;
-use warren_types::{Error, ErrorKind};
 
 use self::errors::explain;
 pub(crate) use self::owner::Owner;
@@ -24,8 +25,10 @@ pub(crate) use self::remove::remove;
 use crate::account::Account;
 use crate::paths::GuestPath;
 
-pub(crate) fn stat(path: &GuestPath) -> Result<Stat> {
-    let meta = fs::symlink_metadata(path.as_path()).map_err(|error| explain(&error, path))?;
+/// What a path is; with `follow`, what a symlink leads to.
+pub(crate) fn stat(path: &GuestPath, follow: bool) -> Result<Stat> {
+    let found = if follow { fs::metadata(path.as_path()) } else { fs::symlink_metadata(path.as_path()) };
+    let meta = found.map_err(|error| explain(&error, path))?;
     let link_target = meta
         .is_symlink()
         .then(|| fs::read_link(path.as_path()).ok())
@@ -34,7 +37,7 @@ pub(crate) fn stat(path: &GuestPath) -> Result<Stat> {
     let name = path.as_path().file_name().unwrap_or(path.as_path().as_os_str());
     Ok(Stat {
         name: name.to_string_lossy().into_owned(),
-        path: path.as_path().to_string_lossy().into_owned(),
+        path: path.plain().to_string_lossy().into_owned(),
         kind: kind(meta.file_type()),
         size: meta.len(),
         mode: meta.mode() & 0o7777,
@@ -82,72 +85,21 @@ fn check_is_file(meta: &Metadata, path: &GuestPath) -> Result<()> {
 /// Makes a folder and those above it. One that is there is fine. With `is_users`, one that was not there is the user's wherever
 /// it is.
 pub(crate) fn make_folder(path: &GuestPath, account: &Account, is_users: bool) -> Result<()> {
-    let made = make_folders(path, path.as_path(), account)?;
-    if let Some(folder) = made.last().filter(|_| is_users) {
-        Owner::of_user(account).give(folder);
+    let made = folders::ensure(path, path.as_path(), account)?;
+    if is_users {
+        made.give_new(Owner::of_user(account));
     }
     Ok(())
-}
-
-/// Makes `folder` with all above it; returns those that were not there, outermost first. `path` is for messages.
-fn make_folders(
-    path: &GuestPath,
-    folder: &std::path::Path,
-    account: &Account,
-) -> Result<Vec<std::path::PathBuf>> {
-    let mut missing = Vec::new();
-    let mut above = Some(folder);
-    while let Some(folder) = above {
-        match fs::metadata(folder) {
-            Ok(meta) if meta.is_dir() => break,
-            Ok(_) => {
-                return Err(Error::invalid(format!(
-                    "{folder:?} is a file, so no folder can be there or below it"
-                )));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(folder.to_owned()),
-            Err(error) => return Err(explain(&error, path)),
-        }
-        above = folder.parent();
-    }
-    missing.reverse();
-    let mut made = Vec::new();
-    for folder in missing {
-        match DirBuilder::new().mode(0o755).create(&folder) {
-            Ok(()) => {
-                Owner::of_new(&folder, account).give(&folder);
-                made.push(folder);
-            }
-            // Somebody else was quicker; a symlink to nowhere is not a folder.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
-            Err(error) => {
-                unmake_folders(&made);
-                return Err(explain(&error, path));
-            }
-        }
-    }
-    Ok(made)
-}
-
-/// Takes back folders that were made for something that then failed.
-fn unmake_folders(made: &[std::path::PathBuf]) {
-    for folder in made.iter().rev() {
-        // One that has been put to use since stays.
-        let _ = fs::remove_dir(folder);
-    }
 }
 
 /// Renames, replacing what is at the new path.
 pub(crate) fn rename(from: &GuestPath, to: &GuestPath) -> Result<()> {
     fs::symlink_metadata(from.as_path()).map_err(|error| explain(&error, from))?;
     fs::rename(from.as_path(), to.as_path()).map_err(|error| match error.raw_os_error() {
-        Some(libc::EXDEV) => Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "{from} cannot be renamed to {to}: it is a folder of the template, or the two are on different file \
-                 systems; copy it and delete the original, as `mv` does"
-            ),
-        ),
+        Some(libc::EXDEV) => Error::conflict(format!(
+            "{from} cannot be renamed to {to}: it is a folder of the template, or the two are on different file systems; \
+             copy it and delete the original, as the command `mv` does"
+        )),
         Some(libc::ENOTEMPTY | libc::EEXIST) => Error::conflict(format!("{to} is a folder that is not empty")),
         Some(libc::EINVAL) => Error::invalid(format!("{from} cannot be moved into itself")),
         Some(libc::EISDIR) => Error::invalid(format!("{to} is a directory, {from} is not")),

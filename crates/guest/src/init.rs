@@ -12,7 +12,7 @@ use warren_guest_api::MAX_JSON_BYTES;
 use warren_guest_api::boot::{BOOT_FD, Boot, LISTENER_FD};
 
 use crate::agent::{Agent, Places};
-use crate::{server, sys};
+use crate::{machine_id, server, sys};
 
 /// Runs as PID 1. Returns, in the child, when the agent has failed.
 pub fn init() -> io::Result<()> {
@@ -44,6 +44,10 @@ pub fn serve(places: &Places) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let listener = UnixListener::from(sys::inherited(LISTENER_FD)?);
     let boot = read_boot(File::from(sys::inherited(BOOT_FD)?))?;
+    if let Some(path) = &places.machine_id {
+        // A sandbox without one works.
+        let _ = machine_id::settle(path, &places.journal.with_file_name("machine-of"), &boot.sandbox_id);
+    }
     block_on(async {
         let agent = Agent::new(Some(boot), places)?;
         server::serve(listener, agent).await

@@ -22,6 +22,7 @@ pub mod intake;
 mod journal;
 mod log;
 mod machine;
+mod machine_id;
 mod notice;
 mod output;
 pub mod paths;
@@ -35,6 +36,7 @@ mod routes;
 mod server;
 mod spawn;
 mod sys;
+mod usage;
 mod workers;
 
 pub use agent::Places;

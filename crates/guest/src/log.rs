@@ -81,6 +81,11 @@ impl Log {
         }
     }
 
+    /// Has an empty log begin at that offset.
+    pub(crate) fn start_at(&mut self, offset: u64) {
+        self.segments = VecDeque::from([Segment::new(offset)]);
+    }
+
     /// Offset of the oldest byte still there.
     pub(crate) fn start(&self) -> u64 {
         self.segments.front().map_or(0, |segment| segment.start)

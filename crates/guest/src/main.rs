@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Some(command) if command == "init" => warren_guest::init(),
         Some(command) if command == "machine" => warren_guest::machine(),
         Some(command) if command == "serve" => {
-            let mut places = Places::default();
+            let mut places = Places { machine_id: None, ..Places::default() };
             while let (Some(option), Some(value)) = (arguments.next(), arguments.next()) {
                 match option.to_str() {
                     Some("--cgroup") => places.cgroup = value.into(),

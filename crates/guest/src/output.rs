@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use warren_guest_api::exec::Exit;
 
 use crate::characters::Characters;
@@ -47,6 +48,8 @@ pub(crate) struct Output {
     /// The log may have room again.
     room: Rc<Notice>,
     clients: Cell<u32>,
+    /// When a client last left.
+    last_left: Cell<Option<Instant>>,
     clients_changed: Rc<Notice>,
     exit: Cell<Option<Exit>>,
     workers: Workers,
@@ -79,11 +82,19 @@ impl Output {
             changed: Rc::default(),
             room: Rc::default(),
             clients: Cell::new(0),
+            last_left: Cell::new(None),
             clients_changed: Rc::default(),
             exit: Cell::new(None),
             workers,
             logged,
         })
+    }
+
+    /// One whose first `start` bytes are not there any more, and whose rest is about to be taken in.
+    pub(crate) fn continued(limits: Limits, spill_path: PathBuf, workers: Workers, start: u64) -> Rc<Self> {
+        let output = Self::new(limits, spill_path, workers, None);
+        output.log.borrow_mut().start_at(start);
+        output
     }
 
     pub(crate) fn start(&self) -> u64 {
@@ -189,9 +200,16 @@ impl Output {
         self.clients.get()
     }
 
-    /// Waits until somebody is attached, or nobody.
-    pub(crate) async fn until_clients(&self, any: bool) {
-        self.clients_changed.until(|| (any == (self.clients.get() > 0)).then_some(())).await;
+    /// Waits until the last client has been gone for that long. One that nobody has attached to has no last client.
+    pub(crate) async fn until_abandoned(&self, time: Duration) {
+        loop {
+            let gone = || self.last_left.get().filter(|_| self.clients.get() == 0);
+            let left = self.clients_changed.until(gone).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(left + time) => return,
+                () = self.clients_changed.until(|| (gone() != Some(left)).then_some(())) => {}
+            }
+        }
     }
 
     /// A reader from `offset` on, or from the nearest there is.
@@ -283,6 +301,7 @@ impl Drop for Reader {
         self.output.log.borrow_mut().detach(self.id);
         if self.is_client {
             self.output.clients.set(self.output.clients.get().saturating_sub(1));
+            self.output.last_left.set(Some(Instant::now()));
             self.output.clients_changed.notify();
         }
         self.output.room.notify();

@@ -10,8 +10,8 @@ use warren_guest_api::files::MAX_PATH_BYTES;
 use warren_types::Error;
 use warren_types::error::Result;
 
-/// An absolute path without NUL bytes, repeated slashes, `.` or a slash at its end. `..` is left to the kernel, since
-/// only it knows what is a symlink.
+/// An absolute path without NUL bytes, repeated slashes or `.`. `..` is left to the kernel, since only it knows what is a
+/// symlink; and so is a slash at the end, which it is given for `/.` too: it says that there must be a folder.
 #[derive(Clone, PartialEq, Eq)]
 pub struct GuestPath(PathBuf);
 
@@ -34,12 +34,29 @@ impl GuestPath {
             return Err(Error::invalid(format!("path is longer than {MAX_PATH_BYTES} bytes")));
         }
         // `components` drops repeated slashes, `.` and the trailing slash.
-        Ok(Self(joined.components().collect()))
+        let mut path: PathBuf = joined.components().collect();
+        let given = joined.as_os_str().as_bytes();
+        if given.ends_with(b"/") || given.ends_with(b"/.") {
+            path.push("");
+        }
+        Ok(Self(path))
     }
 
     #[must_use]
     pub fn as_path(&self) -> &Path {
         &self.0
+    }
+
+    /// Whether it ends in a slash.
+    #[must_use]
+    pub fn says_folder(&self) -> bool {
+        self.0.as_os_str().as_bytes().ends_with(b"/")
+    }
+
+    /// The path without a slash at its end.
+    #[must_use]
+    pub fn plain(&self) -> PathBuf {
+        self.0.components().collect()
     }
 
     /// Its folder and its last name; `None` where it has no last name, as in `/` or `a/..`.
@@ -95,13 +112,18 @@ mod tests {
         assert_eq!(parsed("a/b").unwrap(), format!("{HOME}/a/b"));
         let of_root = GuestPath::below("/root", b"a/b").unwrap();
         assert_eq!(of_root.as_path(), Path::new("/root/a/b"));
-        assert_eq!(parsed("//etc///./passwd/").unwrap(), "/etc/passwd");
+        assert_eq!(parsed("//etc///./passwd/").unwrap(), "/etc/passwd/");
+        assert_eq!(parsed("a/b/.").unwrap(), format!("{HOME}/a/b/"));
+        assert_eq!(parsed("a.").unwrap(), format!("{HOME}/a."));
         assert_eq!(parsed("/a/../b").unwrap(), "/a/../b");
         assert_eq!(parsed("/").unwrap(), "/");
         for bad in ["", "a\0b", &"x".repeat(4097), &"a/".repeat(2049)] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }
         assert!(GuestPath::parse(b"/a/..").unwrap().split().is_none());
+        let folder = GuestPath::parse(b"/a/b/").unwrap();
+        assert_eq!(folder.split(), Some((Path::new("/a"), OsStr::new("b"))));
+        assert_eq!(folder.plain().as_os_str(), "/a/b");
     }
 
     #[test]

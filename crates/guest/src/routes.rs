@@ -16,6 +16,7 @@ use crate::agent::Agent;
 use crate::query::Query;
 use crate::reply::{self, Failure, Reply};
 use crate::request::{self, wrong_method};
+use crate::usage;
 
 type Answer = Result<Reply, Failure>;
 
@@ -44,6 +45,10 @@ async fn route(agent: &Rc<Agent>, request: Request<Incoming>) -> Answer {
     match parts.as_slice() {
         ["v1", "status"] => match call.method {
             Method::GET => reply::json(StatusCode::OK, &agent.status()),
+            _ => Err(wrong_method()),
+        },
+        ["v1", "usage"] => match call.method {
+            Method::GET => reply::json(StatusCode::OK, &usage::read()),
             _ => Err(wrong_method()),
         },
         ["v1", "renew"] => match call.method {

@@ -126,7 +126,13 @@ pub(crate) async fn spawn(
     cgroups: &Rc<Cgroups>,
     login: Option<&Login>,
 ) -> Result<Process> {
-    let cgroup = cgroups.create(group).map_err(|error| no_room(&error, cgroups))?;
+    let cgroup = cgroups.create(group).map_err(|error| match error.raw_os_error() {
+        Some(libc::EAGAIN) => Error::new(
+            ErrorKind::Unavailable,
+            "the sandbox has no room for another group of processes; remove some from /sys/fs/cgroup and try again",
+        ),
+        _ => no_room(&error, cgroups),
+    })?;
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|error| no_room(&error.into(), cgroups))?;
     let failure = pipe::Receiver::from_owned_fd(reader).map_err(|error| no_room(&error, cgroups))?;

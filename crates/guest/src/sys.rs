@@ -8,7 +8,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::process::Pid;
@@ -112,6 +112,15 @@ pub(crate) fn reseed(entropy: &[u8]) -> io::Result<()> {
         libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) == -1
             || libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG, 0) == -1
     };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the mounted ext4 that `inside` is a file or folder of `blocks` of its blocks large. It does not shrink.
+pub(crate) fn grow_ext4(inside: impl AsFd, blocks: u64) -> io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: c_ulong = 0x4008_6610;
+    // SAFETY: the kernel reads one number, which lives through the call.
+    let failed =
+        unsafe { libc::ioctl(inside.as_fd().as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) } == -1;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -15,6 +15,14 @@ pub enum ImageError {
     /// The registry wants a login, or another one.
     #[error("{registry} refused {what}: {why}")]
     Denied { registry: String, what: String, why: String },
+    /// It has answered enough for now.
+    #[error("{registry} answers no more for now: too much was asked of it; try again later{or}{said}")]
+    Busy {
+        registry: String,
+        /// What else may help.
+        or: &'static str,
+        said: String,
+    },
     /// We do not go there.
     #[error("{host} is not to be reached: {why}")]
     Unreachable { host: String, why: String },
@@ -23,7 +31,10 @@ pub enum ImageError {
     Network { host: String, why: String },
     #[error("{host} sent nothing for {seconds} s")]
     Stalled { host: String, seconds: u64 },
-    /// The registry answered what no registry should, or that it cannot answer now.
+    /// It, or what it sends us to, has a trouble of its own.
+    #[error("{host} cannot answer now: it answered {status}{said}; try again later")]
+    Down { host: String, status: http::StatusCode, said: String },
+    /// The registry answered what no registry should.
     #[error("{host} did not answer as a registry does: {why}")]
     Registry { host: String, why: String },
     /// A fine image, but none that a sandbox can be made from.
@@ -52,6 +63,11 @@ impl ImageError {
             Some(Errno::NOSPC | Errno::DQUOT) => Self::NoSpace(format!("to {action}")),
             _ => Self::Io { action, source },
         }
+    }
+
+    /// Whether the same request may well be answered a moment later.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Network { .. } | Self::Busy { .. } | Self::Down { .. })
     }
 
     pub(crate) fn file(verb: &str, path: &Path, source: impl Into<io::Error>) -> Self {

@@ -47,6 +47,17 @@ impl Reference {
         self.digest.map(|digest| digest.to_string())
     }
 
+    /// The same image by that digest, `sha256:…`, whatever its tag stands for.
+    ///
+    /// # Errors
+    /// When that is no digest.
+    pub fn at(&self, digest: &str) -> Result<Self, ImageError> {
+        let parsed = digest.parse::<Digest>();
+        let parsed =
+            parsed.map_err(|wrong| ImageError::Reference { text: format!("{self}@{digest}"), wrong })?;
+        Ok(Self { digest: Some(parsed), ..self.clone() })
+    }
+
     pub(crate) fn wanted_digest(&self) -> Option<Digest> {
         self.digest
     }

@@ -4,6 +4,8 @@
 //! program for that costs more than all the rest: a process start is a millisecond on a virtual machine, and the
 //! machine's template may not have the program. The messages are those of rtnetlink(7).
 
+pub mod nftables;
+
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! - [`Session`] is what is in force for one sandbox; a connection holds on to it and asks it anew for every request.
-//! - `connection` decides, `dial` reaches hosts, `proxy` carries requests over `upstream`, `request` and `reply` change them.
+//! - `first` tells what a client says first, `connection` decides, `dial` reaches hosts, `proxy` carries requests over
+//!   `upstream`, `request` and `reply` change them; `meter` and `budget` limit how much.
 //! - Addresses of names come from what the sandbox was told ([`Session::pin`]) or are asked for anew; [`crate::Reach`] is
 //!   asked about the very address that is dialled.
 //!
@@ -23,15 +24,22 @@
 mod authority;
 mod blocked;
 mod body;
+mod budget;
 pub mod client_hello;
 mod connection;
 mod decode;
 mod dial;
 mod events;
 mod explicit;
+mod first;
 mod form;
+mod forms;
 mod framing;
 mod io;
+mod journal;
+mod lines;
+mod live;
+mod meter;
 mod open;
 mod pins;
 mod proxy;
@@ -50,13 +58,13 @@ mod websocket;
 use std::collections::HashMap;
 use std::io::Result;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use warren_node_api::{NetworkEvents, NetworkEventsQuery, SecretUses, SecretUsesQuery};
@@ -68,12 +76,17 @@ pub use session::Session;
 
 use crate::names::Names;
 use crate::reach::Reach;
+use budget::Budget;
 use events::EventLog;
 use tls::Tls;
 use uses::UseLog;
 
-/// Connections of all sandboxes together.
+/// Connections of all sandboxes together, where this process may have the files for them: each has two ends. The rest is for
+/// clients, and for what sandboxes are made of.
 const MAX_CONNECTIONS: usize = 16 * 1024;
+const FILES_OF_ONE: usize = 4;
+/// No sandbox has more than such a part of all.
+const SHARE: usize = 4;
 /// A peer that is gone without a word is found out after this and a few probes.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// After this host had no descriptor left for a connection.
@@ -98,19 +111,34 @@ pub struct Gateway {
     uses: Arc<UseLog>,
     events: Arc<EventLog>,
     places: Arc<Semaphore>,
+    /// Connections that one sandbox may have.
+    share: usize,
+    bodies: Arc<Semaphore>,
+}
+
+/// With so many open files.
+fn most_connections(files: Option<u64>) -> usize {
+    let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    (files / FILES_OF_ONE).min(MAX_CONNECTIONS)
 }
 
 impl Gateway {
-    /// Reads the host's trusted authorities and `extra_roots`; fails when that file cannot be read.
-    pub fn new(authority: Authority, settings: GatewaySettings) -> Result<Arc<Self>> {
+    /// Reads the host's trusted authorities and `extra_roots`; fails when that file cannot be read. `folder` is where it keeps
+    /// what secrets were used for until that is taken.
+    pub fn new(authority: Authority, settings: GatewaySettings, folder: &Path) -> Result<Arc<Self>> {
+        // The program has raised it by now.
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let most = most_connections(files);
         Ok(Arc::new(Self {
             tls: Tls::new(authority, settings.extra_roots.as_deref())?,
             names: Names::new(settings.resolvers),
             reach: settings.reach,
             sources: RwLock::default(),
-            uses: Arc::default(),
-            events: Arc::default(),
-            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            uses: Arc::new(UseLog::open(folder)),
+            events: Arc::new(EventLog::open(folder)),
+            places: Arc::new(Semaphore::new(most)),
+            share: most / SHARE,
+            bodies: Budget::of_all(),
         }))
     }
 
@@ -141,6 +169,16 @@ impl Gateway {
             });
         })
         .await;
+    }
+
+    /// A place for one more connection of a sandbox, unless it or all together have too many. It is kept for as long as the
+    /// connection is open.
+    pub(crate) fn place(&self, session: &Session) -> Option<[OwnedSemaphorePermit; 2]> {
+        if session.connections() >= self.share {
+            return None;
+        }
+        let place = |places: &Arc<Semaphore>| places.clone().try_acquire_owned().ok();
+        Some([place(&self.places)?, place(&session.places)?])
     }
 
     pub(crate) fn names(&self) -> &Names {
@@ -176,10 +214,14 @@ impl Gateway {
         self.events.take(query)
     }
 
+    /// The sandbox whose connections come from `source`.
+    pub fn session_at(&self, source: Ipv4Addr) -> Option<Arc<Session>> {
+        self.sources.read().unwrap_or_else(PoisonError::into_inner).get(&source).cloned()
+    }
+
     fn who_and_where(&self, stream: &TcpStream, peer: SocketAddr) -> Option<(Arc<Session>, Destination)> {
         let IpAddr::V4(source) = peer.ip() else { return None };
-        let session = self.sources.read().unwrap_or_else(PoisonError::into_inner).get(&source).cloned();
-        let Some(session) = session else {
+        let Some(session) = self.session_at(source) else {
             debug!(%peer, "a connection of no sandbox that is known");
             return None;
         };
@@ -223,4 +265,16 @@ fn prepare(stream: &TcpStream) {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_the_rest() {
+        assert_eq!(most_connections(Some(4096)), 1024);
+        assert_eq!(most_connections(Some(1 << 20)), MAX_CONNECTIONS);
+        assert_eq!(most_connections(None), MAX_CONNECTIONS);
+    }
 }

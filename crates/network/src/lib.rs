@@ -14,4 +14,4 @@ mod slots;
 pub use egress::{Authority, Gateway, GatewaySettings, Session};
 pub use names::Names;
 pub use reach::Reach;
-pub use slots::{Gate, Limits, Plan, Pool, SLOTS, Slot, mtu};
+pub use slots::{Claim, Gate, Limits, Listeners, Plan, Pool, SLOTS, Slot, first_choice, mtu};

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   sandbox ── eth0 10.200.0.2 ═══ veth w<tag>-<n> ── firewall: 10.200.0.2 ⇄ 198.18.x.y ── masquerade ── outside
+//!                                                       └─ 169.254.169.254:80 ▶ the node, for what it asks about itself
 //!              lo   169.254.169.253:53, :3128 ◀── sockets of this process: names, and the gateway for who asks for it
 //! ```
 //!
@@ -17,12 +18,15 @@
 mod firewall;
 mod pool;
 mod slot;
+mod upkeep;
 
 pub use firewall::Gate;
 pub use pool::Pool;
 pub use slot::{Slot, uplink_mtu as mtu};
 
 use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 
 use warren_guest_api::network::{GATEWAY, INSIDE, RESOLVER};
 
@@ -51,6 +55,14 @@ impl Default for Limits {
     }
 }
 
+/// Ports of 127.0.0.1 that connections of slots are turned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listeners {
+    pub gateway: u16,
+    /// Answers what sandboxes ask about themselves.
+    pub metadata: u16,
+}
+
 /// The names, addresses and ids of a node's slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -61,14 +73,6 @@ pub struct Plan {
 impl Plan {
     pub fn new(tag: String, block: u16) -> Self {
         Self { tag, block: block % BLOCKS }
-    }
-
-    /// The first block that no route on this machine leads to, starting from one that depends on the tag.
-    pub fn choose_block(tag: &str) -> u16 {
-        let start = u16::from_str_radix(tag.get(..4).unwrap_or_default(), 16).unwrap_or_default() % BLOCKS;
-        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-        let taken = blocks_in_use(&routes);
-        (0..BLOCKS).map(|step| (start + step) % BLOCKS).find(|block| !taken.contains(block)).unwrap_or(start)
     }
 
     /// Name of the host's end of a slot. At most 13 bytes; the kernel allows 15.
@@ -94,6 +98,36 @@ impl Plan {
     pub fn id_base(&self, slot: u16) -> u32 {
         FIRST_ID + (u32::from(self.block) * u32::from(SLOTS) + u32::from(slot)) * IDS_PER_SLOT
     }
+}
+
+/// A block of addresses and ids that no other node of this network namespace takes while this is held. Routes tell of nodes whose
+/// sandboxes run, but not of one that starts at the same time: so each has a name of the kernel's, which goes with its holder.
+#[derive(Debug)]
+pub struct Claim {
+    pub block: u16,
+    _name: UnixListener,
+}
+
+impl Claim {
+    /// That block, unless another node has it.
+    pub fn of(block: u16) -> Option<Self> {
+        let name = SocketAddr::from_abstract_name(format!("warren-network-block-{block}")).ok()?;
+        UnixListener::bind_addr(&name).ok().map(|name| Self { block, _name: name })
+    }
+
+    /// The first that no other node has and that no route on this machine leads to, from one on that depends on the tag.
+    pub fn first(tag: &str) -> Option<Self> {
+        let start = first_choice(tag);
+        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        let taken = blocks_in_use(&routes);
+        let mut free = (0..BLOCKS).map(|step| (start + step) % BLOCKS).filter(|block| !taken.contains(block));
+        free.find_map(Self::of)
+    }
+}
+
+/// The block that a node tries first, and has when none is free.
+pub fn first_choice(tag: &str) -> u16 {
+    u16::from_str_radix(tag.get(..4).unwrap_or_default(), 16).unwrap_or_default() % BLOCKS
 }
 
 fn blocks_in_use(routes: &str) -> Vec<u16> {
@@ -122,6 +156,17 @@ mod tests {
             first.id_base(0) + u32::from(SLOTS) * IDS_PER_SLOT,
             Plan::new("000000".into(), 1).id_base(0)
         );
+    }
+
+    #[test]
+    fn nodes_that_start_at_once_have_blocks_of_their_own() {
+        let (one, two) = (Claim::first("7763b6").unwrap(), Claim::first("8b2b39").unwrap());
+        assert_eq!(first_choice("7763b6"), first_choice("8b2b39"));
+        assert_ne!(one.block, two.block);
+        assert!(Claim::of(one.block).is_none());
+        let block = two.block;
+        drop(two);
+        assert!(Claim::of(block).is_some());
     }
 
     #[test]

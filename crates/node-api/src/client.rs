@@ -13,9 +13,9 @@ use warren_guest_api::logs::Query;
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
 use crate::{
-    CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, NetworkEvents, NetworkEventsQuery,
-    NodeInfo, Patch, PatchRun, Reboot, Report, ResolvedImage, Restore, SandboxSpec, SecretGrant, SecretUses,
-    SecretUsesQuery, Space, TemplateImport, TemplateReport, Timeout, Usage, Wake,
+    Answer, CheckpointCopy, CheckpointCreate, CheckpointReport, EgressReport, ImageLookup, NetworkEvents,
+    NetworkEventsQuery, NodeInfo, Patch, PatchRun, Reboot, Report, ResolvedImage, Restore, SandboxSpec,
+    SecretGrant, SecretUses, SecretUsesQuery, Space, TemplateImport, TemplateReport, Timeout, Usage, Wake,
 };
 
 /// Talks to one node, whatever carries the requests.
@@ -41,6 +41,11 @@ impl NodeClient {
 
     pub async fn list_sandboxes(&self) -> Result<Vec<Report>, Error> {
         self.call(Method::GET, "/v1/sandboxes", None::<&()>).await
+    }
+
+    /// Waits for the end of what the sandbox is in the middle of.
+    pub async fn get_sandbox(&self, id: &SandboxId) -> Result<Report, Error> {
+        self.call(Method::GET, &format!("/v1/sandboxes/{id}"), None::<&()>).await
     }
 
     /// Makes the sandbox run as `spec` says, or returns it as it is when the node has it already.
@@ -161,9 +166,9 @@ impl NodeClient {
         self.send(request).await.map(Response::into_body)
     }
 
-    /// What a reference stands for now; what it stood for when it was last fetched, where its registry does not answer.
-    pub async fn resolve_image(&self, import: &TemplateImport) -> Result<ResolvedImage, Error> {
-        self.call(Method::POST, "/v1/templates/resolve", Some(import)).await
+    /// What a reference stands for now.
+    pub async fn resolve_image(&self, lookup: &ImageLookup) -> Result<ResolvedImage, Error> {
+        self.call(Method::POST, "/v1/templates/resolve", Some(lookup)).await
     }
 
     /// Like [`NodeClient::import_template`], for an image in a tar archive.
@@ -186,6 +191,16 @@ impl NodeClient {
     pub async fn watch_changes(&self) -> Result<Body, Error> {
         let request = build(Method::GET, "/v1/changes", Body::empty(), None)?;
         self.send(request).await.map(Response::into_body)
+    }
+
+    /// Opens the stream of questions: JSON lines of [`crate::Question`].
+    pub async fn watch_questions(&self) -> Result<Body, Error> {
+        let request = build(Method::GET, "/v1/questions", Body::empty(), None)?;
+        self.send(request).await.map(Response::into_body)
+    }
+
+    pub async fn answer_question(&self, number: u64, answer: &Answer) -> Result<(), Error> {
+        self.call(Method::PUT, &format!("/v1/questions/{number}"), Some(answer)).await
     }
 
     /// What a sandbox has logged, without waking it: JSON lines as [`warren_guest_api::logs`] describes them. A body that

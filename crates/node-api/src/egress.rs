@@ -12,6 +12,19 @@ use warren_types::{HostPattern, SandboxId, Secret};
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SecretGrant {
     pub secrets: Vec<GrantedSecret>,
+    /// What they were, the newest first: looked for in replies and not put in. A node knows what it was granted before;
+    /// these are from before it started or its sandbox slept as well.
+    #[serde(default)]
+    pub former: Vec<FormerSecret>,
+}
+
+/// A secret as it was before it was changed or removed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FormerSecret {
+    #[serde(flatten)]
+    pub secret: GrantedSecret,
+    /// Until when it is looked for, in milliseconds since the Unix epoch.
+    pub until_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -25,6 +25,8 @@
 //! | `POST /v1/secret-uses` | [`SecretUsesQuery`] | [`SecretUses`] |
 //! | `POST /v1/network-events` | [`NetworkEventsQuery`] | [`NetworkEvents`] |
 //! | `GET /v1/sandboxes/{id}/patches` | | array of [`PatchRun`] |
+//! | `GET /v1/questions` | | JSON lines: every [`Question`] that is open, then each new one, as long as the connection lives; blank lines keep it alive |
+//! | `PUT /v1/questions/{number}` | [`Answer`] | 204; those that are not open too |
 //! | `GET /v1/usage` | | array of [`Usage`], running sandboxes only |
 //! | `GET /v1/checkpoints` | | array of [`CheckpointReport`] |
 //! | `GET /v1/checkpoints/{id}` | | [`CheckpointReport`] |
@@ -34,7 +36,7 @@
 //! | `PUT /v1/checkpoints/{id}/copy` | [`CheckpointCopy`] | [`CheckpointReport`], ready |
 //! | `GET /v1/templates` | | array of [`TemplateReport`] |
 //! | `POST /v1/templates` | [`TemplateImport`] | JSON lines of [`TemplateLine`]; the last one says how it ended |
-//! | `POST /v1/templates/resolve` | [`TemplateImport`] | [`ResolvedImage`]: what the reference stands for now |
+//! | `POST /v1/templates/resolve` | [`ImageLookup`] | [`ResolvedImage`]: what the reference stands for now |
 //! | `POST /v1/templates/archive` | a tar stream: an OCI layout, or what `docker save` writes | the same |
 //! | `DELETE /v1/templates/{name}` | | 204, once nothing of it is left; unknown names too; 409 while anything is made from it |
 //! | `GET /v1/space` | | [`Space`] |
@@ -43,6 +45,7 @@
 mod checkpoint;
 mod client;
 mod egress;
+mod question;
 mod template;
 
 use std::collections::BTreeMap;
@@ -56,12 +59,13 @@ pub use checkpoint::{
 };
 pub use client::{NodeClient, error_of};
 pub use egress::{
-    Blocked, EgressReport, GrantedSecret, NetworkEvent, NetworkEventKind, NetworkEvents, NetworkEventsQuery,
-    Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
+    Blocked, EgressReport, FormerSecret, GrantedSecret, NetworkEvent, NetworkEventKind, NetworkEvents,
+    NetworkEventsQuery, Place, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
 };
+pub use question::{Answer, Question, Subject};
 pub use template::{
-    Held, ImageSettings, Import, RegistryAuth, ResolvedImage, Space, TemplateImport, TemplateLine,
-    TemplateReport,
+    Held, ImageLookup, ImageSettings, Import, RegistryAuth, ResolvedImage, Space, TemplateImport,
+    TemplateLine, TemplateReport,
 };
 
 /// How long a node lets the maker of a checkpoint wait for its capture.
@@ -173,6 +177,9 @@ pub struct Usage {
     pub id: SandboxId,
     /// Memory that cannot be taken back without harm: without caches of files.
     pub memory_bytes: u64,
+    /// That of a virtual machine is what its host has given it, caches of its files included: only its own kernel knows more.
+    #[serde(default)]
+    pub with_caches: bool,
 }
 
 // === impl Report ===

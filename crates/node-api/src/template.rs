@@ -23,11 +23,23 @@ pub struct ImageSettings {
     pub workdir: Option<String>,
 }
 
+/// An image that a registry is asked about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageLookup {
+    /// `[registry/]repository[:tag][@digest]`, as container engines write it.
+    pub reference: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<RegistryAuth>,
+}
+
 /// An image to fetch from a registry.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TemplateImport {
-    /// `[registry/]repository[:tag][@digest]`, as container engines write it.
+    /// As in [`ImageLookup`].
     pub reference: String,
+    /// Of [`ResolvedImage`]: this is fetched, whatever the reference stands for by now. Where the node has it already the
+    /// registry is not asked, nor whom it would let in: that is for whoever knows the digest to have done.
+    pub digest: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<RegistryAuth>,
 }
@@ -73,7 +85,7 @@ pub struct Import {
 pub struct TemplateReport {
     /// What a sandbox's `template` says: `base`, or `oci-` and 32 hexadecimal digits.
     pub name: String,
-    /// As it was last asked for; absent where it came as an archive that names none.
+    /// As it was asked for when it was made; absent where it came as an archive that names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
     /// Of the image's manifest, `sha256:…`. Of `base`: that of its file system.

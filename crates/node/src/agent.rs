@@ -13,7 +13,7 @@ static PROGRAM: &[u8] = include_bytes!(env!("WARREN_GUEST_AGENT"));
 /// may be running them.
 pub(crate) fn ensure(folder: &Path) -> std::io::Result<PathBuf> {
     let digest = Sha256::digest(PROGRAM);
-    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = warren_types::hex(&digest[..8]);
     let path = folder.join(name).join("warren-agent");
     if fs::metadata(&path).is_ok_and(|meta| meta.len() == PROGRAM.len() as u64) {
         return Ok(path);

@@ -68,12 +68,14 @@ struct Entry {
     /// The template that its disk is laid over, from the beginning on; absent of one that is damaged.
     template_digest: Option<String>,
     patches: Arc<Vec<Patch>>,
-    /// Its maker, if there is one, is to give up.
+    /// It is to be removed; its maker, if there is one, is to give up.
     called_off: Arc<AtomicBool>,
     /// Counts the changes of its state.
     changed: watch::Sender<u64>,
     /// Held by whoever compares it with its digest; the others then find that done.
     checking: Arc<tokio::sync::Mutex<()>>,
+    /// Held by whoever writes its patches down, until they are what counts.
+    patching: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A checkpoint that was compared with its digest.
@@ -83,6 +85,8 @@ pub(crate) struct Whole {
     pub(crate) image: File,
     /// Memory and state.
     machine: Option<(File, File)>,
+    /// Likewise.
+    pub(crate) patches: Arc<Vec<Patch>>,
 }
 
 impl Whole {
@@ -179,10 +183,10 @@ impl Checkpoints {
 
     /// Opens a checkpoint for use, after comparing it with its digest.
     pub(crate) async fn open_whole(&self, id: &CheckpointId) -> Result<Whole, Error> {
-        let (report, manifest, checking) = {
+        let (report, manifest, patches, checking) = {
             let entries = self.lock();
             let entry = entries.get(id).ok_or_else(|| not_found(id))?;
-            (entry.report.clone(), entry.manifest.clone(), entry.checking.clone())
+            (entry.report.clone(), entry.manifest.clone(), entry.patches.clone(), entry.checking.clone())
         };
         let manifest = match (report.state, manifest) {
             (CheckpointState::Ready, Some(manifest)) => manifest,
@@ -195,7 +199,8 @@ impl Checkpoints {
         };
         let _turn = checking.lock().await;
         let (verified, folder) = (self.verified.clone(), self.folder.join(id.as_str()));
-        let checked = tokio::task::spawn_blocking(move || open_checked(&folder, manifest, &verified));
+        let checked =
+            tokio::task::spawn_blocking(move || open_checked(&folder, manifest, patches, &verified));
         match checked.await.map_err(io::Error::other).flatten() {
             Ok(Some(whole)) => Ok(whole),
             Ok(None) => Err(self.damaged(id, "its content is not what was written")),
@@ -205,11 +210,19 @@ impl Checkpoints {
 
     /// An image that is gone, or that the drive cannot read, is damaged; for want of descriptors, say, it is not.
     fn unreadable(&self, id: &CheckpointId, what: &str, error: &io::Error) -> Error {
+        if error.kind() == io::ErrorKind::NotFound && self.is_leaving(id) {
+            return not_found(id);
+        }
         let of_the_drive = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
         if of_the_drive || matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) {
             return self.damaged(id, &format!("{what}: {error}"));
         }
         Error::unavailable(format!("checkpoint {id} cannot be used now: {what}: {error}"))
+    }
+
+    /// Whether it is being removed, or was.
+    fn is_leaving(&self, id: &CheckpointId) -> bool {
+        self.lock().get(id).is_none_or(|entry| entry.called_off.load(Ordering::Relaxed))
     }
 
     /// Says that a checkpoint can no longer be used, and what else there is.
@@ -255,10 +268,10 @@ impl Checkpoints {
             let mut changed = {
                 let entries = self.lock();
                 let Some(entry) = entries.get(id) else { return Ok(()) };
+                entry.called_off.store(true, Ordering::Relaxed);
                 if entry.report.state != CheckpointState::Processing {
                     break;
                 }
-                entry.called_off.store(true, Ordering::Relaxed);
                 entry.changed.subscribe()
             };
             // Its maker cleans up first. The sender goes with the entry.
@@ -312,6 +325,7 @@ impl Entry {
             called_off: Arc::default(),
             changed: watch::Sender::new(0),
             checking: Arc::default(),
+            patching: Arc::default(),
         }
     }
 
@@ -390,7 +404,12 @@ fn summary(report: &CheckpointReport) -> CheckpointReport {
 }
 
 /// Opens all files of a checkpoint; `None` when one of them is not what was written.
-fn open_checked(folder: &Path, manifest: Arc<Manifest>, verified: &Verified) -> io::Result<Option<Whole>> {
+fn open_checked(
+    folder: &Path,
+    manifest: Arc<Manifest>,
+    patches: Arc<Vec<Patch>>,
+    verified: &Verified,
+) -> io::Result<Option<Whole>> {
     let same = |file: &File, digest: &str| verified.check(file, digest, &AtomicBool::new(false));
     let image = File::open(folder.join(IMAGE))?;
     if !same(&image, &manifest.disk.digest)? {
@@ -409,7 +428,7 @@ fn open_checked(folder: &Path, manifest: Arc<Manifest>, verified: &Verified) -> 
             Some((memory, state))
         }
     };
-    Ok(Some(Whole { manifest, image, machine }))
+    Ok(Some(Whole { manifest, image, machine, patches }))
 }
 
 fn read_small(file: &File) -> io::Result<Vec<u8>> {

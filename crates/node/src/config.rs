@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use warren_network::{GatewaySettings, Limits};
-use warren_types::Isolation;
+use warren_types::{Isolation, SandboxId};
 
 use crate::template::Template;
 
@@ -55,7 +55,7 @@ impl Config {
 /// Six hex digits of the data directory's path.
 pub(crate) fn tag_of(data_dir: &Path) -> String {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-    digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+    warren_types::hex(&digest[..3])
 }
 
 /// Why a node cannot start.
@@ -73,6 +73,11 @@ pub enum StartError {
     Cgroup(#[from] warren_runtime::cgroup::CgroupError),
     #[error("there can be no virtual machines: {0}")]
     Machines(String),
+    #[error(
+        "sandbox {id} runs and cannot be taken over: {reason}; nothing was done to it: see that the server may have what it lacks \
+         (open files: ulimit -n, LimitNOFILE=), and start it again"
+    )]
+    Shortage { id: SandboxId, reason: String },
     #[error("could not prepare the network")]
     Network(#[source] std::io::Error),
 }

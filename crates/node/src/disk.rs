@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <volume>/templates/<digest>.img      read-only ext4, mounted once, shared by all its sandboxes
-//!   <volume>/blanks/<MiB>.img            an empty writable image of each size that was asked for
+//!   <volume>/blanks/<MiB>-<format>.img   an empty writable image of each size that was asked for
 //!   <volume>/stock/<n>.img               reflinks of the usual blank one, mounted ahead of their use
 //!   <volume>/stock/<checkpoint>-<n>.img  reflinks of checkpoints' that were lately forked, the same
 //!   <volume>/sandboxes/<id>/disk.img     a reflink of a blank one, or of a checkpoint's; mounted while the sandbox runs
@@ -22,8 +22,10 @@ pub(crate) mod verified;
 mod volume;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -156,6 +158,18 @@ impl Disks {
         .await
     }
 
+    /// A disk of that size with the content of a container's smaller one, in the file `to`; mounted.
+    pub(crate) async fn make_larger(&self, from: File, disk_mb: u32, to: PathBuf) -> io::Result<Disk> {
+        let image = to.clone();
+        on_a_thread(move || reflink_larger(&from, disk_mb, &image)).await?;
+        // What is still in its journal is not written by who makes it larger.
+        settle(&to).await?;
+        // Forced, or it asks for a check of what was never unmounted. The kernel does this too, for who has CAP_SYS_RESOURCE.
+        let args = [OsStr::new("-f"), to.as_os_str()];
+        run_command("resize2fs", "e2fsprogs", &args).await.map_err(io::Error::other)?;
+        self.attach(to).await
+    }
+
     /// Mounts the disk of a sandbox that is not running.
     pub(crate) async fn attach(&self, image: PathBuf) -> io::Result<Disk> {
         on_a_thread(move || Disk::attach(&image).map_err(io::Error::other)).await
@@ -163,7 +177,11 @@ impl Disks {
 
     /// Bytes free on the volume.
     pub(crate) fn free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.volume).map_or(0, |stat| stat.f_bavail * stat.f_frsize)
+        let free = rustix::fs::statvfs(&self.volume).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+        match &self.mounted {
+            Some(volume) => free.min(volume::backed_bytes(volume).unwrap_or(free)),
+            None => free,
+        }
     }
 
     /// Makes all records and images of the volume outlast a loss of power. What sandboxes have written without asking for
@@ -180,22 +198,27 @@ impl Disks {
                 unmount(&entry.path()).await;
             }
         }
-        if let Some(volume) = &self.mounted {
-            unmount(volume).await;
+        if let Some(volume) = &self.mounted
+            && !unmount(volume).await
+        {
+            // Another process has a copy of a mount on it, with the mount namespace it was in. The device goes with that process;
+            // until then a server that is started again finds and uses it.
+            let _ = rustix::mount::unmount(volume, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
 
-/// Unmounts a file system. The last processes and loop devices that used it may still be going.
-async fn unmount(path: &Path) {
+/// Unmounts a file system; whether that was possible. The last processes and loop devices that used it may still be going.
+async fn unmount(path: &Path) -> bool {
     let started = tokio::time::Instant::now();
     while let Err(error) = rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()) {
         if error != rustix::io::Errno::BUSY || started.elapsed() > UNMOUNT_DEADLINE {
             tracing::warn!(%error, path = %path.display(), "could not unmount");
-            return;
+            return false;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    true
 }
 
 /// Work that waits for the drive.
@@ -209,6 +232,22 @@ async fn on_a_thread<T: Send + 'static>(
 pub(crate) fn reflink(from: &File, to: &Path) -> io::Result<()> {
     let target = OpenOptions::new().write(true).create(true).truncate(true).open(to)?;
     rustix::fs::ioctl_ficlone(&target, from).map_err(Into::into)
+}
+
+/// The same with a hole behind them, up to that size. The file system in it is as large as it was.
+pub(crate) fn reflink_larger(from: &File, disk_mb: u32, to: &Path) -> io::Result<()> {
+    reflink(from, to)?;
+    OpenOptions::new().write(true).open(to)?.set_len(u64::from(disk_mb) << 20)
+}
+
+/// Whether the file system in an image can be grown by a kernel that has it mounted: not one that was made before
+/// [`blank`] saw to that.
+pub(crate) fn grows_while_mounted(image: &File) -> io::Result<bool> {
+    /// Blocks set aside for descriptors, which all change at once; a journal of 16 MiB takes 1024 blocks at once.
+    const MOST_RESERVED: u16 = 512;
+    let mut reserved = [0; 2];
+    image.read_exact_at(&mut reserved, 1024 + 0xCE)?;
+    Ok(u16::from_le_bytes(reserved) <= MOST_RESERVED)
 }
 
 /// Has what is in a file read into the host's cache, up to `most` bytes of it; blocks. Its blocks may lie all over the drive.
@@ -293,7 +332,7 @@ async fn import_template(
     }
     let unfinished = image.with_extension("unfinished");
     // Shares blocks where the file systems allow, and keeps holes where not.
-    let args = ["--reflink=auto", "--sparse=always"].map(std::ffi::OsStr::new);
+    let args = ["--reflink=auto", "--sparse=always"].map(OsStr::new);
     let paths = [template.image.as_os_str(), unfinished.as_os_str()];
     run_command("cp", "coreutils", &[args, paths].concat())
         .await
@@ -319,7 +358,7 @@ async fn mount_template(image: &Path, root: &Path) -> Result<(), StartError> {
     if volume::is_mount_point(root) {
         return Ok(());
     }
-    let args = ["-t", "ext4", "-o", "loop,ro,noload,noatime,nodev"].map(std::ffi::OsStr::new);
+    let args = ["-t", "ext4", "-o", "loop,ro,noload,noatime,nodev"].map(OsStr::new);
     run_command("mount", "mount", &[&args[..], &[image.as_os_str(), root.as_os_str()]].concat())
         .await
         .map_err(|source| StartError::Command { what: "mount the template".into(), source })

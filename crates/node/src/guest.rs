@@ -3,8 +3,11 @@
 //! What comes back is a guest's: bodies are passed on unread, only a few headers with them, and a connection that breaks
 //! the protocol is dropped.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, h
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -20,10 +24,16 @@ use warren_guest_api::{MAX_JSON_BYTES, Status, handshake};
 use warren_node_api::error_of;
 use warren_types::{Error, ErrorKind};
 
+use crate::kernel_limits::is_shortage;
+
 /// Longest wait for a connection and its handshake.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// The same for a machine, whose processors may be emulated on a busy host.
 const CONNECT_PORT_DEADLINE: Duration = Duration::from_secs(45);
+/// How long a port that does not answer is kept the first time, and how long it is let go for after that; each further time
+/// twice as long.
+const PORT_KEPT: Duration = Duration::from_secs(1);
+const PORT_LET_GO: Duration = Duration::from_millis(50);
 /// A connection with a call under way is asked for a sign of life this often, and given up after as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// Bytes one stream may have under way before its reader has taken them. A connection may have as many as its streams
@@ -63,17 +73,22 @@ impl Guest {
     }
 
     async fn connect_over(folder: &Path, channel: Channel) -> Result<Self, Error> {
-        let trouble = |what: String| {
-            Error::new(ErrorKind::SandboxFailed, format!("the sandbox's agent does not answer: {what}"))
-        };
+        let trouble =
+            |kind, what: String| Error::new(kind, format!("the sandbox's agent does not answer: {what}"));
         let deadline = match channel {
             Channel::Socket => CONNECT_DEADLINE,
             Channel::Port => CONNECT_PORT_DEADLINE,
         };
         tokio::time::timeout(deadline, Self::establish(folder, channel))
             .await
-            .map_err(|_| trouble("it took too long".into()))?
-            .map_err(|error| trouble(error.to_string()))
+            .map_err(|_| trouble(ErrorKind::SandboxFailed, "it took too long".into()))?
+            .map_err(|error| {
+                // What this process lacks is nothing that a sandbox is to end for.
+                let lacks = error.downcast_ref::<io::Error>().is_some_and(is_shortage)
+                    || error.downcast_ref::<Errno>().is_some_and(|errno| is_shortage(&(*errno).into()));
+                let kind = if lacks { ErrorKind::Unavailable } else { ErrorKind::SandboxFailed };
+                trouble(kind, error.to_string())
+            })
     }
 
     async fn establish(
@@ -86,12 +101,14 @@ impl Guest {
             rustix::fs::Mode::empty(),
         )?;
         // Socket addresses hold 108 bytes; through the descriptor a path of any length fits.
-        let mut stream =
-            UnixStream::connect(format!("/proc/self/fd/{}/agent.sock", folder.as_raw_fd())).await?;
-        let nonce = u32::from_ne_bytes(random()?);
-        match channel {
-            Channel::Socket => handshake::connect(&mut stream, nonce).await?,
-            Channel::Port => handshake::connect_port(&mut stream, nonce).await?,
+        let socket = format!("/proc/self/fd/{}/agent.sock", folder.as_raw_fd());
+        let stream = match channel {
+            Channel::Socket => {
+                let mut stream = UnixStream::connect(socket).await?;
+                handshake::connect(&mut stream, random()?).await?;
+                stream
+            }
+            Channel::Port => take_port(&socket).await?,
         };
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -196,7 +213,12 @@ impl Guest {
         for name in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
             request.headers_mut().remove(name);
         }
+        let (request, body_broke) = watched(request);
         let answer = self.sender.clone().send_request(request).await.map_err(|error| {
+            // The agent is told of a body that fails by taking the request back, and to us that looks like the agent's failure.
+            if body_broke.load(Ordering::Relaxed) {
+                return Error::invalid("the body broke off before its end");
+            }
             Error::new(ErrorKind::SandboxFailed, format!("the sandbox's agent broke off: {error}"))
         })?;
         let (mut parts, body) = answer.into_parts();
@@ -207,6 +229,39 @@ impl Guest {
     }
 }
 
+/// Connects to a port whose machine may have been stopped in the middle of another conversation. What is said then is taken for
+/// the rest of a message that never comes to its end. Its agent begins anew when it sees that nobody is there, and somebody
+/// who comes at once is not seen to have been away: so a port that does not answer is let go for a moment.
+async fn take_port(socket: &str) -> Result<UnixStream, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut kept, mut let_go) = (PORT_KEPT, PORT_LET_GO);
+    loop {
+        let mut stream = UnixStream::connect(socket).await?;
+        if let Ok(answered) =
+            tokio::time::timeout(kept, handshake::connect_port(&mut stream, random()?)).await
+        {
+            answered?;
+            return Ok(stream);
+        }
+        drop(stream);
+        tokio::time::sleep(let_go).await;
+        kept *= 2;
+        let_go *= 2;
+    }
+}
+
+/// A request whose body says afterwards whether it failed.
+fn watched(request: Request<Body>) -> (Request<Body>, Arc<AtomicBool>) {
+    let broke = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&broke);
+    let request = request.map(|body| {
+        Body::new(body.map_err(move |error| {
+            told.store(true, Ordering::Relaxed);
+            error
+        }))
+    });
+    (request, broke)
+}
+
 fn passed(headers: &HeaderMap) -> HeaderMap {
     PASSED_HEADERS
         .into_iter()
@@ -214,8 +269,33 @@ fn passed(headers: &HeaderMap) -> HeaderMap {
         .collect()
 }
 
-fn random() -> std::io::Result<[u8; 4]> {
+fn random() -> std::io::Result<u32> {
     let mut bytes = [0; 4];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(bytes)
+    Ok(u32::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_in_the_middle_of_another_conversation_is_left_alone_until_it_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("agent.sock")).unwrap();
+        let agent = async {
+            // All that is said is the rest of a message to it.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut taken = Vec::new();
+            stream.read_to_end(&mut taken).await.unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            handshake::accept_port(&mut stream).await.unwrap();
+            (taken, stream)
+        };
+        let (guest, (taken, _stream)) = tokio::join!(Guest::connect_port(folder.path()), agent);
+        assert!(guest.is_ok() && !taken.is_empty());
+    }
 }

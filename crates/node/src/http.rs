@@ -12,11 +12,14 @@ use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 use warren_guest_api::logs::Query;
 use warren_guest_api::{MAX_JSON_BYTES, status_of};
 use warren_node_api::{
-    CheckpointCopy, CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant, Timeout, Wake,
+    Answer, CheckpointCopy, CheckpointCreate, Patch, Reboot, Report, Restore, SandboxSpec, SecretGrant,
+    Timeout, Wake,
 };
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, Size};
 
@@ -55,6 +58,8 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .route("/v1/sandboxes/{id}/patches", get(patch_runs))
         .route("/v1/sandboxes/{id}/logs", post(logs))
         .route("/v1/sandboxes/{id}/guest/{*path}", any(guest))
+        .route("/v1/questions", get(questions))
+        .route("/v1/questions/{number}", put(answer))
         .route("/v1/usage", get(usage))
         .route("/v1/checkpoints", get(list_checkpoints))
         .route("/v1/checkpoints/{id}", get(show_checkpoint).put(ensure_checkpoint).delete(remove_checkpoint))
@@ -126,13 +131,14 @@ async fn ensure(State(registry): Shared, Path(id): Path<String>, body: Body) -> 
 
 async fn remove(State(registry): Shared, Path(id): Path<String>) -> Result<StatusCode> {
     registry.forget_secrets(&parse(&id)?);
-    // A sandbox that is not there is as absent as it was asked to be.
-    if let Some(handle) = registry.find(&parse(&id)?) {
-        match handle.delete().await {
+    match registry.find(&parse(&id)?) {
+        Some(handle) => match handle.delete().await {
             // Somebody else's delete came to its end a moment ago.
             Err(error) if error.kind == ErrorKind::NotFound => {}
             deleted => deleted?,
-        }
+        },
+        // A sandbox that is not there is as absent as it was asked to be.
+        None => registry.remove_what_was_left_alone(&parse(&id)?)?,
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -302,28 +308,53 @@ fn watch_traffic(request: Request, handle: &Handle) -> Request {
     request.map(|body| activity::count(body, handle.activity.clone()))
 }
 
-/// Every sandbox and checkpoint, then every change, as JSON lines.
+/// Every sandbox and checkpoint, then every change.
 async fn changes(State(registry): Shared) -> Response {
+    let changes = registry.watch();
+    let stop = registry.stop.clone();
+    lines(changes, move || registry.list_all(), stop)
+}
+
+/// Every question that is open, then each new one.
+async fn questions(State(registry): Shared) -> Response {
+    let asked = registry.questions.watch();
+    let stop = registry.stop.clone();
+    lines(asked, move || registry.questions.open(), stop)
+}
+
+async fn answer(State(registry): Shared, Path(number): Path<u64>, body: Body) -> Result<StatusCode> {
+    registry.questions.answer(number, decode::<Answer>(body).await?);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// All that there is and then what comes, as JSON lines.
+fn lines<T>(
+    mut coming: Receiver<T>,
+    all: impl Fn() -> Vec<T> + Send + 'static,
+    stop: CancellationToken,
+) -> Response
+where
+    T: Serialize + Clone + Send + 'static,
+{
     let (sender, receiver) =
         tokio::sync::mpsc::channel::<std::result::Result<Bytes, std::convert::Infallible>>(64);
     tokio::spawn(async move {
-        let mut changes = registry.watch();
-        let mut pending = registry.list_all();
+        let mut pending = all();
         loop {
-            for change in pending.drain(..) {
-                let mut line = serde_json::to_vec(&change).unwrap_or_default();
+            for item in pending.drain(..) {
+                let mut line = serde_json::to_vec(&item).unwrap_or_default();
                 line.push(b'\n');
                 if sender.send(Ok(line.into())).await.is_err() {
                     return;
                 }
             }
             tokio::select! {
-                () = registry.stop.cancelled() => return,
+                () = stop.cancelled() => return,
                 () = sender.closed() => return,
-                change = changes.recv() => match change {
-                    Ok(change) => pending.push(change),
+                item = coming.recv() => match item {
+                    Ok(item) => pending.push(item),
                     // Too slow for the backlog: everything anew says the same.
-                    Err(RecvError::Lagged(_)) => pending = registry.list_all(),
+                    Err(RecvError::Lagged(_)) => pending = all(),
                     Err(RecvError::Closed) => return,
                 },
                 () = tokio::time::sleep(KEEP_ALIVE) => {

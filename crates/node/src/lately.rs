@@ -6,14 +6,18 @@
 //! ```
 //!
 //! So a checkpoint that is forked once costs one that is made for nothing, and one that is forked all the time has enough.
+//! Which checkpoints those are outlasts the node ([`Remembered`]), so that one that starts again has them ready as before.
 //! Only says what is to be made and let go of: who makes it ([`crate::sandbox::stock`] and [`crate::vm::waiting`]) asks.
 
 use std::collections::VecDeque;
+use std::fs;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 use warren_types::CheckpointId;
 
 /// How much is kept.
@@ -56,6 +60,12 @@ pub(crate) struct Missing {
     pub(crate) gone: CancellationToken,
 }
 
+/// The checkpoints that something was kept for when this node last ran.
+pub(crate) struct Remembered {
+    file: PathBuf,
+    written: Vec<CheckpointId>,
+}
+
 impl<T> Lately<T> {
     pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, state: Mutex::new(State { shelves: Vec::new(), surplus: Vec::new() }) }
@@ -72,6 +82,13 @@ impl<T> Lately<T> {
     /// That checkpoint will be asked for: as many as can be are kept from now on.
     pub(crate) fn expect(&self, checkpoint: &CheckpointId) {
         self.lock().ask_for(checkpoint, self.limits).wanted = self.limits.each;
+    }
+
+    /// Those that something is kept for, sorted.
+    pub(crate) fn checkpoints(&self) -> Vec<CheckpointId> {
+        let mut all: Vec<_> = self.lock().shelves.iter().map(|shelf| shelf.checkpoint.clone()).collect();
+        all.sort_unstable();
+        all
     }
 
     /// What to make next: of the checkpoint that has the fewest, and among those of the one that was asked for last.
@@ -146,6 +163,33 @@ impl<T> Lately<T> {
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Remembered {
+    /// What a node that ran before has written to `file`. Only what it prepares depends on it, so what cannot be read is not
+    /// there.
+    pub(crate) fn read(file: PathBuf) -> Self {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let mut written: Vec<_> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        written.sort_unstable();
+        Self { file, written }
+    }
+
+    pub(crate) fn checkpoints(&self) -> &[CheckpointId] {
+        &self.written
+    }
+
+    /// Writes down which they are now, if they are others.
+    pub(crate) fn keep(&mut self, checkpoints: Vec<CheckpointId>) {
+        if checkpoints == self.written {
+            return;
+        }
+        let text: String = checkpoints.iter().map(|id| format!("{id}\n")).collect();
+        if let Err(error) = fs::write(&self.file, text) {
+            debug!(%error, "what is kept ready could not be written down");
+        }
+        self.written = checkpoints;
     }
 }
 
@@ -291,5 +335,22 @@ mod tests {
         assert_eq!(lately.put(&missing, 3), Err(3), "made of what there was before");
         assert!(lately.clear().is_empty());
         assert!(lately.missing().is_none());
+    }
+
+    #[test]
+    fn what_was_kept_is_known_to_the_next_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("forked");
+        let lately = Lately::<u32>::new(LIMITS);
+        let mut remembered = Remembered::read(file.clone());
+        assert!(remembered.checkpoints().is_empty());
+        for _ in 0..3 {
+            lately.expect(&CheckpointId::generate());
+        }
+        remembered.keep(lately.checkpoints());
+        assert_eq!(Remembered::read(file.clone()).checkpoints(), lately.checkpoints());
+        assert_eq!(lately.checkpoints().len(), LIMITS.checkpoints);
+        fs::write(&file, b"\xff\nnothing\n").unwrap();
+        assert!(Remembered::read(file).checkpoints().is_empty());
     }
 }

@@ -19,9 +19,10 @@ pub mod doctor;
 mod document;
 mod guest;
 mod http;
-mod inotify;
+mod kernel_limits;
 mod lately;
 mod lxcfs;
+mod metadata;
 mod registry;
 mod sandbox;
 mod space;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Config, ImagesConfig, NetworkConfig, StartError};
+pub use kernel_limits::raise_open_files;
 pub use registry::Shutdown;
 
 /// A running node.

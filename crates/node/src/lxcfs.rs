@@ -1,36 +1,92 @@
 //! lxcfs: a kept program that answers `/proc/meminfo` and its like with a sandbox's own figures.
 //!
 //! It runs beside the server and outlives it, because sandboxes that outlive the server read through it. Without it
-//! sandboxes see the host's figures; nothing else changes.
+//! sandboxes see the host's figures; nothing else changes. When it ends, what they read through it answers with errors for ever:
+//! another is started then, and put in its place in every sandbox that runs.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::process::Command;
 use tracing::{info, warn};
+use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
+use warren_runtime::process::Watched;
 
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long it has to end by itself.
+const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
 /// Name of its group beside those of sandboxes.
 pub(crate) const CGROUP: &str = "lxcfs";
 
+/// Of the file systems that are a program's, `FUSE_SUPER_MAGIC`.
+const FUSE: u64 = 0x6573_5546;
+/// For want of memory on the host others go first: all sandboxes read through this one.
+const OUT_OF_MEMORY_SCORE: &str = "-900";
+
+/// The lxcfs of a node.
+pub(crate) struct Lxcfs {
+    pub(crate) folder: PathBuf,
+    /// How many there have been: a root that was prepared with one before has no use for its files.
+    count: AtomicU64,
+}
+
+impl Lxcfs {
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Returns when it has ended; never, if nobody knows which process it is.
+    pub(crate) async fn ended(&self) {
+        match pid_of(&self.folder).and_then(|pid| Watched::new(pid).ok()) {
+            Some(process) => process.ended().await,
+            None if answers(&self.folder) => std::future::pending().await,
+            None => {}
+        }
+    }
+
+    /// Starts another when this one does not answer; whether one does now.
+    pub(crate) async fn revive(&self, hierarchies: &Hierarchies, parent: &str) -> bool {
+        let answers = answers(&self.folder) || ensure(&self.folder, hierarchies, parent).await.is_some();
+        if answers {
+            self.count.fetch_add(1, Ordering::Release);
+        }
+        answers
+    }
+}
+
 /// Finds the lxcfs mounted at `folder`, or starts one there. `None` when this host has none. It lives in a group below
 /// `parent`: a service manager that stops the server ends whatever is in the server's.
-pub(crate) async fn ensure(folder: &Path, hierarchies: &Hierarchies, parent: &str) -> Option<PathBuf> {
-    let found = if answers(folder) {
-        Some(folder.to_owned())
-    } else {
-        with_options_kept(hierarchies, start(folder)).await
-    };
-    let cgroup = hierarchies.group(parent, CGROUP);
-    if found.is_some()
-        && let Some(pid) = pid_of(folder)
-        && !cgroup.contains(pid)
-        && let Err(error) = cgroup.shelter(pid)
-    {
-        warn!(%error, "lxcfs stays in the server's cgroup and may end with it");
+pub(crate) async fn ensure(folder: &Path, hierarchies: &Hierarchies, parent: &str) -> Option<Lxcfs> {
+    if !answers(folder) {
+        with_options_kept(hierarchies, start(folder)).await?;
     }
-    found
+    let cgroup = hierarchies.group(parent, CGROUP);
+    if let Some(pid) = pid_of(folder) {
+        if !cgroup.contains(pid)
+            && let Err(error) = cgroup.shelter(pid)
+        {
+            warn!(%error, "lxcfs stays in the server's cgroup and may end with it");
+        }
+        // Costs nothing if it is not allowed.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OUT_OF_MEMORY_SCORE);
+    }
+    Some(Lxcfs { folder: folder.to_owned(), count: AtomicU64::new(0) })
+}
+
+/// Has the container whose first process that is tell its figures through the lxcfs at `folder`, if it does not already.
+pub(crate) async fn renew(launcher: &Launcher, folder: &Path, pid: i32) -> std::io::Result<()> {
+    let seen = format!("/proc/{pid}/root/proc/uptime");
+    let is_told = tokio::task::spawn_blocking(move || rustix::fs::statfs(seen)).await?;
+    if is_told.is_ok_and(|found| u64::try_from(found.f_type) == Ok(FUSE)) {
+        return Ok(());
+    }
+    let mounts = File::open(format!("/proc/{pid}/ns/mnt"))?;
+    let renewed = warren_runtime_container::renew_figures(launcher, folder, mounts.as_fd()).await;
+    renewed.map_err(std::io::Error::other)
 }
 
 /// Does something that starts an lxcfs. Most versions of it mount the host's version 2 tree for themselves, without its options,
@@ -44,7 +100,7 @@ pub(crate) async fn with_options_kept<T>(hierarchies: &Hierarchies, work: impl F
     done
 }
 
-async fn start(folder: &Path) -> Option<PathBuf> {
+async fn start(folder: &Path) -> Option<()> {
     // What a killed lxcfs leaves behind answers with an error until it is unmounted.
     let _ = rustix::mount::unmount(folder, rustix::mount::UnmountFlags::DETACH);
     if let Err(error) = std::fs::create_dir_all(folder) {
@@ -72,7 +128,7 @@ async fn start(folder: &Path) -> Option<PathBuf> {
         if answers(folder) {
             // It is the parent of nobody and outlives us; collect it should it end before we do.
             tokio::spawn(async move { child.wait().await });
-            return Some(folder.to_owned());
+            return Some(());
         }
         if let Ok(Some(status)) = child.try_wait()
             && !status.success()
@@ -89,11 +145,17 @@ async fn start(folder: &Path) -> Option<PathBuf> {
 pub(crate) async fn stop(folder: &Path, cgroup: &Cgroup) {
     let _ = rustix::mount::unmount(folder, rustix::mount::UnmountFlags::DETACH);
     let asked = tokio::time::Instant::now();
-    // It ends by itself once nothing is mounted; its group can be removed when it has.
+    let mut killed = false;
+    // Its group can be removed when it has ended.
     while let Err(error) = cgroup.remove() {
         if asked.elapsed() > DEADLINE {
             warn!(%error, "lxcfs does not end");
             return;
+        }
+        // By itself it ends once nothing is mounted. Another process may have taken a copy of the mount, with the mount
+        // namespace it was in: then it would end with that process.
+        if asked.elapsed() > ENDS_BY_ITSELF && !std::mem::replace(&mut killed, true) {
+            let _ = cgroup.kill();
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -1,55 +1,56 @@
 //! All sandboxes of this node, and what they share of the machine.
 
 mod kept;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use warren_images::Registries;
-use warren_network::{Authority, Gate, Gateway, Plan, Pool, Session};
+use warren_network::{Authority, Claim, Gate, Gateway, Listeners, Plan, Pool, Session, first_choice};
 use warren_node_api::{
     Change, NetworkEvents, NetworkEventsQuery, NodeInfo, Report, SandboxSpec, SecretGrant, SecretUses,
     SecretUsesQuery, Usage,
 };
 use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
-use warren_types::{CheckpointId, Error, Isolation, SandboxId, SandboxState, Size};
+use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxId, SandboxState};
 
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ImagesConfig, StartError};
 use crate::cpus::Cpus;
 use crate::disk::{self, Disks};
-use crate::sandbox::machine::{self, Machine};
-use crate::sandbox::record::{Record, Transition, boot_id};
+use crate::kernel_limits::is_shortage;
+use crate::lxcfs::Lxcfs;
+use crate::metadata::Questions;
+use crate::sandbox::machine::{self, Machine, NotAdopted};
+use crate::sandbox::record::{self, Record, RecordError, Transition, boot_id};
 use crate::sandbox::stock::{self, Stock};
 use crate::sandbox::{DISK, Handle, NEXT, actor, log};
 use crate::template::host_authorities;
 use crate::templates::{Means, Templates, Trusted};
-use crate::vm::{self, Vms, waiting};
-use crate::{agent, inotify, lxcfs};
+use crate::vm::{self, Vms};
+use crate::{agent, kernel_limits, lxcfs, metadata};
 
 /// Launches under way at the same time; more wait their turn, so that each is quick.
 const LAUNCHES: usize = 8;
 /// Disks read at the same time; one reader is as fast as a drive.
 const MEASURED: usize = 2;
+/// How long a sandbox may take to say what it uses.
+const USAGE_ANSWER: Duration = Duration::from_secs(1);
 /// Sandboxes taken over at the same time at start.
 const ADOPTIONS: usize = 16;
 /// Changes a slow watcher may be behind before it is sent everything anew.
 const CHANGES: usize = 1024;
-
-/// A change is on the drive at most this much later, and the time that takes.
-const SYNC_AFTER: Duration = Duration::from_millis(500);
-/// Between two sweeps for what is left of checkpoints.
-const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 
 /// What becomes of the sandboxes when the node stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub(crate) struct Host {
     pub(crate) cgroup_parent: String,
     pub(crate) stage_dir: PathBuf,
     pub(crate) agent: PathBuf,
-    pub(crate) lxcfs: Option<PathBuf>,
+    pub(crate) lxcfs: Option<Lxcfs>,
     pub(crate) data_dir: PathBuf,
     /// What sandboxes get that do not ask for another.
     pub(crate) isolation: Isolation,
@@ -126,6 +127,11 @@ impl Host {
         Ok(launcher.clone())
     }
 
+    /// How many lxcfs there have been.
+    pub(crate) fn lxcfs_count(&self) -> u64 {
+        self.lxcfs.as_ref().map_or(0, Lxcfs::count)
+    }
+
     /// One's turn to start a sandbox; over when dropped.
     pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.starting.acquire().await.map_err(|_| Error::unavailable("the node is stopping"))
@@ -147,7 +153,7 @@ impl Host {
 
     /// What the gateway and the resolver know of a sandbox, secrets that were granted before it was there included.
     pub(crate) fn session(&self, id: &SandboxId, spec: &SandboxSpec) -> Arc<Session> {
-        let session = Session::new(id.clone(), spec.egress.clone(), spec.sealed);
+        let session = Session::new(id.clone(), spec.egress.clone(), spec.sealed, self.network.limits());
         if let Some(grant) = self.lock_grants().get(id) {
             session.set_grant(grant.clone());
         }
@@ -168,6 +174,8 @@ pub(crate) struct Registry {
     host: Arc<Host>,
     config: Config,
     sandboxes: Mutex<BTreeMap<SandboxId, Handle>>,
+    /// What sandboxes ask that the control plane answers.
+    pub(crate) questions: Questions,
     pub(crate) stop: CancellationToken,
 }
 
@@ -177,13 +185,14 @@ impl Registry {
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Result<Arc<Self>, StartError> {
+        kernel_limits::raise();
         let run = config.data_dir.join("run");
         let stage_dir = vm::stage_dir(&config.data_dir);
         disk::create_folder("a folder to assemble sandboxes in", &stage_dir)?;
         let gateway_dir = config.data_dir.join("gateway");
         let authority = Authority::open_or_create(&gateway_dir).map_err(|source| StartError::Folder {
             what: "the gateway's certificate authority",
-            path: gateway_dir,
+            path: gateway_dir.clone(),
             source,
         })?;
         let disks = Disks::start(&config, &authority).await?;
@@ -191,7 +200,6 @@ impl Registry {
         let hierarchies = Hierarchies::detect()?;
         let cgroup_parent = format!("warren-{}", config.tag());
         hierarchies.ensure_parent(&cgroup_parent)?;
-        inotify::raise_limits();
         let agent_dir = config.data_dir.join("agent");
         let agent = agent::ensure(&agent_dir).map_err(|source| StartError::Folder {
             what: "the guest agent",
@@ -206,15 +214,23 @@ impl Registry {
 
         let changes = Arc::new(Changes { sender: broadcast::channel(CHANGES).0, unsynced: Notify::new() });
         let checkpoints = open_checkpoints(&disks, &changes)?;
-        let (records, strays) = read_records(&disks);
+        let (records, strays) = read_records(&disks.sandboxes_dir())?;
         templates.remove_outdated(&templates_in_use(&records, &checkpoints));
         let adopted = slots_in_use(&records);
-        let plan = Plan::new(config.tag(), choose_block(&config, &disks)?);
-        let gateway = Gateway::new(authority, config.network.gateway.clone()).map_err(StartError::Network)?;
+        let (block, claim) = choose_block(&config, &disks, !adopted.is_empty())?;
+        tasks.spawn(stop.clone().cancelled_owned().map(move |()| drop(claim)));
+        let plan = Plan::new(config.tag(), block);
+        let gateway = Gateway::new(authority, config.network.gateway.clone(), &gateway_dir)
+            .map_err(StartError::Network)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(StartError::Network)?;
-        let port = listener.local_addr().map_err(StartError::Network)?.port();
+        let about = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(StartError::Network)?;
+        let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+        let listeners = Listeners {
+            gateway: port(&listener).map_err(StartError::Network)?,
+            metadata: port(&about).map_err(StartError::Network)?,
+        };
         let limits = config.network.limits;
-        let network = Pool::start(plan, limits, gateway.reach(), port, &adopted, stop.clone(), &tasks)
+        let network = Pool::start(plan, limits, gateway.reach(), listeners, &adopted, stop.clone(), &tasks)
             .await
             .map_err(StartError::Network)?;
         tasks.spawn(gateway.clone().serve(listener, stop.clone()));
@@ -254,18 +270,28 @@ impl Registry {
             launcher: Mutex::new(Arc::new(launcher)),
             changes,
         });
-        tasks.spawn(keep_synced(host.clone(), stop.clone()));
+        tasks.spawn(upkeep::keep_synced(host.clone(), stop.clone()));
         tasks.spawn(stock::fill(host.clone(), stop.clone()));
-        tasks.spawn(keep_swept(host.checkpoints.clone(), stop.clone()));
-        let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), stop });
+        tasks.spawn(upkeep::keep_swept(host.checkpoints.clone(), stop.clone()));
+        let questions = Questions::default();
+        let registry = Arc::new(Self { host, config, sandboxes: Mutex::default(), questions, stop });
+        tasks.spawn(registry.clone().serve_metadata(about));
         registry.undo_strays(&strays, &records).await;
         if let Some(vms) = registry.host.vms.clone() {
-            tasks.spawn(keep_machines_waiting(registry.host.clone(), vms, registry.stop.clone()));
+            tasks.spawn(upkeep::keep_machines_waiting(registry.host.clone(), vms, registry.stop.clone()));
         }
-        futures_util::stream::iter(records)
-            .for_each_concurrent(ADOPTIONS, |record| registry.adopt(record))
-            .await;
+        futures_util::stream::iter(records.into_iter().map(Ok))
+            .try_for_each_concurrent(ADOPTIONS, |record| registry.adopt(record))
+            .await?;
+        tasks.spawn(upkeep::keep_figures(registry.clone()));
         Ok(registry)
+    }
+
+    /// Answers what sandboxes ask about themselves.
+    async fn serve_metadata(self: Arc<Self>, listener: TcpListener) {
+        let (gateway, stop) = (self.host.gateway.clone(), self.stop.clone());
+        let whose = move |source| gateway.session_at(source).map(|session| session.id().clone());
+        metadata::serve(listener, self, whose, metadata::READ_WITHIN, stop).await;
     }
 
     /// Ends and removes what was half made, and groups that belong to nobody.
@@ -284,13 +310,18 @@ impl Registry {
         }
     }
 
-    async fn adopt(self: &Arc<Self>, mut record: Record) {
+    async fn adopt(self: &Arc<Self>, mut record: Record) -> Result<(), StartError> {
+        let shortage = |id: &SandboxId, reason| StartError::Shortage { id: id.clone(), reason };
         let folder = self.host.disks.sandbox_dir(&record.id);
         let session = self.host.session(&record.id, &record.spec);
         let mut machine: Option<Machine> = None;
         if was_cut_off(&record) {
             // Who asked was told nothing, so it runs on if it still does.
-            machine = machine::adopt(&self.host, &record, &folder, &session).await.ok();
+            machine = match machine::adopt(&self.host, &record, &folder, &session).await {
+                Ok(adopted) => Some(adopted),
+                Err(NotAdopted::Ended(_)) => None,
+                Err(NotAdopted::Shortage(reason)) => return Err(shortage(&record.id, reason)),
+            };
             if machine.is_some() {
                 record.transition = None;
             }
@@ -306,7 +337,8 @@ impl Registry {
         } else if record.state == SandboxState::Running && machine.is_none() {
             match machine::adopt(&self.host, &record, &folder, &session).await {
                 Ok(adopted) => machine = Some(adopted),
-                Err(reason) => {
+                Err(NotAdopted::Shortage(reason)) => return Err(shortage(&record.id, reason)),
+                Err(NotAdopted::Ended(reason)) => {
                     let rebooted = record.machine.as_ref().is_none_or(|machine| machine.boot_id != boot_id());
                     record.machine = None;
                     if rebooted {
@@ -315,7 +347,7 @@ impl Registry {
                         record.become_state(SandboxState::Hibernated, None);
                     } else {
                         info!(id = %record.id, reason, "a sandbox ended while the node was down");
-                        let reason = format!("while the node was down, {reason}");
+                        let reason = format!("while the node was down, {reason}; {}", actor::DISK_IS_KEPT);
                         log::note_failure(&folder, &reason).await;
                         record.become_state(SandboxState::Error, Some(reason));
                     }
@@ -340,6 +372,7 @@ impl Registry {
         let id = record.id.clone();
         let handle = actor::resume(self.host.clone(), folder, record, session, machine, self.forget(&id));
         self.lock().insert(id, handle);
+        Ok(())
     }
 
     /// Ends what is left of a sandbox's processes.
@@ -349,11 +382,27 @@ impl Registry {
         record.machine = None;
     }
 
+    /// Removes one that could not be taken over at the start, now that its owner wants it gone.
+    pub(crate) fn remove_what_was_left_alone(&self, id: &SandboxId) -> Result<(), Error> {
+        // Nobody makes one of that id meanwhile.
+        let sandboxes = self.lock();
+        if sandboxes.contains_key(id) {
+            return Ok(());
+        }
+        match std::fs::remove_dir_all(self.host.disks.sandbox_dir(id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::unavailable(format!("what is left of sandbox {id} could not be removed: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn forget(self: &Arc<Self>, id: &SandboxId) -> impl FnOnce() + Send + 'static {
         let (registry, id) = (self.clone(), id.clone());
         move || {
             registry.lock().remove(&id);
             registry.host.forget_secrets(&id);
+            registry.questions.forget(&id);
         }
     }
 
@@ -427,14 +476,32 @@ impl Registry {
         self.host.gateway.take_events(query)
     }
 
-    /// What running sandboxes use.
+    /// What running sandboxes use. One that is busy with something long is left out.
     pub(crate) async fn usage(&self) -> Vec<Usage> {
         let handles: Vec<(SandboxId, Handle)> =
             self.lock().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect();
         futures_util::stream::iter(handles)
-            .map(async |(id, handle)| Some(Usage { id, memory_bytes: handle.memory_in_use().await.ok()?? }))
+            .map(async |(id, handle)| {
+                let meter = tokio::time::timeout(USAGE_ANSWER, handle.meter()).await.ok()?.ok()??;
+                let (memory_bytes, with_caches) = meter.memory_in_use();
+                Some(Usage { id, memory_bytes, with_caches })
+            })
             .buffer_unordered(ADOPTIONS)
             .filter_map(async |usage| usage)
+            .collect()
+            .await
+    }
+
+    /// First processes of the containers that run.
+    async fn containers(&self) -> Vec<i32> {
+        let handles: Vec<Handle> = self.lock().values().cloned().collect();
+        futures_util::stream::iter(handles)
+            .map(async |handle| {
+                let meter = tokio::time::timeout(USAGE_ANSWER, handle.meter()).await.ok()?.ok()??;
+                meter.guest.is_none().then_some(meter.pid)
+            })
+            .buffer_unordered(ADOPTIONS)
+            .filter_map(async |pid| pid)
             .collect()
             .await
     }
@@ -480,8 +547,18 @@ impl Registry {
         if how == Shutdown::StopSandboxes {
             futures_util::stream::iter(&handles)
                 .for_each_concurrent(ADOPTIONS, async |handle| {
+                    let mut done = handle.hibernate().await;
+                    // A disk that takes nothing any more is said once, and then keeps nobody from resting; one that only has no
+                    // room now does.
+                    if done.is_err() {
+                        done = handle.hibernate().await;
+                    }
                     // What has failed already has nothing to stop.
-                    let _ = handle.hibernate().await;
+                    if let Err(error) = done
+                        && error.kind != ErrorKind::Gone
+                    {
+                        warn!(%error, "a sandbox could not be hibernated and runs on without the server");
+                    }
                 })
                 .await;
         }
@@ -493,7 +570,7 @@ impl Registry {
         }
         self.host.network.stop().await;
         if let Some(lxcfs) = &self.host.lxcfs {
-            lxcfs::stop(lxcfs, &self.host.cgroup(lxcfs::CGROUP)).await;
+            lxcfs::stop(&lxcfs.folder, &self.host.cgroup(lxcfs::CGROUP)).await;
         }
         self.host.disks.stop().await;
         if let Err(error) = self.host.hierarchies.remove_parent(&self.host.cgroup_parent) {
@@ -503,55 +580,6 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Handle>> {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Syncs the volume soon after each change, once for all that come together. A crash of the server loses nothing
-/// either way; this is for the loss of power, and not in the path of any request.
-async fn keep_synced(host: Arc<Host>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = host.changes.unsynced.notified() => {}
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(SYNC_AFTER) => {}
-        }
-        let disks = host.clone();
-        match tokio::task::spawn_blocking(move || disks.disks.sync())
-            .await
-            .map_err(std::io::Error::other)
-            .flatten()
-        {
-            Ok(()) => {}
-            Err(error) => warn!(%error, "the volume could not be synced"),
-        }
-    }
-}
-
-/// Keeps machines ready for sandboxes; where virtual machines are the rule, from the start on.
-async fn keep_machines_waiting(host: Arc<Host>, vms: Arc<Vms>, stop: CancellationToken) {
-    if host.isolation == Isolation::Vm
-        && let Ok(size) = Size::resolve(None, None, None)
-    {
-        vms.waiting.expect(size, host.disks.template());
-    }
-    waiting::fill(host, vms, stop).await;
-}
-
-/// Removes what is left of checkpoints that were being made or removed when something failed.
-async fn keep_swept(checkpoints: Arc<Checkpoints>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
-        }
-        let checkpoints = checkpoints.clone();
-        let swept = tokio::task::spawn_blocking(move || checkpoints.sweep()).await;
-        if let Err(error) = swept.map_err(std::io::Error::other).flatten() {
-            warn!(%error, "checkpoints could not be swept");
-        }
     }
 }
 
@@ -586,16 +614,35 @@ fn open_checkpoints(disks: &Disks, changes: &Arc<Changes>) -> Result<Arc<Checkpo
 }
 
 /// The records of whole sandboxes, and the folders of those that were half made.
-fn read_records(disks: &Disks) -> (Vec<Record>, Vec<PathBuf>) {
+fn read_records(folder: &Path) -> Result<(Vec<Record>, Vec<PathBuf>), StartError> {
     let (mut records, mut strays) = (Vec::new(), Vec::new());
-    let Ok(entries) = std::fs::read_dir(disks.sandboxes_dir()) else { return (records, strays) };
-    for entry in entries.flatten() {
-        match Record::load(&entry.path()) {
+    // Whoever does not see them all takes the others for lost.
+    let unlisted = |source| StartError::Folder { what: "the sandboxes", path: folder.to_owned(), source };
+    for entry in std::fs::read_dir(folder).map_err(unlisted)? {
+        let path = entry.map_err(unlisted)?.path();
+        match Record::load(&path) {
             Ok(record) if record.state != SandboxState::Creating => records.push(record),
-            Ok(_) | Err(_) => strays.push(entry.path()),
+            Err(RecordError::Unreadable(source)) if is_shortage(&source) => return Err(unlisted(source)),
+            // It may be somebody's work, and only its owner can know.
+            Err(error) if has_content(&error, &path) => {
+                error!(%error, folder = %path.display(), "a sandbox is left alone, because its record is of no use");
+            }
+            Ok(_) | Err(_) => strays.push(path),
         }
     }
-    (records, strays)
+    Ok((records, strays))
+}
+
+/// Whether something was written down, however it reads now; a host that lost power leaves an empty file of a sandbox that was
+/// just being made.
+fn has_content(error: &RecordError, folder: &Path) -> bool {
+    match error {
+        RecordError::Absent => false,
+        RecordError::Unreadable(_) => true,
+        RecordError::Foreign { .. } | RecordError::Damaged(_) => {
+            std::fs::metadata(folder.join(record::FILE)).is_ok_and(|file| file.len() > 0)
+        }
+    }
 }
 
 /// Whether a virtual machine was to be brought to rest or started again, and its memory may still have what nobody has
@@ -621,19 +668,25 @@ fn slots_in_use(records: &[Record]) -> BTreeMap<u16, Gate> {
         .collect()
 }
 
-/// The block of addresses and ids of this node: chosen once, because running sandboxes have them.
-fn choose_block(config: &Config, disks: &Disks) -> Result<u16, StartError> {
+/// The block of addresses and ids of this node, and what keeps it from others. It stays the same while sandboxes run, because
+/// they have it.
+fn choose_block(config: &Config, disks: &Disks, runs: bool) -> Result<(u16, Option<Claim>), StartError> {
     let path = disks.volume().join("network-block");
-    if let Some(block) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) {
-        return Ok(block);
+    let kept = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let claim = kept.and_then(Claim::of);
+    if let Some(block) = kept
+        && (claim.is_some() || runs)
+    {
+        return Ok((block, claim));
     }
-    let block = Plan::choose_block(&config.tag());
+    let claim = Claim::first(&config.tag());
+    let block = claim.as_ref().map_or_else(|| first_choice(&config.tag()), |claim| claim.block);
     std::fs::write(&path, block.to_string()).map_err(|source| StartError::Folder {
         what: "the node's network block",
         path,
         source,
     })?;
-    Ok(block)
+    Ok((block, claim))
 }
 
 fn memory_mb() -> u64 {

@@ -4,12 +4,13 @@
 //! - [`machine`]: the running part: processes, network slot, CPUs, connection to the agent. Started, adopted, ended.
 //! - [`stock`]: roots prepared ahead, for the machines of the next sandboxes.
 //! - [`actor`]: the one owner; it decides what happens in which order. What it does, by subject:
-//!   [`start`] (make, wake, the gate), [`hibernate`], [`restore`] (and reboot), [`capture`], [`patch`], [`resize`], [`egress`].
+//!   [`start`] (make, wake, the gate), [`hibernate`], [`restore`] (and reboot), [`capture`], [`patch`], [`resize`], [`room`], [`egress`].
 //! - [`activity`]: when the sandbox was last used, for its idle time-out.
 //! - [`log`]: what it has logged, also while it does not run.
 //!
 //! ```text
 //!   <volume>/sandboxes/<id>/record.json    see `record`
+//!                          /record.durable.json  an older one, for when a loss of power takes that
 //!                          /disk.img       what it writes to
 //!                          /memory, state  of a virtual machine: its memory; its devices, at rest
 //!                          /next.*         what it is being restored to; becomes disk.img, memory and state
@@ -31,6 +32,7 @@ pub(crate) mod stock;
 mod egress;
 mod hibernate;
 mod resize;
+mod room;
 mod start;
 
 use std::fs::{self, File};

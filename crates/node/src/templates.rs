@@ -146,7 +146,9 @@ impl Templates {
             Ok(found) => Err(format!("its image has {} bytes instead of {}", found.len(), manifest.length)),
             Err(error) => {
                 // An import that was cut off between the two.
-                let _ = fs::remove_file(path);
+                if error.kind() == io::ErrorKind::NotFound {
+                    let _ = fs::remove_file(path);
+                }
                 Err(format!("its image cannot be opened: {error}"))
             }
         }
@@ -234,7 +236,7 @@ impl Templates {
             add(name);
             add(pem);
         });
-        hex(&hasher.finalize())
+        warren_types::hex(&hasher.finalize())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Manifest>> {
@@ -277,17 +279,13 @@ impl Drop for Changing<'_> {
 
 /// What the template of an image is called.
 fn name_of(digest: &str) -> String {
-    let digits = hex(&Sha256::digest(digest));
+    let digits = warren_types::hex(&Sha256::digest(digest));
     format!("oci-{}", &digits[..NAME_DIGITS])
 }
 
 /// What a template is called beside another of its name.
 fn name_of_another(name: &str, file_system: &str) -> String {
     format!("{name}.{}", file_system.get(..8).unwrap_or(file_system))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn remove_files(folder: &Path, file_system: &str) -> io::Result<()> {

@@ -146,7 +146,7 @@ impl Vms {
         self.templates.forget(template_digest);
     }
 
-    /// Whether a guest comes up under KVM; tried once, then remembered.
+    /// Whether a guest boots and is restored under KVM; tried once, then remembered.
     async fn prove(&self, bench: &Bench<'_>, file: &Path, circumstances: String) -> bool {
         if let Some(known) = proof::recall(file, &circumstances) {
             return known.outcome.is_ok();
@@ -200,9 +200,8 @@ impl Vms {
                     mtu: warren_network::mtu(),
                     start: self.boot(),
                 };
-                let booted =
-                    proof::boot(bench.launcher, &launch, slot.namespace(), proof::KVM_DEADLINE).await;
-                Ok(booted.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
+                let lived = proof::live(bench.launcher, &launch, slot.namespace(), proof::KVM_DEADLINE).await;
+                Ok(lived.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))
             }
             Err(error) => Err(text(&error)),
         };

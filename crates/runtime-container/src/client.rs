@@ -10,7 +10,7 @@ use warren_runtime::{Launcher, Result, Step, packet};
 
 use crate::disk::Disk;
 use crate::plan::{
-    Capture, Captured, FURNISH, Furnished, LAUNCH, Launched, NAME, Preparation, Prepared, Request,
+    Capture, Captured, FURNISH, Figures, Furnished, LAUNCH, Launched, NAME, Preparation, Prepared, Request,
 };
 
 /// The set-up process of a root, waiting. Dropping it lets go of everything it holds.
@@ -110,6 +110,12 @@ pub async fn capture(
     target: BorrowedFd<'_>,
 ) -> Result<Captured> {
     launcher.ask(NAME, &Request::Capture(capture.clone()), &[root, source, target])?.hear().await
+}
+
+/// Has a running sandbox, whose mount namespace that is, tell its figures through the lxcfs mounted at `lxcfs`.
+pub async fn renew_figures(launcher: &Launcher, lxcfs: &Path, mount_namespace: BorrowedFd<'_>) -> Result<()> {
+    let request = Request::Figures(Figures { lxcfs: lxcfs.to_owned() });
+    launcher.ask(NAME, &request, &[mount_namespace])?.hear().await
 }
 
 fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {

@@ -108,7 +108,8 @@ fn limit_resources() {
     // Raising a hard limit takes a capability that the daemon may lack; the inherited limit then stands.
     let files = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
     let _ = rustix::process::setrlimit(Resource::Nofile, files);
-    let _ = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    // No dumps, and unlike with 0 no handler of the host's either, where it has one; see the seccomp filter.
+    let _ = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) });
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 

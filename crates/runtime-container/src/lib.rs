@@ -33,7 +33,8 @@ mod rootfs;
 mod seccomp;
 mod setup;
 
-pub use client::{Bare, Root, capture};
-pub use disk::Disk;
+pub use client::{Bare, Root, capture, renew_figures};
+pub use disk::{Disk, write_out};
 pub use plan::{Capture, Captured, Launched, Preparation};
+pub use rootfs::MAX_TERMINALS;
 pub use setup::Container;

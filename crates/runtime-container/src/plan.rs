@@ -14,6 +14,16 @@ pub(crate) const NAME: &str = "container";
 pub(crate) enum Request {
     Prepare(Preparation),
     Capture(Capture),
+    Figures(Figures),
+}
+
+/// A running sandbox whose `/proc` is to tell its figures through another lxcfs than before.
+///
+/// One descriptor travels with it: the sandbox's mount namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    /// Mount point of that lxcfs.
+    pub(crate) lxcfs: PathBuf,
 }
 
 /// The disk of a running sandbox, to be taken while everything in it stands still.

@@ -15,12 +15,14 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use warren_runtime::{Result, Step, sys};
+use warren_runtime::{LaunchError, Result, Step, sys};
 
 use crate::plan::Preparation;
 
 /// Host group that `tty` (5) of the sandbox maps to: terminals belong to it.
 const TTY_GROUP: u32 = 5;
+/// Pseudo-terminals of one sandbox; the kernel counts those of all together.
+pub const MAX_TERMINALS: u32 = 256;
 
 /// Folders of the root whose content is not on a disk.
 const VIRTUAL: [&str; 3] = ["dev", "run", "sys"];
@@ -117,7 +119,8 @@ pub(crate) fn populate(base: u32) -> Result<()> {
     tmpfs("/dev/shm", "1777", "50%", MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
     tmpfs("/run", "0755", "10%", MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
 
-    let terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", &(base + TTY_GROUP).to_string())];
+    let (group, most) = ((base + TTY_GROUP).to_string(), MAX_TERMINALS.to_string());
+    let terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", group.as_str()), ("max", &most)];
     let mount = file_system("devpts", &terminals, &["newinstance"], no_programs).step("mount /dev/pts")?;
     place(mount.as_fd(), &root.join("dev/pts")).step("place /dev/pts")?;
 
@@ -179,8 +182,26 @@ pub(crate) fn mount_proc(lxcfs: &[(&'static str, OwnedFd)]) -> Result<()> {
         }
     }
     HIDDEN_PROC_FOLDERS.iter().try_for_each(|name| hide_folder(&Path::new("/proc").join(name)))?;
-    lxcfs.iter().try_for_each(|(name, mount)| {
-        place(mount.as_fd(), &Path::new("/proc").join(name)).step(&format!("place /proc/{name}"))
+    for (name, mount) in lxcfs {
+        // That of an lxcfs that has ended cannot be placed. The node gives the sandbox another as soon as there is one.
+        let _ = place(mount.as_fd(), &Path::new("/proc").join(name));
+    }
+    Ok(())
+}
+
+/// Replaces the lxcfs files in the `/proc` of a running sandbox by those of the lxcfs at `folder`, and moves this process into
+/// the sandbox's mount namespace for that. Nothing inside can have put something else there: none of its mounts are its own.
+pub(crate) fn renew_lxcfs(folder: &Path, mount_namespace: BorrowedFd<'_>) -> Result<()> {
+    let files = open_lxcfs(folder);
+    if files.is_empty() {
+        return Err(LaunchError::new("open the files of lxcfs", "it does not answer"));
+    }
+    sys::join_namespace(mount_namespace, libc::CLONE_NEWNS).step("enter the sandbox's mounts")?;
+    files.iter().try_for_each(|(name, mount)| {
+        let path = Path::new("/proc").join(name);
+        // Until what is there is the kernel's own.
+        while rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
+        place(mount.as_fd(), &path).step(&format!("place /proc/{name}"))
     })
 }
 

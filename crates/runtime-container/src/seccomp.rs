@@ -25,6 +25,8 @@ pub(crate) fn filter() -> Vec<Instruction> {
         (call(libc::SYS_clone), Action::AllowUnlessSet(NEW_NAMESPACES)),
         (call(libc::SYS_socket), Action::AllowOneOf(&FAMILIES)),
         (call(libc::SYS_personality), Action::AllowOneOf(&PERSONALITIES)),
+        (call(libc::SYS_setrlimit), Action::PretendFor { of: 0, value: CORE, sets: None }),
+        (call(libc::SYS_prlimit64), Action::PretendFor { of: 1, value: CORE, sets: Some(2) }),
     ]);
     Program::new(ARCHITECTURE, actions).assemble()
 }
@@ -109,7 +111,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getuid, libc::SYS_geteuid, libc::SYS_getgid, libc::SYS_getegid, libc::SYS_getresuid, libc::SYS_getresgid,
     libc::SYS_getgroups, libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setreuid, libc::SYS_setregid, libc::SYS_setresuid,
     libc::SYS_setresgid, libc::SYS_setgroups, libc::SYS_setfsuid, libc::SYS_setfsgid, libc::SYS_capget,
-    libc::SYS_capset, libc::SYS_getrlimit, libc::SYS_setrlimit, libc::SYS_prlimit64, libc::SYS_getrusage,
+    libc::SYS_capset, libc::SYS_getrlimit, libc::SYS_getrusage,
     libc::SYS_times, libc::SYS_sysinfo, libc::SYS_uname, libc::SYS_getrandom,
     // Time.
     libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_clock_gettime, libc::SYS_clock_getres,
@@ -163,6 +165,10 @@ const ALLOWED: &[c_long] = &[
     #[cfg(target_arch = "x86_64")] libc::SYS_arch_prctl,
 ];
 
+/// The limit of core dumps. It stays at 1, which keeps the host's kernel from running its handler of crashes, as root and
+/// outside, on memory of a sandbox; 0 would not.
+const CORE: u32 = libc::RLIMIT_CORE;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,8 +211,15 @@ mod tests {
         // Numbers with the x32 bit are among those that are not listed.
         for number in (0..1000).chain(0x4000_0000..0x4000_0400) {
             let listed = ALLOWED.iter().any(|allowed| call(*allowed) == number);
-            let checked =
-                [libc::SYS_clone, libc::SYS_socket, libc::SYS_personality].map(call).contains(&number);
+            let checked = [
+                libc::SYS_clone,
+                libc::SYS_socket,
+                libc::SYS_personality,
+                libc::SYS_setrlimit,
+                libc::SYS_prlimit64,
+            ]
+            .map(call)
+            .contains(&number);
             if !checked {
                 let expected = if listed { program::ALLOW } else { program::NO_SUCH_CALL };
                 assert_eq!(verdict(number, 0), expected, "system call {number}");
@@ -228,6 +241,21 @@ mod tests {
         }
         assert_eq!(verdict(libc::SYS_personality, 0xffff_ffff), program::ALLOW);
         assert_eq!(verdict(libc::SYS_personality, 0x0008_0000), program::NO_SUCH_CALL);
+    }
+
+    #[test]
+    fn the_limit_of_core_dumps_is_read_and_not_set() {
+        let filter = filter();
+        let verdict =
+            |number, arguments: &[u64]| program::run_with(&filter, ARCHITECTURE, call(number), arguments);
+        let core = u64::from(CORE);
+        assert_eq!(verdict(libc::SYS_setrlimit, &[core, 0x1000]), program::PRETEND);
+        assert_eq!(verdict(libc::SYS_prlimit64, &[0, core, 0, 0x1000]), program::ALLOW);
+        for pointer in [0x1000, 0x1_0000_0000, 0x7fff_0000_1000] {
+            assert_eq!(verdict(libc::SYS_prlimit64, &[0, core, pointer, 0]), program::PRETEND, "{pointer:x}");
+            assert_eq!(verdict(libc::SYS_prlimit64, &[core, 7, pointer, 0]), program::ALLOW);
+        }
+        assert_eq!(verdict(libc::SYS_setrlimit, &[7, 0x1000]), program::ALLOW);
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Runtime for Container {
                 }
                 Err(error) => answer.send::<()>(&Err(error)),
             },
+            Ok(Request::Figures(figures)) => {
+                let renewed = packet::exactly(descriptors)
+                    .and_then(|[mounts]: [OwnedFd; 1]| rootfs::renew_lxcfs(&figures.lxcfs, mounts.as_fd()));
+                answer.send(&renewed);
+            }
             Err(error) => answer.send::<()>(&Err(error)),
         }
     }

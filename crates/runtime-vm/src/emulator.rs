@@ -145,7 +145,7 @@ fn name(files: &[(PathBuf, PathBuf)]) -> Result<String> {
         let changed = meta.modified().map_err(trouble("look at", path))?;
         hasher.update(format!("{}\n{}\n{changed:?}\n", path.display(), meta.len()));
     }
-    Ok(hex(&hasher.finalize()[..8]))
+    Ok(warren_types::hex(&hasher.finalize()[..8]))
 }
 
 fn make(files: &[(PathBuf, PathBuf)], work: &Path) -> Result<()> {
@@ -172,7 +172,7 @@ fn make(files: &[(PathBuf, PathBuf)], work: &Path) -> Result<()> {
     run("ldconfig", Command::new("/sbin/ldconfig").arg("-r").arg(&tree))?;
     open_to_all(&tree).map_err(trouble("write", &tree))?;
     let version = installed()?;
-    for (name, text) in [("digest", hex(&hasher.finalize())), ("version", version)] {
+    for (name, text) in [("digest", warren_types::hex(&hasher.finalize())), ("version", version)] {
         let path = work.join(name);
         fs::write(&path, text).map_err(trouble("write", &path))?;
     }
@@ -200,8 +200,4 @@ fn run(program: &'static str, command: &mut Command) -> Result<String> {
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     Err(failed(format!("failed: {}", stderr.lines().next().unwrap_or("it said nothing"))))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

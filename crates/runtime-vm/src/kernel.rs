@@ -133,7 +133,7 @@ fn open(folder: &Path) -> io::Result<Kernel> {
 /// Tells kernels unpacked by other versions of this program apart.
 fn recipe_tag() -> String {
     let digest = Sha256::digest(modules::recipe());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    warren_types::hex(&digest[..4])
 }
 
 /// The package that the newest kernel is in: what the packages that stand for it depend on.

@@ -121,6 +121,11 @@ impl Machine {
         Ok(self.status().await? == "running")
     }
 
+    /// Whether it stands still before a write that its disk has no room for.
+    pub async fn has_no_room(&mut self) -> Result<bool> {
+        Ok(self.status().await? == "io-error")
+    }
+
     async fn status(&mut self) -> Result<String> {
         let answer = self.qmp.execute("query-status", json!({})).await?;
         Ok(answer["status"].as_str().unwrap_or("in no known state").to_owned())

@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::emulator::hex;
 use crate::hardware::Hardware;
 use crate::machine::{MachineError, read_state};
 
@@ -46,7 +45,7 @@ impl Made {
     #[must_use]
     pub fn key(&self) -> String {
         let text = serde_json::to_vec(self).expect("plain data is always valid JSON");
-        hex(&Sha256::digest(text)[..12])
+        warren_types::hex(&Sha256::digest(text)[..12])
     }
 }
 
@@ -88,7 +87,7 @@ pub fn digest_of(files: &[&Path]) -> io::Result<String> {
     for path in files {
         hasher.update(Sha256::digest(fs::read(path)?));
     }
-    Ok(hex(&hasher.finalize()))
+    Ok(warren_types::hex(&hasher.finalize()))
 }
 
 /// Completes a folder that has `memory` and `disk.img`: writes the device state and, last of all, the manifest.
@@ -98,7 +97,7 @@ pub fn complete(folder: &Path, made: &Made, state: &[u8]) -> Result<()> {
     let manifest = Manifest {
         format: FORMAT,
         made: made.clone(),
-        state_sha256: hex(&Sha256::digest(state)),
+        state_sha256: warren_types::hex(&Sha256::digest(state)),
         memory_bytes: length(folder, MEMORY)?,
         disk_bytes: length(folder, DISK)?,
     };
@@ -133,7 +132,7 @@ pub fn open(folder: &Path, made: &Made) -> Result<Vec<u8>> {
         return Err(SnapshotError::Damaged { what: "disk" });
     }
     let state = read_state(&folder.join(STATE))?;
-    if hex(&Sha256::digest(&state)) != manifest.state_sha256 {
+    if warren_types::hex(&Sha256::digest(&state)) != manifest.state_sha256 {
         return Err(SnapshotError::Damaged { what: "device state" });
     }
     Ok(state)

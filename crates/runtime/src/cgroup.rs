@@ -26,6 +26,11 @@ const REST: &str = "init.scope";
 const HAND_OUT_TRIES: u32 = 100;
 const HAND_OUT_PAUSE: Duration = Duration::from_millis(10);
 
+/// Groups that a sandbox may have below its own. Its agent makes one for each command and terminal, which is there for as long as
+/// a process in it, and of these there can be 4096.
+const MOST_GROUPS: u32 = 4352;
+const DEEPEST_GROUP: u32 = 32;
+
 /// What a sandbox may use.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -323,9 +328,12 @@ impl Cgroup {
         write(&folder.join("cgroup.procs"), &pid.to_string())
     }
 
-    /// Lets host id `id` make groups below this one and move processes among them. The limits stay ours.
+    /// Lets host id `id` make groups below this one and move processes among them. The limits stay ours, that of groups too:
+    /// each takes memory of the host, which in version 1 counts nowhere.
     pub fn delegate(&self, id: u32) -> Result<()> {
         let folder = self.hierarchies.unified.join(&self.path);
+        write_if_there(&folder.join("cgroup.max.descendants"), &MOST_GROUPS.to_string())?;
+        write_if_there(&folder.join("cgroup.max.depth"), &DEEPEST_GROUP.to_string())?;
         for name in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
             let path = folder.join(name);
             std::os::unix::fs::chown(&path, Some(id), Some(id)).map_err(|source| CgroupError::Write {
@@ -390,6 +398,14 @@ impl Cgroup {
         };
         let text = fs::read_to_string(file).unwrap_or_default();
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Processes and threads in it, those of the groups below included. 0 when the group is gone.
+    #[must_use]
+    pub fn processes(&self) -> u64 {
+        let Some((_, folder)) = self.hierarchies.controller("pids", &self.path) else { return 0 };
+        let count = fs::read_to_string(folder.join("pids.current"));
+        count.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
     /// Whether `pid` is in this group or below it.

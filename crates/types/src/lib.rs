@@ -2,6 +2,7 @@
 
 pub mod egress;
 pub mod error;
+pub mod hex;
 pub mod id;
 pub mod isolation;
 pub mod secret;
@@ -11,6 +12,7 @@ pub mod tags;
 
 pub use egress::{EgressMode, EgressPolicy, EgressRule, HostPattern};
 pub use error::{Error, ErrorKind};
+pub use hex::hex;
 pub use id::{CheckpointId, ExecId, OrgId, PtyId, SandboxId};
 pub use isolation::Isolation;
 pub use secret::Secret;

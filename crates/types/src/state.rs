@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   Creating ──▶ Running ──▶ Hibernated
-//!      │          │   ▲          │
-//!      │          │   └──────────┘ wake
-//!      ▼          ▼
-//!    Error ◀── Running          any ──▶ Stopped
+//!      │         │  ▲ ▲          │
+//!      │         │  │ └──────────┘ wake
+//!      ▼         ▼  │
+//!        Error ─────┘ when told to      any ──▶ Stopped
 //! ```
 
 use std::fmt;
@@ -25,7 +25,8 @@ pub enum SandboxState {
     Hibernated,
     /// Deleted by its owner. Final.
     Stopped,
-    /// Ended by a fault; the reason is reported beside it. Its disk is kept until it is deleted.
+    /// Ended by a fault; the reason is reported beside it. Its disk is kept: a wake, a reboot or a restore that is asked for
+    /// starts it again, a mere use does not.
     Error,
 }
 
@@ -36,9 +37,10 @@ impl SandboxState {
     pub fn can_become(self, next: Self) -> bool {
         use SandboxState::{Creating, Error, Hibernated, Running, Stopped};
         match (self, next) {
-            (Creating, Running | Error) | (Running, Hibernated | Error) | (Hibernated, Running | Error) => {
-                true
-            }
+            (Creating, Running | Error)
+            | (Running, Hibernated | Error)
+            | (Hibernated, Running | Error)
+            | (Error, Running) => true,
             (Creating | Running | Hibernated | Error, Stopped) => true,
             (_, Creating | Running | Hibernated | Stopped | Error) => false,
         }

@@ -18,20 +18,26 @@ pub fn check(tags: &Tags) -> Result<()> {
         return Err(Error::invalid(format!("at most {MAX_TAGS} tags are allowed (got {})", tags.len())));
     }
     for (key, value) in tags {
-        let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b':');
-        if key.is_empty() || key.len() > MAX_KEY_BYTES || !key.bytes().all(legal) {
-            return Err(Error::invalid(format!(
-                "tag key {key:?} must be 1 to {MAX_KEY_BYTES} characters of A-Z a-z 0-9 _ . - :"
-            )));
-        }
+        check_key(key)?;
         if key.starts_with(RESERVED_PREFIX) {
             return Err(Error::invalid(format!("tag keys starting with {RESERVED_PREFIX:?} are reserved")));
         }
-        if value.len() > MAX_VALUE_BYTES {
+        if value.len() > MAX_VALUE_BYTES || value.contains('\0') {
             return Err(Error::invalid(format!(
-                "the value of tag {key:?} must be at most {MAX_VALUE_BYTES} bytes"
+                "the value of tag {key:?} must be at most {MAX_VALUE_BYTES} bytes without NUL characters"
             )));
         }
+    }
+    Ok(())
+}
+
+/// Checks that something can be the key of a tag, of the platform's too.
+pub fn check_key(key: &str) -> Result<()> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b':');
+    if key.is_empty() || key.len() > MAX_KEY_BYTES || !key.bytes().all(legal) {
+        return Err(Error::invalid(format!(
+            "tag key {key:?} must be 1 to {MAX_KEY_BYTES} characters of A-Z a-z 0-9 _ . - :"
+        )));
     }
     Ok(())
 }
@@ -49,6 +55,7 @@ mod tests {
         assert!(one(&"k".repeat(128), &"v".repeat(256)).is_ok());
         assert!(one(&"k".repeat(129), "").is_err());
         assert!(one("k", &"v".repeat(257)).is_err());
+        assert!(one("k", "a\0b").is_err());
         assert!(one("", "v").is_err());
         assert!(one("oc:owner", "v").is_err());
         assert!(one("crabbox.claim", "v").is_ok());

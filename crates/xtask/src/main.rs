@@ -75,24 +75,28 @@ fn fmt(root: &Path) -> anyhow::Result<()> {
 }
 
 /// By a build with clippy's driver for our own crates. `cargo clippy` would check every dependency as well, which takes
-/// longer than everything else it does, while here they are those that the program was built with.
+/// longer than everything else it does, while here they are those that the program was built with; and what is built
+/// here is what the tests run.
 fn clippy(root: &Path) -> anyhow::Result<()> {
     let mut command = cargo(root);
+    command.args(["build", "--release", "--workspace", "--all-targets"]);
+    for_tests(root, &mut command)?;
+    run(&mut command)
+}
+
+/// Has a build use the release profile, so that dependencies and their C code are built once for all uses, with our own
+/// crates hardly optimised: that takes most of the time, and is for those who run them. Clippy's driver compiles what
+/// it has looked at, so looking and compiling are one; it optimises less, and the code is the compiler's own.
+fn for_tests(root: &Path, command: &mut Command) -> anyhow::Result<()> {
     command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
     // How `cargo clippy` hands arguments to its driver.
     command.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
-    run(command.args(["build", "--release", "--workspace", "--all-targets"]).args(hardly_optimised(root)?))
-}
-
-/// Arguments for the release profile, so that dependencies and their C code are built once for all uses, with our own
-/// crates hardly optimised: that takes most of the time, and is for those who run them.
-fn hardly_optimised(root: &Path) -> anyhow::Result<Vec<String>> {
-    let ours = metadata::Metadata::load(root)?.packages.into_iter().flat_map(|package| {
+    for package in metadata::Metadata::load(root)?.packages {
         // The agent's tests move much data.
         let level = i32::from(package.name == "warren-guest");
-        ["--config".to_owned(), format!("profile.release.package.{}.opt-level={level}", package.name)]
-    });
-    Ok(ours.collect())
+        command.args(["--config", &format!("profile.release.package.{}.opt-level={level}", package.name)]);
+    }
+    Ok(())
 }
 
 fn root() -> PathBuf {

@@ -26,13 +26,13 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let mut command = crate::cargo(root);
     if nextest {
         command.args(["nextest", "run", "--workspace", "--cargo-profile", "release", "--no-fail-fast"]);
-        command.args(crate::hardly_optimised(root)?);
+        crate::for_tests(root, &mut command)?;
         // It reports on stderr; cargo's own progress goes there too and is passed on.
         command.args(["--color", "never", "--no-tests", "pass"]);
     } else {
         println!("   cargo-nextest is not installed; `cargo test` does, with less isolation");
         command.args(["test", "--workspace", "--release", "--no-fail-fast"]);
-        command.args(crate::hardly_optimised(root)?);
+        crate::for_tests(root, &mut command)?;
     }
     let mut tally = Tally::default();
     let status = lines_of(&mut command, nextest, |line| {

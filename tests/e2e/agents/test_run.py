@@ -197,6 +197,13 @@ def test_the_time_limit_of_a_terminal_holds_when_nobody_watches(folder):
     assert "+w" in done.stdout
 
 
+def test_a_program_that_its_limit_ends_does_not_keep_the_terminal(folder):
+    terminal = folder.terminal("agent", "run", "--memory", "1024", "--timeout", "1s", "--command", "printf '\\033[?1049hdrawn'; sleep 200")
+    terminal.wait_for("drawn")
+    assert terminal.end() == 124
+    assert b"\x1b[?1049l" in terminal.said
+
+
 def test_a_key_stays_outside_and_its_store_goes(folder, api):
     folder.environment["MY_KEY"] = "sk-secret-0123456789"
     process, sandbox = folder.start("env; grep -rs sk-secret /proc/self/environ /tmp /workspace; until [ -e /tmp/go ]; do sleep 0.1; done", "--key", "MY_KEY=api.example.com")
@@ -239,6 +246,74 @@ def test_pause_resume_and_keep(folder):
     assert "no agent's sandbox" in folder.warren("agent", "pause", "sb-00000000", code=1).stderr
 
 
+def test_who_follows_a_paused_agent_neither_wakes_nor_ends_it(folder):
+    process, sandbox = folder.start("echo w >work; sleep 100", "--apply")
+    wait_for(lambda: "work" in folder.warren("agent", "patch", sandbox, code=None).stdout, "it worked")
+    folder.warren("agent", "pause", sandbox)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and f"agent resume {sandbox}" in said, said
+    assert folder.agents()[sandbox]["status"] == "hibernated" and not (folder.path / "work").exists()
+    # To look wakes it, and leaves it as it was.
+    assert "+w" in folder.warren("agent", "patch", sandbox).stdout
+    assert folder.agents()[sandbox]["status"] == "hibernated"
+    folder.warren("agent", "resume", sandbox)
+    # A container keeps no processes: what ran was asked to end.
+    done = folder.warren("agent", "attach", sandbox, "--apply", code=143)
+    assert "it ended with 143" in done.stderr
+    assert folder.read("work") == "w\n" and not folder.agents()
+
+
+def test_two_who_follow_one_bring_its_work_home_once(folder):
+    process, sandbox = folder.start("until [ -e /tmp/go ]; do sleep 0.1; done; seq 300 | xargs touch; exit 5", "--apply")
+    others = [
+        subprocess.Popen([CLIENT, "agent", "attach", sandbox, "--apply"], cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    folder.warren("exec", sandbox, "--", "touch", "/tmp/go")
+    said = [one.communicate(timeout=60)[1] for one in (process, *others)]
+    assert [one.returncode for one in (process, *others)] == [5, 5, 5], said
+    assert (folder.path / "300").exists()
+    assert sum(f"brought its work home: what it changed was written to {folder.path}" in text for text in said) == 2, said
+    assert "conflict" not in "".join(said)
+    assert not folder.agents()
+
+
+def test_the_second_of_two_gets_what_the_first_only_showed(folder):
+    process, sandbox = folder.start("until [ -e /tmp/go ]; do sleep 0.1; done; echo w >work")
+    other = subprocess.Popen([CLIENT, "agent", "attach", sandbox, "--apply"], cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL)
+    folder.warren("exec", sandbox, "--", "touch", "/tmp/go")
+    process.communicate(timeout=60)
+    assert other.wait(60) == 0 and process.returncode == 0
+    assert folder.read("work") == "w\n"
+
+
+def test_who_follows_one_that_is_removed_says_so(folder):
+    process, sandbox = folder.start("sleep 100")
+    folder.warren("agent", "rm", sandbox)
+    said = process.communicate(timeout=20)[1]
+    assert "it was removed with `warren agent rm`" in said and "left running" not in said, said
+
+
+def test_a_large_file_that_was_changed_here_is_not_taken_for_the_agents_change(folder):
+    with (folder.path / "large").open("wb") as file:
+        file.truncate(65 << 20)
+    folder.run("true")
+    with (folder.path / "large").open("r+b") as file:
+        file.write(b"x")
+    folder.run("true")
+
+
+def test_tracked_files_that_a_rule_ignores_go_in_whoever_owns_the_folder(folder):
+    folder.put({".gitignore": "*.gen\n", "x.gen": "x\n"})
+    folder.git("add", "-Af")
+    folder.git("commit", "-qm", "two")
+    for path in (folder.path, *folder.path.rglob("*")):
+        os.chown(path, 12345, 12345)
+    done = folder.run("cat x.gen; git status --short")
+    assert done.stdout == "x\n", done.stdout
+
+
 def test_forks_begin_where_the_agent_is(folder):
     process, sandbox = folder.start("echo $$ >>count; until [ -e /tmp/go ]; do sleep 0.1; done; echo w >work")
     wait_for(lambda: "count" in folder.warren("agent", "patch", sandbox, code=None).stdout, "it worked")
@@ -269,6 +344,18 @@ def test_tasks_run_side_by_side_with_patches_in_a_folder(folder):
     assert folder.state() == before
     folder.git("apply", str(out / "two.patch"))
     assert folder.read("work-two") == "two\n"
+
+
+def test_a_task_whose_work_cannot_be_kept_here_is_kept_there_by_name(folder):
+    tasks, out = folder.path.parent / "tasks.txt", folder.path.parent / "out"
+    tasks.write_text("a\n")
+    (out / "task-1.patch").mkdir(parents=True)
+    done = folder.run("echo w >work; :", "--tasks", str(tasks), "--retries", "1", "--out", str(out), "--json", code=1)
+    [event] = [event for event in map(json.loads, done.stdout.splitlines()) if event["type"] == "task"]
+    [(sandbox, agent)] = folder.agents().items()
+    assert (event["sandbox"], event["attempts"], agent["status"]) == (sandbox, 1, "hibernated")
+    assert f"agent patch {sandbox}" in event["error"]
+    assert "+w" in folder.warren("agent", "patch", sandbox).stdout
 
 
 def test_a_budget_of_time_ends_tasks_and_ctrl_c_keeps_their_work(folder):
@@ -328,3 +415,13 @@ def test_two_runs_on_one_folder_wait_for_each_other_and_share_what_was_sent(fold
     assert [run.returncode for run in runs] == [0, 0, 0], said
     assert sum("went in" in text for text in said) == 1
     assert [folder.read(f"n{number}") for number in range(3)] == ["0\n", "1\n", "2\n"]
+
+
+def test_a_snapshot_that_lacks_the_agent_is_said(folder, tmp_path):
+    manifest = tmp_path / "plain.json"
+    manifest.write_text('{"base": "base", "steps": [{"type": "env", "args": {"vars": {"PLAIN": "1"}}}]}')
+    folder.warren("build", str(manifest), "--name", "plain")
+    folder.environment["OPENAI_API_KEY"] = "sk-x"
+    done = folder.warren("agent", "run", "--agent", "codex", "--snapshot", "plain", "--memory", "1024", "work", code=3)
+    assert 'cannot start "codex"' in done.stderr and "warren agent install" in done.stderr, done.stderr
+    assert folder.agents() == {}

@@ -42,6 +42,21 @@ def test_what_may_not_be_here_is_refused_by_name(folder, attack):
     assert agent["status"] == "hibernated"
 
 
+#: In the place of GNU's: a listing comes by lines then, as in Alpine.
+OTHER_FIND = """sudo sh -c 'printf "%s\\n" "#!/bin/sh" "case \\"\\$*\\" in *-printf*) exit 1;; esac" "exec /usr/bin/find \\"\\$@\\"" \
+>/usr/local/bin/find; chmod 755 /usr/local/bin/find'"""
+
+
+def test_odd_names_that_went_in_and_did_not_change_are_no_news(folder):
+    folder.put({"two\nlines": "1\n", "a\ttab": "2\n", "changed\nthere": "3\n"})
+    folder.run(f"{OTHER_FIND}; echo more >>README", "--apply", code=0)
+    assert folder.read("README") == "hello\nmore\n"
+    done = folder.run(f"{OTHER_FIND}; echo x >>\"$(printf 'changed\\nthere')\"; rm src/b.txt", "--apply", code=4)
+    assert "there: it is there and could not be listed" in done.stderr.replace("\\n", " "), done.stderr
+    assert [folder.read(name) for name in ("two\nlines", "a\ttab", "changed\nthere")] == ["1\n", "2\n", "3\n"]
+    assert not (folder.path / "src/b.txt").exists()
+
+
 def test_a_file_that_becomes_a_link_is_not_written_through(folder):
     outside = folder.path.parent / "outside"
     outside.write_text("outside\n")
@@ -97,6 +112,30 @@ def test_rules_that_an_agent_adds_keep_its_build_there(folder):
 def test_an_agent_that_keeps_changing_things_does_not_keep_us(folder):
     done = folder.run("(while :; do date >>log.txt; rm -f x; touch x; done) & sleep 0.3", code=None)
     assert done.returncode in (0, 4) and "log.txt" in done.stdout + done.stderr
+
+
+def test_a_full_disk_there_deletes_nothing_here(folder):
+    folder.put({f"many/{number}": "as it was\n" for number in range(600)}).commit()
+    full = "mkdir ~/j; cd ~/j; fallocate -l $(( $(df -k --output=avail / | tail -1) - 64 ))k a; i=0; while dd if=/dev/zero of=s$i bs=4k count=1 status=none && [ -s s$i ]; do i=$((i+1)); done; rm s1 s2 s3"
+    before = folder.state()
+    done = folder.run(f"rm many/7; {full}; true", "--apply")
+    assert "wrote 1 file" in done.stderr
+    before.pop("many/7")
+    assert folder.state() == before
+
+
+def test_what_cannot_be_looked_into_there_is_not_deleted_here(folder):
+    before = folder.state()
+    done = folder.run("rm picture; chmod 000 src", "--apply", code=4)
+    assert "stays in the sandbox: src/a.txt" in done.stderr and "Permission denied" in done.stderr
+    before.pop("picture")
+    assert folder.state() == before
+
+
+def test_a_sandbox_without_find_deletes_nothing_here(folder):
+    before = folder.state()
+    done = folder.run("sudo rm $(command -v find); echo x >README", "--apply", code=1)
+    assert "could not list it (127)" in done.stderr and folder.state() == before
 
 
 def test_hooks_credentials_and_links_do_not_take_anything_in(folder):

@@ -119,6 +119,21 @@ def test_permissions_are_asked_for_and_the_first_answer_counts(box, model, kind)
         assert sandbox.run("test -e /home/sandbox/denied")["exitCode"] == 1
 
 
+@pytest.mark.parametrize("kind", ["claude-code", "opencode"])
+def test_lists_say_which_tools_are_used_without_asking_and_which_are_not_there(box, model, kind):
+    sandbox = box(kind)
+    mark = model.script({"shell": "touch /home/sandbox/allowed"}, {"shell": "rm /home/sandbox/allowed"}, {"text": "It is there."})
+    fields = {"permissionMode": "default", "allowedTools": ["Bash(touch:*)"], "disallowedTools": ["WebFetch"]}
+    with agents.session(sandbox, **options(kind, prompt=f"Make it, remove it. {mark}", **fields)) as session:
+        asked = session.until("permission_request")
+        assert "rm " in asked["input"]["command"], asked
+        session.send(type="permission_response", id=asked["id"], behavior="deny", message="leave it")
+        session.until("turn_complete")
+        assert sandbox.run("test -e /home/sandbox/allowed")["exitCode"] == 0
+        offered = {(tool.get("function") or tool)["name"].lower() for tool in model.asked(mark)[0]["body"]["tools"]}
+        assert "bash" in offered and "webfetch" not in offered, offered
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_conversation_is_resumed_after_its_processes_are_gone(box, model, kind):
     sandbox = box(kind)

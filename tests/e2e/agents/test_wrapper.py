@@ -144,6 +144,7 @@ for line in sys.stdin:
 @pytest.mark.parametrize(("program", "says"), [
     ("sys.exit(3)", "ended with code 3"),
     ("print('cannot', file=sys.stderr); sys.exit(1)", "cannot"),
+    ("print('Error: no space left on device\\n    at write\\n  params:', file=sys.stderr); sys.exit(1)", "no space left on device"),
     ("for line in sys.stdin:\n    if answer(line) == 'turn/start': os.kill(os.getpid(), 9)", "SIGKILL"),
 ])
 def test_an_agent_that_dies_is_an_error_and_the_session_goes_on(tmp_path, program, says):
@@ -184,3 +185,83 @@ def test_input_that_ends_lets_what_was_asked_for_be_done(tmp_path):
         wrapper.process.stdin.close()
         assert wrapper.process.wait(20) == 0
         assert [json.loads(line)["type"] for line in wrapper.process.stdout].count("turn_complete") == 2
+
+
+def program(folder, name, text):
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env node\n{text}")
+    path.chmod(0o755)
+
+
+def test_codex_is_told_no_lists_of_tools(tmp_path):
+    program(tmp_path, "codex", "")
+    with Wrapper(tmp_path, "--agent", "codex") as wrapper:
+        wrapper.until("ready")
+        for option in ("allowedTools", "disallowedTools"):
+            wrapper.send(type="configure", model="m", **{option: ["Bash"]})
+            said = wrapper.next()
+            assert said["type"] == "error" and said["message"].startswith(f"{option}: codex has no list"), said
+        wrapper.send(type="configure", model="m", allowedTools=[])
+        assert wrapper.next() == {"type": "configured"}
+
+
+#: Asks for leave before it has said what for, and says what it was started with.
+ASKING = """
+import { createInterface } from 'node:readline'
+import { writeFileSync } from 'node:fs'
+writeFileSync('configured.json', process.env.OPENCODE_CONFIG_CONTENT)
+const say = (message) => process.stdout.write(JSON.stringify({ jsonrpc: '2.0', ...message }) + '\\n')
+let asked
+createInterface({ input: process.stdin }).on('line', (line) => {
+  const { id, method, result } = JSON.parse(line)
+  if (method === 'session/prompt') {
+    asked = id
+    const toolCall = { toolCallId: 't', kind: 'execute', title: 'rm -r everything', rawInput: { cwd: '/' } }
+    const update = { sessionUpdate: 'tool_call', ...toolCall, status: 'pending' }
+    say({ method: 'session/update', params: { sessionId: 's', update } })
+    say({ id: 1, method: 'session/request_permission', params: { sessionId: 's', toolCall, options: [{ kind: 'reject_once', optionId: 'no' }] } })
+  } else if (method === undefined) say({ id: asked, result: { stopReason: result.outcome.optionId === 'no' ? 'end_turn' : 'refusal' } })
+  else say({ id, result: method === 'session/new' ? { sessionId: 's' } : {} })
+})
+"""
+
+
+def test_opencode_is_told_lists_of_tools_and_shows_what_it_asks_for(tmp_path):
+    program(tmp_path, "opencode", "import('./asking.mjs')")
+    (tmp_path / "bin/asking.mjs").write_text(ASKING)
+    with Wrapper(tmp_path, "--agent", "opencode") as wrapper:
+        lists = {"allowedTools": ["Bash(git log:*)", "mcp__calc__add"], "disallowedTools": ["WebFetch", "Bash(rm *)"]}
+        wrapper.send(type="configure", permissionMode="default", **lists)
+        wrapper.send(type="prompt", text="Go.")
+        asked = wrapper.until("permission_request")
+        assert asked["input"] == {"cwd": "/", "command": "rm -r everything"}, asked
+        wrapper.send(type="permission_response", id=asked["id"], behavior="deny")
+        wrapper.until("turn_complete")
+    rules = json.loads((tmp_path / "configured.json").read_text())["permission"]
+    assert list(rules["bash"].items()) == [("*", "ask"), ("git log*", "allow"), ("rm *", "deny")]
+    assert (rules["calc_add"], rules["webfetch"], rules["edit"]) == ("allow", "deny", "ask")
+
+
+#: A library that begins and then does not end by any means, the first time.
+STUCK = """
+let first = true
+export function query() {
+  const never = () => new Promise(() => {})
+  if (!first) return (async function* () { yield { type: 'result', subtype: 'success', session_id: 's' } })()
+  first = false
+  const begun = [Promise.resolve({ value: { type: 'system', subtype: 'init' } })]
+  return { [Symbol.asyncIterator]: () => ({ next: () => begun.pop() ?? never(), return: never }), interrupt: never }
+}
+"""
+
+
+def test_a_turn_that_does_not_end_by_any_means_does_not_keep_the_next_one(tmp_path):
+    with Wrapper(tmp_path, **sdk(tmp_path, "")) as wrapper:
+        (tmp_path / "node_modules/@anthropic-ai/claude-agent-sdk/sdk.mjs").write_text(STUCK)
+        wrapper.send(type="prompt", text="Go.")
+        wrapper.send(type="prompt", text="And this.")
+        wrapper.until("system")
+        wrapper.send(type="interrupt")
+        wrapper.until("interrupted")
+        assert wrapper.until("turn_complete")["claude_session_id"] == "s"

@@ -80,13 +80,13 @@ def test_a_sandbox_without_the_agent_says_what_to_do(box, prefix):
     ended = wait_for(lambda: not agents.listed(box, session.id)["running"] and agents.listed(box, session.id), "the list knows")
     assert ended["exitCode"] == 1 and "claudeSessionId" not in ended
     refused(box, {"text": "x"}, "has ended", 409, f"/agent/{session.id}/prompt")
-    # The wrapper is root's, and comes back when it is meddled with.
+    # The wrapper is the user's, like all of /usr/local, and comes back when it is meddled with.
     path = "/usr/local/bin/claude-agent-wrapper"
-    assert box.out(f"stat -c %U:%a {path}") == "root:755\n"
+    assert box.out(f"stat -c %U:%a {path}") == "sandbox:755\n"
     box.out(f"sudo sh -c 'echo exit 7 > {path}; rm -rf /usr/local/lib/warren'")
     with agents.session(box) as session:
         assert session.finish() == 1
-    assert box.out(f"stat -c %U:%a {path}") == "root:755\n"
+    assert box.out(f"stat -c %U:%a {path}") == "sandbox:755\n"
 
 
 def test_sessions_of_others_are_unknown(box, other):
@@ -133,7 +133,9 @@ def test_a_session_in_a_container_ends_with_a_hibernation(api):
             assert agents.listed(box, session.id)["claudeSessionId"] == "one"
         assert box.call("POST", "/hibernate").status_code == 200
         assert box.call("POST", "/wake", json={}).status_code == 200
-        assert agents.listed(box, session.id) is None
+        # What it said is kept, as that of any command that has ended.
+        ended = agents.listed(box, session.id)
+        assert not ended["running"] and ended["claudeSessionId"] == "one", ended
 
 
 BURST = """

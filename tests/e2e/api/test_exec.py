@@ -1,12 +1,16 @@
 """Sections 9.1 to 9.5: one-shot commands, handles, sessions over REST."""
 
+import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from harness import settings
 from harness.client import marker, seconds_since
+from harness.raw import head, open_socket
+from harness.sockets import REPLAY_END, ExecSocket
 from harness.waiting import wait_for
 
 # One-shot.
@@ -208,6 +212,9 @@ def test_a_short_command_may_come_inline_and_a_long_one_is_polled(box):
 
 def test_who_asks_for_a_result_is_not_attached(box):
     session = box.start("sh", "-c", "seq 1 100000; exec sleep 600", maxRunAfterDisconnect=2)
+    with ExecSocket(box, session) as socket:
+        socket.until(REPLAY_END)
+    wait_for(lambda: box.session(session)["attachedClients"] == 0, "its client has left")
     with ThreadPoolExecutor(4) as pool:
         polls = [pool.submit(lambda: [result_of(box, session) for _ in range(8)]) for _ in range(3)]
         seen = set()
@@ -216,6 +223,46 @@ def test_who_asks_for_a_result_is_not_attached(box):
         assert all(poll.result() for poll in polls)
     assert seen == {0}
     assert result_of(box, session)["exitCode"] == 137, "asking does not keep it from being abandoned"
+
+
+@pytest.mark.parametrize("said", ["", "head -c 3M /dev/zero; "], ids=["silent", "loud"])
+def test_a_run_ends_with_all_it_started_when_its_client_hangs_up(box, said):
+    mine = marker()
+    with open_socket() as connection:
+        body = json.dumps({"cmd": f"{said}setsid sleep {mine} & touch /tmp/begun; sleep {mine}"}).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        connection.sendall(head("POST", f"{box.path}/exec/run", headers, settings.KEY) + body)
+        wait_for(lambda: box.call("GET", "/files", params={"path": "/tmp/begun"}).status_code == 200, "it has begun", 10)
+    wait_for(lambda: not box.is_alive(f"sleep {mine}"), "it and its child have ended", 10)
+
+
+def test_what_is_under_way_in_a_sandbox_that_is_deleted_says_that_it_is_gone(box):
+    with ThreadPoolExecutor(2) as pool:
+        run = pool.submit(box.call, "POST", "/exec/run", json={"cmd": "touch /tmp/begun; exec sleep 600"})
+        wait_for(lambda: box.call("GET", "/files", params={"path": "/tmp/begun"}).status_code == 200, "it has begun", 10)
+        assert box.call("DELETE", "").status_code == 204
+        answer = run.result(20)
+    assert (answer.status_code, answer.json()["error"]) == (410, f"sandbox {box.id} has been stopped"), answer.text
+    assert "retryable" not in answer.json()
+
+
+def test_results_outlast_a_hibernation(box):
+    done = run_async(box, "sleep 1.5; echo out; echo err >&2; exit 5").json()["execId"]
+    large = run_async(box, "sleep 1.5; seq 1 400000").json()["execId"]
+    for each in (done, large):
+        wait_for(lambda each=each: not result_of(box, each)["running"], "it has ended", 20)
+    session = box.start("sh", "-c", "echo begun; exec sleep 600")
+    wait_for(lambda: result_of(box, session)["stdout"] == "begun\n", "it has begun", 10)
+    results = [result_of(box, each) for each in (done, large)]
+    assert (results[0]["exitCode"], results[0]["stdout"], results[0]["stderr"]) == (5, "out\n", "err\n") and results[1]["truncated"]
+    for _ in range(2):
+        assert box.call("POST", "/hibernate").status_code == 200
+        assert [result_of(box, each) for each in (done, large)] == results
+    slept = result_of(box, session)
+    assert slept["stdout"] == "begun\n" and (slept["running"] if box.keeps_memory else slept["exitCode"] in (143, 137)), slept
+    checkpoint = box.checkpoint("with results")
+    with box.api.fork(checkpoint) as fork:
+        assert fork.call("GET", f"/exec/{done}/result").status_code in ((200,) if box.keeps_memory else (404,))
 
 
 def test_a_result_poll_waits_a_moment(box):

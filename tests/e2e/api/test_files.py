@@ -1,5 +1,7 @@
 """Section 13, with Warren's additions: ranges, HEAD, stat, move, chmod, folders as tar."""
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -9,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from harness import settings
@@ -151,14 +154,17 @@ def test_a_body_that_stops_half_way_changes_nothing(box):
         ({"Content-Length": "1000000"}, b"x" * 500_000),
         ({"Transfer-Encoding": "chunked"}, b"7a120\r\n" + b"x" * 500_000 + b"\r\n"),
     ]:
-        raw_request("PUT", target, headers, body, half_close=True)
+        answer = raw_request("PUT", target, headers, body, half_close=True)
+        assert answer is None or answer.status == 400, answer
         with open_socket() as connection:  # And once more with a connection that is cut off.
             connection.sendall(head("PUT", target, headers, settings.KEY) + body)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    answer = raw_request("PUT", target, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\nno chunk\r\n")
+    assert answer.status == 400 and "broke off" in answer.json()["error"], answer
     assert box.read("/home/sandbox/keep") == b"the old content"
     wait_for(
         lambda: {entry["name"] for entry in listing(box, "/home/sandbox")} >= {"keep"}
-        and box.out("find / -xdev -newer /home/sandbox/keep -size +100k -type f 2>/dev/null | grep -v '^/proc' | wc -l").strip() == "0",
+        and box.out("sudo find / -xdev -newer /home/sandbox/keep -size +100k -type f 2>/dev/null | grep -v '^/proc' | wc -l").strip() == "0",
         "nothing of the broken uploads is left",
         10,
     )
@@ -223,9 +229,28 @@ def test_the_workspace_is_the_user_s_too(box):
     box.out("cd /workspace/crabbox && echo more >> f && mkdir sub")
 
 
+def test_what_the_user_could_have_made_belongs_to_the_user(box):
+    box.write("/tmp/crabbox-sync-aa.tgz", b"x")
+    box.write("/tmp/new/deep/f", b"x")
+    box.out("sudo mkdir -m 0777 /srv/open && sudo mkdir -m 0700 /srv/closed && sudo mkdir -m 0777 /srv/closed/inner")
+    for folder in ("/srv/open", "/srv/closed/inner", "/opt"):
+        box.write(f"{folder}/f", b"x")
+    box.out("rm -f /tmp/crabbox-sync-aa.tgz && rm -r /tmp/new && test ! -e /tmp/crabbox-sync-aa.tgz")
+    assert box.out("stat -c %U /srv/open/f /opt/f; sudo stat -c %U /srv/closed/inner/f").split() == ["sandbox", "root", "root"]
+
+
+def test_a_path_as_deep_as_they_come_takes_no_time(box):
+    start = time.monotonic()
+    path = "/tmp" + "/d" * 1900
+    assert box.call("POST", "/files/mkdir", params={"path": path}).status_code == 204
+    box.write(f"{path}/e/f", b"x")
+    assert time.monotonic() - start < 10
+    assert files(box, "DELETE", "/tmp/d").status_code == 204
+
+
 def test_elsewhere_root_may_write_and_read(box):
     box.write("/opt/tool/f", b"x")
-    assert box.out("stat -c %U /opt/tool/f").strip() in ("root", "sandbox")
+    assert box.out("stat -c %U /opt/tool/f").strip() == "root"
     box.out("sudo sh -c 'echo secret > /root/only && chmod 600 /root/only'")
     assert box.read("/root/only") == b"secret\n"
 
@@ -277,6 +302,13 @@ def test_folders(box):
     box.out("test ! -e /tmp/d && test -e /etc/hostname")
 
 
+def test_a_move_to_another_file_system_says_what_to_do_and_moves_nothing(box):
+    box.write("/tmp/f", b"x")
+    answer = box.call("POST", "/files/move", json={"from": "/tmp/f", "to": "/dev/shm/f"})
+    assert answer.status_code == 409 and "copy it" in answer.json()["error"]
+    assert box.read("/tmp/f") == b"x" and files(box, "HEAD", "/dev/shm/f").status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/", "/.", "/..", "//"])
 def test_the_root_is_not_removed(shared, path):
     assert files(shared, "DELETE", path).status_code in (400, 403)
@@ -313,7 +345,20 @@ def test_what_is_missing_is_404_and_what_is_no_file_400(box):
     assert files(box, "GET", "/etc/hostname/x").status_code in (400, 404)
     assert files(box, "PUT", "/tmp", content=b"x").status_code == 400
     assert files(box, "PUT", "/etc/hostname/x", content=b"x").status_code == 400
-    assert files(box, "PUT", "/tmp/slash/", content=b"x").status_code in (204, 400)
+    # A slash at the end says that a folder is meant.
+    assert files(box, "PUT", "/tmp/slash/", content=b"x").status_code == 400
+    assert files(box, "GET", "/etc/hostname/").status_code == 400
+    box.out("ln -s /etc/hostname /tmp/to-file && ln -s /etc /tmp/to-folder")
+    kind = lambda path, **more: box.call("GET", "/files/stat", params={"path": path} | more).json().get("type")
+    assert [kind("/tmp/to-file"), kind("/tmp/to-file", follow="true"), kind("/tmp/to-folder/."), kind("/tmp/to-file/.")] == [
+        "symlink",
+        "file",
+        "directory",
+        None,
+    ]
+    # File systems of the kernel's own have no room, and need none.
+    assert files(box, "PUT", "/proc/new", content=b"x").status_code == 403
+    assert files(box, "GET", "/proc/1/mem").status_code in (400, 403)
 
 
 @pytest.mark.parametrize("path", ["/tmp/fifo", "/dev/zero", "/dev/random", "/dev/tty", "/tmp/socket"])
@@ -330,6 +375,8 @@ def test_pipes_devices_and_sockets_are_not_files(shared, path):
 def test_what_the_kernel_makes_up_can_be_read(shared):
     answer = files(shared, "GET", "/proc/version")
     assert answer.status_code == 400 or b"Linux" in answer.content
+    # And what it does not give is no failure of the server.
+    assert files(shared, "GET", "/proc/self/mem").status_code == 400
 
 
 @pytest.mark.parametrize("route", ["/files", "/files/list?path=", "/files/stat", "/files/archive"])
@@ -501,3 +548,39 @@ def read_answer_rest(connection):
     except (ConnectionResetError, TimeoutError):
         pass
     return count
+
+
+@pytest.mark.containers("an upload goes on when they wake")
+def test_nothing_is_left_of_an_upload_that_a_hibernation_cuts_off(box):
+    begun, end = threading.Event(), threading.Event()
+
+    def content():
+        for _ in range(8):
+            yield b"x" * 1_000_000
+        begun.set()
+        end.wait(30 * settings.PATIENCE)
+
+    def upload(path):
+        with contextlib.suppress(httpx.HTTPError):
+            box.api.http.put(f"{box.path}/files", params={"path": path}, content=content())
+
+    uploading = threading.Thread(target=upload, args=["/home/sandbox/cut/off"])
+    uploading.start()
+    assert begun.wait(30 * settings.PATIENCE)
+    assert box.call("POST", "/hibernate").status_code == 200
+    end.set()
+    uploading.join()
+    assert box.out("sudo find / -xdev -name '.warren-upload-*' -o -path '*/cut/off'") == ""
+
+
+def test_a_refusal_reaches_who_has_still_much_to_send(box):
+    """Most clients read the answer when they have sent all of it."""
+
+    async def put(path):
+        async with httpx.AsyncClient(timeout=settings.patient(30)) as client:
+            return await client.put(f"{settings.URL}{path}", params={"path": "/tmp"}, content=bytes(8 * MEGABYTE), headers={"X-API-Key": settings.KEY})
+
+    for path, status in (("/api/sandboxes/sb-00000000/files", 404), (f"{box.path}/files", 400)):
+        for _ in range(3):
+            answer = asyncio.run(put(path))
+            assert answer.status_code == status and answer.json()["error"], answer.text

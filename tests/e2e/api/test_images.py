@@ -34,7 +34,7 @@ def test_a_build_is_told_frame_by_frame_and_the_second_finds_it(api):
     with create(api, image=image) as again:
         took = time.monotonic() - begun
         assert again.outcome.messages("cache_hit") and again.outcome.ran() == [], again.outcome.text
-        assert again.out("echo $A") == "1\n" and took < 2, took
+        assert again.out("echo $A") == "1\n" and took < 10, took
 
 
 def test_output_comes_while_the_step_runs(api):

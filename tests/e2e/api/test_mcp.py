@@ -325,6 +325,11 @@ def test_what_is_no_message_is_refused_with_a_sentence(box):
         assert answer.json()["error"], answer.text
     big = post(path, None, content=b'{"jsonrpc":"2.0","id":1,"method":"' + b"x" * (17 << 20) + b'"}')
     assert big.status_code == 413
+    for content in (b"{", b"\xff", b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"\\ud800"}}'):
+        assert post(path, None, content=content).status_code == 400, "it is not JSON"
+    for params in (None, {}, {"name": 3}, {"name": "sandbox_exec", "arguments": []}):
+        answer = post(path, {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+        assert answer.json()["error"]["code"] == -32602, (params, answer.text)
     unknown = post(path, {"jsonrpc": "2.0", "id": 1, "method": "resources/unknown"})
     assert unknown.json()["error"]["code"] == -32601
     assert post(path, {"jsonrpc": "2.0", "method": "notifications/initialized"}).status_code == 202

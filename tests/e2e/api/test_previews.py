@@ -117,6 +117,14 @@ def test_two_hosts_in_one_request_are_refused(served):
         assert b"/hidden" not in answer.body and (answer.status == 400 or answer.json()["length"] == 0), answer
 
 
+def test_a_body_that_cannot_be_read_is_the_clients_fault(preview):
+    for body in (b"0x3\r\nabc\r\n0\r\n\r\n", b"ffffffffffffffffff\r\nabc\r\n"):
+        with open_socket() as connection:
+            connection.sendall(f"POST / HTTP/1.1\r\nHost: {preview.host}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + body)
+            answer = read_answer(connection)
+        assert answer.status == 400 and "body" in answer.json()["error"], answer
+
+
 # Streams.
 
 
@@ -127,7 +135,7 @@ def test_the_first_event_comes_at_once(preview):
         assert next(lines) == "data: 0"
         first = time.monotonic() - begun
         assert [line for line in lines if line] == ["data: 1", "data: 2", "data: 3"]
-    assert first < 0.6 * settings.PATIENCE, f"the first event took {first:.2f} s"
+    assert first < 1.8, f"the first event took {first:.2f} s"
 
 
 def test_much_goes_both_ways_and_the_server_does_not_grow(served, preview, on_host):
@@ -361,7 +369,7 @@ def test_tls_with_http_2_and_a_certificate_that_is_renewed(tls):
                 with preview.http.stream("GET", "/events?count=2&every=1.5") as stream:
                     begun = time.monotonic()
                     assert next(stream.iter_lines()) == "data: 0"
-                    assert time.monotonic() - begun < 1.0 * settings.PATIENCE
+                    assert time.monotonic() - begun < 1.4
         link = box.call("POST", "/preview/8000/share").json()["url"]
         assert link.startswith("https://")
         with Preview(box, verify=trust) as preview:

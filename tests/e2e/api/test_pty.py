@@ -1,9 +1,12 @@
 """Section 12: terminals."""
 
+import os
+import subprocess
 import time
 
 import pytest
 
+from harness import settings
 from harness.client import marker
 from harness.sockets import PtySocket, refused, ws_url
 from harness.waiting import wait_for
@@ -45,7 +48,14 @@ def test_control_characters_do_what_they_do(shared):
         pty.send("echo $?-after\n")
         pty.until("130-after")
         pty.send("exit 3\n")
-        assert pty.until_closed() == 1000
+        assert (pty.until_closed(), pty.close_reason) == (1000, "exit 3")
+
+
+@pytest.mark.parametrize("typed, code", [("exit 3", 3), ("kill -9 $$", 137), ("false; exit", 1), ("true; exit", 0)])
+def test_the_cli_ends_as_the_shell_has(shared, typed, code):
+    env = {"OPENCOMPUTER_API_URL": settings.URL, "OPENCOMPUTER_API_KEY": settings.KEY, "PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    shell = subprocess.run([settings.PROGRAM, "shell", shared.id], input=f"{typed}\n", env=env, capture_output=True, text=True, timeout=settings.patient(20), check=False)
+    assert shell.returncode == code, (shell.stdout[-300:], shell.stderr)
 
 
 def test_resizing_reaches_the_program(shared):

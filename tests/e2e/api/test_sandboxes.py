@@ -295,7 +295,7 @@ def test_tags_are_replaced_as_a_whole(api, box):
     assert empty == {"tags": {}, "tagsLastUpdatedAt": None}
     first = put_tags(box, {"crabbox.claim": "a", "team": "x"}).json()
     assert first["tags"] == {"crabbox.claim": "a", "team": "x"}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\d*Z", first["tagsLastUpdatedAt"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["tagsLastUpdatedAt"])
     assert put_tags(box, {"team": "y"}).json()["tags"] == {"team": "y"}
     assert box.call("GET", "/tags").json()["tags"] == {"team": "y"}
     assert box.view()["tags"] == {"team": "y"}
@@ -355,3 +355,14 @@ def test_tag_keys_are_counted(api, box, shared):
     put_tags(shared, {key: "2"})
     entry = next(each for each in api.get("/api/tags").json()["keys"] if each["key"] == key)
     assert entry == {"key": key, "sandboxCount": 2, "valueCount": 2}
+
+
+def test_each_sandbox_is_a_machine_of_its_own(api, box):
+    identity = lambda each: each.out("cat /etc/machine-id").strip()
+    mine = identity(box)
+    assert re.fullmatch(r"[0-9a-f]{32}", mine)
+    box.call("POST", "/hibernate")
+    assert identity(box) == mine, "a hibernation keeps it"
+    with api.fork(box.checkpoint("a fork of it")) as fork, api.create() as other:
+        assert len({mine, identity(fork), identity(other)}) == 3
+    assert identity(box) == mine

@@ -167,6 +167,9 @@ def test_the_environment_of_a_sandbox_with_secrets(api, store):
         for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"):
             assert envs[name] == "/etc/ssl/certs/ca-certificates.crt"
         assert VALUE not in box.out("cat /proc/*/environ 2>/dev/null || true")
+        config = box.find_checkpoint(box.checkpoint("one"))["sandboxConfig"]
+        assert config["envs"] == {"HTTPS_PROXY": "http://mine"}, "what it was given is not what was asked for"
+        assert config["secretStore"] == store.name
         for path in ("", "/allowed-hosts", "/egress", "/checkpoints"):
             assert VALUE not in box.call("GET", path).text
 

@@ -146,7 +146,7 @@ def request(target="/", host="", method="GET", headers=(), body=b"", length=True
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
-def read_response(stream, no_body=False):
+def read_response(stream, no_body=False, tunnel=False):
     """One response of HTTP/1.1: status, reason, headers, body; what came before it as 1xx in `early`."""
     data, early = b"", []
     while True:
@@ -165,7 +165,7 @@ def read_response(stream, no_body=False):
             continue
         break
     fields = dict(headers)
-    if no_body or answer["status"] in (101, 204, 304):
+    if no_body or (tunnel and answer["status"] == 200) or answer["status"] in (101, 204, 304):
         body = b""
         answer["rest"] = data
     elif "chunked" in fields.get("transfer-encoding", ""):
@@ -353,7 +353,18 @@ def connect(target, host=None):
     """A CONNECT to the proxy; the stream and its answer."""
     stream = tcp(*PROXY)
     stream.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {host or target}\r\n\r\n".encode("latin-1"))
-    return stream, read_response(stream, no_body=True)
+    return stream, read_response(stream, tunnel=True)
+
+
+def through(target, host=None):
+    """What comes of a CONNECT: its answer when it is refused, else what a request inside is answered."""
+    stream, answer = connect(target, host)
+    if answer.get("status") != 200:
+        return answer
+    name, _, port = target.rpartition(":")
+    inside = tls(name, stream=stream) if port == "443" else stream
+    inside.sendall(request("/", name, headers=[("Connection", "close")]))
+    return read_response(inside)
 
 
 # --- WebSockets

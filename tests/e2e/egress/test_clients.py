@@ -7,11 +7,13 @@ trusts.
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
 import uuid
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -217,6 +219,66 @@ def test_npm(net, box, value):
     assert any("greeter-1.0.0.tgz" in each.get("path", "") for each in net.records(since))
 
 
+@pytest.fixture(scope="module")
+def cargo(box):
+    """The host's cargo, in the sandbox, with what it needs to know of a compiler."""
+    found = shutil.which("rustup") and subprocess.run(["rustup", "which", "cargo"], capture_output=True, text=True, check=False).stdout.strip()
+    program = found or shutil.which("cargo")
+    if not program:
+        pytest.skip("this host has no cargo")
+    box.write("/tmp/cargo", Path(program).read_bytes())
+    compiler = "rustc 1.85.0 (0000000 2025-01-01)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\nrelease: 1.85.0\nLLVM version: 19.1.0\n"
+    box.write("/tmp/rustc", f"#!/bin/sh\nprintf '%s' '{compiler}'\n".encode())
+    box.out("chmod 755 /tmp/cargo /tmp/rustc")
+    if box.run("/tmp/cargo --version")["exitCode"] != 0:
+        pytest.skip("this host's cargo does not run in a sandbox")
+    return "RUSTC=/tmp/rustc CARGO_HOME=/tmp/cargo-home /tmp/cargo"
+
+
+def test_cargo(net, box, cargo):
+    """A sparse registry that asks for a token."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, text in (("Cargo.toml", '[package]\nname = "greeter"\nversion = "1.0.0"\nedition = "2021"\n'), ("src/lib.rs", "// hello from the crate\n")):
+            member = tarfile.TarInfo(f"greeter-1.0.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    files = net.folder / "private" / "crates"
+    (files / "gr" / "ee").mkdir(parents=True)
+    (files / "greeter-1.0.0.crate").write_bytes(packed.getvalue())
+    told = {"name": "greeter", "vers": "1.0.0", "deps": [], "features": {}, "yanked": False, "cksum": hashlib.sha256(packed.getvalue()).hexdigest()}
+    (files / "gr" / "ee" / "greeter").write_text(json.dumps(told) + "\n")
+    (files / "config.json").write_text(json.dumps({"dl": "https://npm.test.example/private/crates/{crate}-{version}.crate", "auth-required": True}))
+    box.write("/tmp/crate/Cargo.toml", b'[package]\nname = "client"\nversion = "0.1.0"\nedition = "2021"\n[dependencies]\ngreeter = { version = "1", registry = "mine" }\n')
+    box.write("/tmp/crate/src/lib.rs", b"")
+    box.write("/tmp/crate/.cargo/config.toml", b'[registries.mine]\nindex = "sparse+https://npm.test.example/private/crates/"\n[registry]\nglobal-credential-providers = ["cargo:token"]\n')
+    since = net.now()
+    result = box.run(f"cd /tmp/crate && export CARGO_REGISTRIES_MINE_TOKEN=$API_KEY && {cargo} vendor -q && cat vendor/greeter/src/lib.rs", timeout=60)
+    assert result["exitCode"] == 0 and "hello from the crate" in result["stdout"], result
+    assert any("greeter-1.0.0.crate" in each.get("path", "") for each in net.records(since))
+
+
+def test_refusals_are_shown_by_clients(net, box, cargo):
+    """Through the proxy and without it."""
+    reason = "host not in allowlist"
+    for way in ("", "--http1.1", "--http2", f"--noproxy '*' --connect-to ::{net.evil}:443"):
+        result = box.run(f"curl -sS {way} https://evil.example/x")
+        told = json.loads(result["stdout"])
+        assert told["host"] == "evil.example" and told["rule"] == "allowlist" and reason in told["error"], result
+    shown = {
+        "git": "git clone https://evil.example/x.git /tmp/refused",
+        "pip": "pip download --no-cache-dir --disable-pip-version-check -d /tmp/refused --no-deps https://evil.example/x-1.0-py3-none-any.whl",
+        "npm": "cd /tmp && npm view --no-update-notifier --registry https://evil.example/ greeter",
+        "cargo": f"{cargo} search --registry evil x",
+        "urllib": "python3 -c 'import urllib.request as u; u.urlopen(\"https://evil.example/\")'",
+        "wget": "wget -S -O- https://evil.example/",
+    }
+    environment = "CARGO_REGISTRIES_EVIL_INDEX=sparse+https://evil.example/ GIT_TERMINAL_PROMPT=0"
+    for name, command in shown.items():
+        result = box.run(f"export {environment}; {command}", timeout=60)
+        assert result["exitCode"] != 0 and reason in result["stdout"] + result["stderr"], (name, result)
+
+
 NODE = """
 import https from "node:https";
 import http2 from "node:http2";
@@ -270,6 +332,16 @@ def install(box, command):
         pytest.skip(f"could not be installed here: {(result['stderr'] or result['stdout'])[-200:]}")
 
 
+def apt_install(box, package):
+    """What the machine's sources do not have cannot be tried; what they have installs."""
+    found = box.run(f"sudo -n apt-get update -qq && apt-cache show {package}", timeout=120)
+    if found["exitCode"] != 0:
+        pytest.skip(f"there is no {package} to install: {found['stderr'][-200:]}")
+    command = f"sudo -n env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends {package}"
+    result = box.run(command, timeout=400)
+    assert result["exitCode"] == 0, (result["stdout"] + result["stderr"])[-2000:]
+
+
 JAVA = """
 import java.net.URI; import java.net.http.*;
 public class Client { public static void main(String[] a) throws Exception {
@@ -286,14 +358,14 @@ func main() { q, _ := http.NewRequest("GET", "https://api.test.example/secure", 
 
 @pytest.mark.timeout(600)
 def test_java(online):
-    install(online, "sudo -n sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends default-jdk-headless'")
+    apt_install(online, "default-jdk-headless")
     online.write("/tmp/Client.java", JAVA.encode())
     let_in(online, "cd /tmp && java Client.java", timeout=120)
 
 
 @pytest.mark.timeout(600)
 def test_go(online):
-    install(online, "sudo -n sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends golang-go'")
+    apt_install(online, "golang-go")
     online.write("/tmp/client.go", GO.encode())
     let_in(online, "cd /tmp && go run client.go", timeout=200)
 
@@ -307,7 +379,7 @@ def test_deno(online):
 
 
 @pytest.mark.timeout(600)
-def test_cargo(online):
-    install(online, "sudo -n sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends cargo'")
+def test_cargo_from_the_internet(online):
+    apt_install(online, "cargo")
     result = online.run("cd /tmp && cargo new -q client && cd client && cargo add -q itoa && cargo fetch -q && echo fetched", timeout=200)
     assert "fetched" in result["stdout"], result

@@ -234,7 +234,7 @@ function answer(request, response) {
     return undefined;
 }
 
-/** Files behind a password: an index of Python packages, a registry of npm packages. */
+/** Files behind a password: an index of Python packages, registries of npm packages and of crates. */
 function serve(request, response, path) {
     if (!allowed(request)) {
         response.writeHead(401, { "www-authenticate": 'Basic realm="test"' });
@@ -252,7 +252,9 @@ function serve(request, response, path) {
 
 function allowed(request) {
     const [scheme, value] = (request.headers.authorization ?? "").split(" ");
-    if (!settings.credential || !value) return false;
+    if (!settings.credential) return false;
+    // As cargo sends it.
+    if (!value) return scheme === settings.credential;
     if (scheme === "Bearer") return value === settings.credential;
     return Buffer.from(value, "base64").toString().split(":").slice(1).join(":") === settings.credential;
 }

@@ -10,13 +10,34 @@ from pathlib import Path
 import httpx
 import pytest
 
-from harness import host
+from harness import host, settings
 from harness.server import Server
 from harness.waiting import wait_for
 
 from .test_checkpoints import damage, folder_of, journal_is_used, refusal, wait_failed
+from .test_room import filled, gives_room_back
 
 LOST = (httpx.TransportError, ConnectionError)
+BLOCKS = 100
+# Past the caches of the machine, and in memory that it has used before: more of that would take room as well, and want of it
+# ends the machine.
+WRITER = f"""
+import mmap, os, time
+block = mmap.mmap(-1, 1 << 20)
+block[:] = os.urandom(1 << 20)
+file = os.open("big", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+open("ready", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.1)
+for number in range({BLOCKS}):
+    block[:8] = number.to_bytes(8, "big")
+    assert os.pwrite(file, block, number << 20) == len(block)
+expected, as_written = bytes(block[8:]), 0
+for number in range({BLOCKS}):
+    os.preadv(file, [block], number << 20)
+    as_written += block[:] == number.to_bytes(8, "big") + expected
+print(as_written, "as written")
+"""
 TICK = "i=0; while :; do i=$((i+1)); echo $i > ~/tick.new; mv ~/tick.new ~/tick; sleep 0.1; done"
 
 
@@ -112,6 +133,13 @@ def test_damaged_memory_is_never_run_and_the_generation_before_it_is_offered(ser
             seen = box.view()["generation"]
             if number == 0:
                 goes_on(box)
+        # Nor is a checkpoint made of what was damaged.
+        state = folder(server, box) / "state"
+        content = state.read_bytes()
+        state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        box.checkpoint("of a damaged state", ready=False)
+        wait_for(lambda: [each["status"] for each in box.checkpoints()] == ["failed"], "it is refused", 30, instead=box.checkpoints)
+        state.write_bytes(content)
         server.stop()
         damage(folder(server, box) / "memory")
         server.start()
@@ -142,6 +170,69 @@ def test_damaged_memory_of_a_checkpoint_is_never_used(server):
             goes_on(fork)
         goes_on(box)
         box.kill()
+
+
+def test_a_full_volume_ends_a_machine_with_the_reason_and_takes_no_memory(one_server):
+    with one_server.api(timeout=180) as api:
+        box = ticking(api)
+        box.out("echo kept > ~/f; sync")
+        box.call("POST", "/hibernate")
+        with one_server.api(timeout=180, strict=False) as rough:
+            with filled(one_server, 200 << 20):
+                for path in ("reboot", "power-cycle", "wake"):
+                    refusal(rough.http.post(f"{box.path}/{path}", json={}), 503, "nearly full")
+                assert box.view()["hibernationKeeps"] == "memory"
+            woken = box.call("POST", "/wake", json={})
+            assert woken.json()["processes"] == "kept", "a reboot that was refused took the memory away"
+            goes_on(box)
+            box.out("pkill -f '[t]ick.new'; sync")
+            with filled(one_server, 0):
+                rough.http.post(f"{box.path}/exec/run", json={"cmd": "sh", "args": ["-c", "head -c 400M /dev/zero > /dev/shm/x"]})
+                box.wait_status("error", 60)
+                assert "memory could not be kept on the node's volume" in box.view()["statusReason"]
+        assert box.call("POST", "/wake", json={}).status_code == 200
+        assert box.out("cat ~/f") == "kept\n"
+        box.kill()
+
+
+def test_a_machine_that_finds_no_room_stands_still_and_goes_on(one_server):
+    """Nothing of what it writes is lost, and whoever wants to use it meanwhile is told why that cannot be."""
+    with one_server.api(timeout=180) as api, one_server.api(timeout=180, strict=False) as rough:
+        for attempt in range(3):
+            box = api.create()
+            gives_room_back(one_server, box)
+            box.write("/home/sandbox/writer.py", WRITER)
+            boot = box.out("cat /proc/sys/kernel/random/boot_id")
+            box.out("head -c 300M /dev/zero > /dev/shm/x; rm /dev/shm/x", timeout=120)
+            box.start("sh", "-c", "python3 ~/writer.py > ~/written 2>&1; touch ~/over")
+            wait_for(lambda box=box: box.run("test -e ~/ready")["exitCode"] == 0, "it can begin")
+            with filled(one_server, 48 << 20):
+                box.write("/home/sandbox/go", b"")
+                # Its memory is on the volume too. When that is what finds no room it is ended, which is another test's; and room
+                # that others give back may be enough for all of it.
+                stands = wait_to_stand_still(box)
+                if not stands and attempt < 2:
+                    box.kill()
+                    continue
+                assert stands, box.view()
+                answer = rough.http.post(f"{box.path}/exec/run", json={"cmd": "true"})
+                refusal(answer, 503, "the sandbox stands still, because the node's volume is full")
+                assert box.status() == "running"
+            break
+        wait_for(lambda: "warning" not in box.view(), "it goes on by itself", 30)
+        wait_for(lambda: box.run("test -e ~/over")["exitCode"] == 0, "it has written everything", 90, 0.5)
+        assert box.out("cat ~/written; cat /proc/sys/kernel/random/boot_id") == f"{BLOCKS} as written\n{boot}"
+        box.kill()
+
+
+def wait_to_stand_still(box):
+    """Whether it does, though nobody uses it: it is only looked at."""
+    deadline = time.monotonic() + 20 * settings.PATIENCE
+    while time.monotonic() < deadline and (view := box.view())["status"] == "running":
+        if "it stands still" in view.get("warning", ""):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def waiting_for(server, checkpoint_id):

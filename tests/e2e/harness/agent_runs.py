@@ -68,7 +68,7 @@ class Folder:
         """Runs the program to its end."""
         done = subprocess.run(
             [CLIENT, *arguments], cwd=self.path, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            timeout=within * settings.PATIENCE, **options
+            timeout=settings.patient(within), **options
         )
         assert code is None or done.returncode == code, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
@@ -113,7 +113,7 @@ class Terminal:
         self.pid = pid
 
     def wait_for(self, text, within=30):
-        end = time.monotonic() + within * settings.PATIENCE
+        end = time.monotonic() + settings.patient(within)
         while text.encode() not in self.said:
             assert time.monotonic() < end, f"no {text!r} in {self.said!r}"
             if select.select([self.master], [], [], 0.2)[0]:

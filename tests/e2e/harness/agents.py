@@ -71,7 +71,7 @@ class AgentSocket:
 
     def pump(self, timeout):
         """Takes one frame in; false once the socket is closed."""
-        frame = self.socket.next(timeout)
+        frame = self.socket.next_by(time.monotonic() + timeout)
         self.socket.frames.clear()
         if frame is None:
             return False
@@ -92,7 +92,7 @@ class AgentSocket:
 
     def until(self, kind, timeout=40.0, **fields):
         """The next event of that type, and with those fields, after the one found before."""
-        deadline = time.monotonic() + timeout * settings.PATIENCE
+        deadline = time.monotonic() + settings.patient(timeout)
         while True:
             while self.at < len(self.events):
                 event = self.events[self.at]
@@ -105,7 +105,7 @@ class AgentSocket:
     def turn(self, timeout=60.0):
         """Reads to the end of a turn, however it ends; its events."""
         begun = self.at
-        deadline = time.monotonic() + timeout * settings.PATIENCE
+        deadline = time.monotonic() + settings.patient(timeout)
         while True:
             while self.at < len(self.events):
                 self.at += 1
@@ -115,7 +115,7 @@ class AgentSocket:
                 raise AssertionError(f"closed within a turn: {self.told()}")
 
     def finish(self, timeout=30.0):
-        deadline = time.monotonic() + timeout * settings.PATIENCE
+        deadline = time.monotonic() + settings.patient(timeout)
         while self.pump(max(0.01, deadline - time.monotonic())):
             pass
         assert self.rest == b"", self.rest

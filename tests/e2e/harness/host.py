@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from . import settings
+
 SANDBOX_ID = re.compile(r"\bsb-[0-9a-f]{8}\b")
 OURS = re.compile(r"\bwarren[-_][0-9a-f]{6}\b|\bsb-[0-9a-f]{8}\b")
 
@@ -161,7 +163,7 @@ def leaked(before, folders=()):
 
 
 def wait_nothing_leaked(before, folders=(), within=15.0):
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + settings.patient(within)
     while (found := leaked(before, folders)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found

@@ -5,6 +5,8 @@ import struct
 import threading
 import time
 
+from .namespaces import enter
+
 A, CNAME, TXT, AAAA, HTTPS = 1, 5, 16, 28, 65
 TYPES = {A: "A", 2: "NS", CNAME: "CNAME", 10: "NULL", 15: "MX", TXT: "TXT", AAAA: "AAAA", 33: "SRV", 64: "SVCB", HTTPS: "HTTPS", 255: "ANY"}
 NO_ERROR, NO_SUCH_NAME = 0, 3
@@ -167,21 +169,13 @@ def sockets_in(namespace, address, port=53):
     made, trouble = [], []
 
     def make():
-        import ctypes
-        import os
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        handle = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
         try:
-            if libc.setns(handle, 0x40000000):
-                raise OSError(ctypes.get_errno(), "setns")
+            enter(f"/run/netns/{namespace}")
             udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             udp.bind((address, port))
             made.extend([udp, socket.create_server((address, port))])
         except OSError as error:
             trouble.append(error)
-        finally:
-            os.close(handle)
 
     thread = threading.Thread(target=make)
     thread.start()

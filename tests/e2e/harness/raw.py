@@ -28,7 +28,7 @@ class RawAnswer:
         return f"{self.status} {self.body[:200]!r}"
 
 
-def open_socket(url=None, timeout=15.0):
+def open_socket(url=None, timeout=settings.patient(15)):
     parts = urlsplit(url or settings.URL)
     return socket.create_connection((parts.hostname, parts.port), timeout=timeout)
 
@@ -43,7 +43,7 @@ def head(method, target, headers, key=None):
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def raw_request(method, target, headers=None, body=b"", key=None, half_close=False, url=None, timeout=15.0):
+def raw_request(method, target, headers=None, body=b"", key=None, half_close=False, url=None, timeout=settings.patient(15)):
     """Sends exactly this and reads one answer; None when the server closed without one."""
     fields = {"Connection": "close"} | (headers or {})
     if body and not any(name.lower() in ("content-length", "transfer-encoding") for name in fields):

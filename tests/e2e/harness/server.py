@@ -47,22 +47,23 @@ class Server:
     def __exit__(self, failed, *_):
         self.end(keep_log=bool(failed))
 
-    def start(self, *more, within=60.0):
-        """Starts it and waits until it is ready; the seconds that took."""
+    def start(self, *more, within=60.0, through=(), env=None, log=None):
+        """Starts it, by way of the command `through`, and waits until it is ready; the seconds that took."""
         begun = time.monotonic()
         flags = dict.fromkeys([*self.arguments, *more])
-        log = self.log_path.open("ab")
+        log = open(log, "ab") if log else self.log_path.open("ab")
         self.process = subprocess.Popen(
-            [settings.PROGRAM, "serve", "--listen", f"127.0.0.1:{self.port}", "--data-dir", self.data_dir, *flags],
+            [*through, settings.PROGRAM, "serve", "--listen", f"127.0.0.1:{self.port}", "--data-dir", self.data_dir, *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=env,
             start_new_session=True,
         )
         log.close()
         while True:
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.log()[-3000:]}"
-            assert time.monotonic() - begun < within, f"not ready after {within} s: {self.log()[-3000:]}"
+            assert time.monotonic() - begun < settings.patient(within), f"not ready: {self.log()[-3000:]}"
             try:
                 if self.is_ready():
                     return time.monotonic() - begun
@@ -71,7 +72,7 @@ class Server:
             time.sleep(0.01)
 
     def is_ready(self):
-        return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+        return httpx.get(f"{self.url}/readyz", timeout=settings.patient(2)).status_code == 200
 
     def make_key(self, org):
         return subprocess.run(
@@ -79,7 +80,7 @@ class Server:
             capture_output=True,
             text=True,
             check=True,
-            timeout=20,
+            timeout=settings.patient(20),
         ).stdout.strip()
 
     def api(self, **options):
@@ -88,12 +89,12 @@ class Server:
     def kill(self):
         """SIGKILL: no chance to tidy up."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(settings.patient(10))
 
     def stop(self, within=20.0):
         """SIGTERM; fails when it takes too long or ends badly."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(within) == 0, self.log()[-3000:]
+        assert self.process.wait(settings.patient(within)) == 0, self.log()[-3000:]
 
     def log(self):
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

@@ -10,6 +10,13 @@ OTHER_KEY = os.environ.get("WARREN_OTHER_KEY", "")
 SERVER_PID = int(os.environ.get("WARREN_SERVER_PID", "0") or 0)
 #: How much longer than usual everything may take: on a machine that is emulated, or beside other work.
 PATIENCE = float(os.environ.get("WARREN_PATIENCE", "1"))
+
+
+def patient(seconds):
+    """How long to wait for what usually takes a part of `seconds`. Who waits goes on as soon as it is there, so this costs nothing."""
+    return 4 * seconds * PATIENCE
+
+
 #: Whether sandboxes are virtual machines unless they ask for something else.
 MACHINES = "--runtime vm" in os.environ.get("WARREN_SERVE_ARGS", "").replace("=", " ")
 #: The program, for suites that start servers of their own.

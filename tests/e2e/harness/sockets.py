@@ -8,6 +8,8 @@ from urllib.parse import quote, urlsplit
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from . import settings
+
 STDIN, STDOUT, STDERR, EXIT, REPLAY_END, STDIN_END = range(6)
 LARGEST_MESSAGE = 64 * 1024 * 1024
 
@@ -57,10 +59,13 @@ class ExecSocket:
 
     def next(self, timeout=10.0):
         """The next frame that is not a keep-alive, or None once closed."""
-        deadline = time.monotonic() + timeout
+        return self.next_by(time.monotonic() + settings.patient(timeout))
+
+    def next_by(self, deadline):
+        """The same, with the time at which it is too late."""
         while True:
             try:
-                message = self.socket.recv(timeout=max(0.0, deadline - time.monotonic()))
+                message = self.socket.recv(timeout=max(0.01, deadline - time.monotonic()))
             except ConnectionClosed:
                 self.close_code = self.socket.protocol.close_code
                 return None
@@ -77,22 +82,22 @@ class ExecSocket:
 
     def until(self, kind, timeout=10.0):
         """Reads frames up to and including the first of `kind`."""
-        deadline = time.monotonic() + timeout
-        while frame := self.next(max(0.01, deadline - time.monotonic())):
+        deadline = time.monotonic() + settings.patient(timeout)
+        while frame := self.next_by(deadline):
             if frame[0] == kind:
                 return frame
         raise AssertionError(f"closed ({self.close_code}) before a frame of kind {kind}: {self.frames[-3:]!r}")
 
     def until_text(self, text, kind=STDOUT, timeout=10.0):
         wanted = text.encode() if isinstance(text, str) else text
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + settings.patient(timeout)
         while wanted not in self.bytes_of(kind):
-            assert self.next(max(0.01, deadline - time.monotonic())), f"closed before {text!r}: {self.bytes_of(kind)[-200:]!r}"
+            assert self.next_by(deadline), f"closed before {text!r}: {self.bytes_of(kind)[-200:]!r}"
 
     def finish(self, timeout=30.0):
         """Reads to the close; the exit code. Checks that the exit frame is single and last, and the close clean."""
-        deadline = time.monotonic() + timeout
-        while self.next(max(0.01, deadline - time.monotonic())):
+        deadline = time.monotonic() + settings.patient(timeout)
+        while self.next_by(deadline):
             pass
         kinds = [kind for kind, _ in self.frames]
         assert kinds.count(REPLAY_END) == 1, f"{kinds.count(REPLAY_END)} replay ends"
@@ -128,6 +133,7 @@ class PtySocket:
         self.seen = b""
         self.messages = []
         self.close_code = None
+        self.close_reason = None
 
     def __enter__(self):
         return self
@@ -144,6 +150,7 @@ class PtySocket:
             message = self.socket.recv(timeout=timeout)
         except ConnectionClosed:
             self.close_code = self.socket.protocol.close_code
+            self.close_reason = self.socket.protocol.close_reason
             return False
         assert isinstance(message, bytes), f"a text message: {message!r}"
         self.messages.append(message)
@@ -152,7 +159,7 @@ class PtySocket:
 
     def until(self, text, timeout=10.0):
         wanted = text.encode() if isinstance(text, str) else text
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + settings.patient(timeout)
         while wanted not in self.seen:
             try:
                 assert self.pump(max(0.01, deadline - time.monotonic())), f"closed ({self.close_code}): {self.seen[-300:]!r}"
@@ -160,7 +167,7 @@ class PtySocket:
                 raise AssertionError(f"no {text!r} within {timeout} s in {self.seen[-500:]!r}") from None
 
     def until_closed(self, timeout=10.0):
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + settings.patient(timeout)
         while self.pump(max(0.01, deadline - time.monotonic())):
             pass
         return self.close_code

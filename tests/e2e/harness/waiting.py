@@ -6,8 +6,8 @@ from . import settings
 
 
 def wait_for(condition, what, within=10.0, every=0.02, instead=None):
-    """Returns the first true value of `condition()`; fails with `what` and what is so `instead` after `within` seconds."""
-    within *= settings.PATIENCE
+    """Returns the first true value of `condition()`; fails with `what` and what is so `instead` when it has not come for long."""
+    within = settings.patient(within)
     deadline = time.monotonic() + within
     while True:
         value = condition()

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from harness import host, oci, rootfs, settings
+from harness import agents, host, oci, rootfs, settings
 from harness.builds import EVENTS, a_name, path_of, post
 from harness.client import Box, marker
 from harness.waiting import wait_for
@@ -47,6 +47,17 @@ def test_both_kinds(api, kind):
     assert answer.status_code == 201 and answer.json()["version"] == 3, answer.text
     with made_from(api, f"{name}@3") as three, made_from(api, f"{name}@1") as one:
         assert (three.out("cat /data/v"), one.out("cat /data/v")) == ("other", kind)
+    assert api.delete(path_of(name)).status_code == 204
+
+
+def test_an_agent_session_in_an_image_without_node_says_so(api):
+    """Also where the image's PATH does not lead to where the server puts programs."""
+    name, outcome = bring(api, image(own(), Env=["PATH=/bin"]).archive())
+    assert outcome.result, outcome.body
+    with made_from(api, name) as box, agents.session(box, prompt="Hello.") as session:
+        assert "there is no node in this sandbox" in session.until("error")["message"]
+        assert session.finish() == 1
+        assert agents.listed(box, session.id)["exitCode"] == 1
     assert api.delete(path_of(name)).status_code == 204
 
 

@@ -231,4 +231,10 @@ def test_on_virtual_machines(api, open_registry):
     with Box(api, created.result) as box:
         assert box.created["isolation"] == "vm"
         assert box.out("cat /data/v ~/f; id -u; pwd; echo $A") == "machinebuilt\n1234\n/srv/app\n1\n"
+    # One with a larger disk begins anew on it, and makes the file system larger itself.
+    created = post(api, "/api/sandboxes", SMALL | {"snapshot": name, "diskMB": 40960}, within=200)
+    assert created.result, created.body[-2000:]
+    with Box(api, created.result) as box:
+        content, blocks, block = box.out("cat ~/f; stat -f -c '%b %S' /").split()
+        assert content == "built" and 38000 < int(blocks) * int(block) >> 20 <= 40960
     api.delete(path_of(name))

@@ -48,3 +48,11 @@ def test_what_is_not_used_goes(tight, open_registry):
             assert again.outcome.ran() == [1, 2] and again.out("cat ~/last") == "last\n"
             assert fetched_again.out("cat /own")
         wait_for(lambda: not nameless(api), "and removed again", 30, 0.2)
+
+
+def test_what_a_step_says_is_no_part_of_the_image(api):
+    line, length = "x" * 999, 12_000_000
+    with Snapshot(api, manifest(run(f"yes {line} | head -c {length}", f"echo {uuid.uuid4()} | tee ~/f"))) as snapshot:
+        said = snapshot.outcome.messages("run")
+        assert said.count(line) > 1000 and len(said[-2]) == 36, said[-3:]
+        assert snapshot.get()["sizeBytes"] < length / 2, snapshot.get()["sizeBytes"]

@@ -1,6 +1,5 @@
 """Sandboxes reach neither each other nor the host; the outside only when the host can."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from harness import host, settings
+from harness.namespaces import neighbour
 from harness.waiting import wait_for
 
 # Tries all `address port` pairs of its input at once and prints those that were reached.
@@ -98,52 +98,24 @@ def test_the_host_is_not_reached(pair):
             listener.accept()
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "169.254.170.2", "100.100.100.200", "10.0.0.1", "172.16.0.1", "192.168.0.1", "192.168.1.1", "fd00:ec2::254", "fe80::1"])
+# What listens on port 80 of 169.254.169.254 is the sandbox's own, see test_metadata.
+@pytest.mark.parametrize("address", ["169.254.170.2", "100.100.100.200", "10.0.0.1", "172.16.0.1", "192.168.0.1", "192.168.1.1", "fd00:ec2::254", "fe80::1"])
 def test_private_and_metadata_addresses_are_not_reached(pair, address):
     one, _ = pair
     assert not connects(one, address, 80)
 
 
-@contextlib.contextmanager
-def neighbour_of_the_host(ours, theirs):
-    """A network namespace at the other end of a link, which the host routes to and whose port 8097 listens."""
-    name = "warren-e2e-net"
-    run = lambda *command: subprocess.run(command, check=True, capture_output=True)
-    try:
-        run("ip", "netns", "add", name)
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        pytest.skip("this host lets us make no network namespace")
-    listener = None
-    try:
-        run("ip", "link", "add", "we2e0", "type", "veth", "peer", "name", "we2e1", "netns", name)
-        run("ip", "addr", "add", f"{ours}/30", "dev", "we2e0")
-        run("ip", "link", "set", "we2e0", "up")
-        run("ip", "-n", name, "addr", "add", f"{theirs}/30", "dev", "we2e1")
-        run("ip", "-n", name, "link", "set", "we2e1", "up")
-        run("ip", "-n", name, "route", "add", "default", "via", ours)
-        listener = subprocess.Popen(["ip", "netns", "exec", name, "python3", "-m", "http.server", "8097"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda: host_connects(theirs, 8097), "the host reaches its neighbour", 10)
-        yield theirs
-    finally:
-        if listener:
-            listener.kill()
-            listener.wait()
-        subprocess.run(["ip", "link", "del", "we2e0"], check=False, capture_output=True)
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
-def host_connects(address, port):
-    try:
-        socket.create_connection((address, port), timeout=1).close()
-        return True
-    except OSError:
-        return False
+def test_the_metadata_of_a_cloud_are_not_reached(pair):
+    one, _ = pair
+    assert not reached(one, [("169.254.169.254", port) for port in (443, 8080, 8775)])
+    for path in ("/latest/meta-data/", "/computeMetadata/v1/", "/metadata/instance"):
+        assert one.out(f"curl -s -m 5 -o /dev/null -w '%{{http_code}}' -H 'Metadata: true' http://169.254.169.254{path}") == "404"
 
 
 def test_a_listener_of_another_namespace_of_the_host_is_not_reached(pair):
     """A neighbour on a private range that the host routes to."""
     one, _ = pair
-    with neighbour_of_the_host("10.213.77.1", "10.213.77.2") as theirs:
+    with neighbour("10.213.77.1", "10.213.77.2") as theirs:
         assert not connects(one, theirs, 8097)
 
 
@@ -152,7 +124,7 @@ def test_the_outside_is_reached(api, isolation):
     """Of a range that is nobody's own, so that it is there on hosts without a way out too."""
     if isolation == "vm" and not shutil.which("qemu-system-x86_64"):
         pytest.skip("virtual machines need QEMU: apt-get install qemu-system-x86")
-    with neighbour_of_the_host("198.51.100.253", "198.51.100.254") as theirs, api.create(isolation=isolation) as box:
+    with neighbour("198.51.100.253", "198.51.100.254") as theirs, api.create(isolation=isolation) as box:
         assert "Directory listing" in box.out(f"curl -sS --max-time {int(10 * settings.PATIENCE)} http://{theirs}:8097/")
 
 

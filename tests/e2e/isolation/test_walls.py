@@ -2,13 +2,16 @@
 
 import os
 import re
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from harness import host, settings
 from harness.client import marker
-from harness.waiting import wait_for
+from harness.waiting import holds_for, wait_for
 
 PYTHON = "sudo -n python3 -c"
 #: QEMU is an ordinary nobody of the host's, without a user namespace.
@@ -178,6 +181,28 @@ def test_the_kernel_s_knobs_cannot_be_turned(prisoner, path):
 
 
 @own_kernel
+def test_a_crash_runs_nothing_on_the_host(prisoner):
+    pattern = Path("/proc/sys/kernel/core_pattern")
+    before = pattern.read_text()
+    folder = Path(tempfile.mkdtemp(prefix="we2e-core-", dir="/tmp"))
+    seen, handler = folder / "seen", folder / "handler"
+    handler.write_text(f"#!/bin/sh\necho $1 >> {seen}\n")
+    handler.chmod(0o755)
+    try:
+        pattern.write_text(f"|{handler} %e")
+        # A copy under a name of our own: others may crash meanwhile too.
+        crash = "cp /bin/sleep /tmp/we2e-crasher; for limit in 1 0 unlimited; do (ulimit -c $limit; /tmp/we2e-crasher 100 & sleep 0.1; kill -SEGV $!; wait $!) 2>/dev/null; done; rm /tmp/we2e-crasher"
+        subprocess.run(["bash", "-c", crash], check=False)
+        wait_for(lambda: seen.exists() and seen.read_text().count("we2e-crasher") == 3, "the handler is run for those of the host", 10)
+        seen.write_text("")
+        prisoner.run(f"bash -c '{crash}'")
+        assert prisoner.run("prlimit --core --pid $$ --noheadings -o SOFT,HARD")["stdout"].split() == ["1", "1"] or settings.MACHINES
+        holds_for(lambda: "we2e-crasher" not in seen.read_text(), "nothing is run for a crash inside", 0.5)
+    finally:
+        pattern.write_text(before)
+        shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("path", ["/proc/kcore", "/proc/kmsg", "/dev/mem", "/dev/kmsg", "/proc/kallsyms", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/sys/firmware", "/proc/acpi", "/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security"])
 def test_the_kernel_s_secrets_cannot_be_read(prisoner, path):
     result = prisoner.run(f"sudo -n sh -c 'if test -d {path}; then ls -A {path} | head -5; else timeout 2 head -c 4096 {path}; fi'")

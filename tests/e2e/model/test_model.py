@@ -92,7 +92,7 @@ class Patient(Api):
         super().__init__(server.url, server.key, timeout=60, strict=False)
 
     def call(self, method, path, **options):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 return super().call(method, path, **options)
@@ -128,19 +128,19 @@ class Walk:
         """The answer, or None when the server died before it came."""
         if self.storm_over:
             try:
-                answer = self.when_free(lambda: self.api.http.request(method, path, **options))
+                answer = self.api.http.request(method, path, **options)
             except LOST:
                 self.storm_over.wait(60)
                 self.note("killed")
                 return None
             return None if answer.status_code >= 500 and self.killed else answer
         if self.kill_after is None:
-            answer = self.when_free(lambda: self.api.http.request(method, path, **options))
+            answer = self.api.http.request(method, path, **options)
             assert answer.status_code < 500, (method, path, answer.status_code, answer.text)
             return answer
         delay, self.kill_after = self.kill_after, None
         with ThreadPoolExecutor(1) as pool:
-            calling = pool.submit(self.when_free, lambda: self.api.http.request(method, path, **options))
+            calling = pool.submit(self.api.http.request, method, path, **options)
             time.sleep(delay)
             self.kill()
             try:
@@ -151,15 +151,6 @@ class Walk:
         self.restart()
         if answer is not None and answer.status_code >= 500:
             return None
-        return answer
-
-    def when_free(self, ask):
-        """A restore is answered before its end; another such change is refused until then, and says that it was."""
-        deadline = time.monotonic() + 30
-        while (answer := ask()).status_code == 409 and answer.json().get("code") == "operation_in_progress":
-            assert time.monotonic() < deadline, answer.text
-            self.note("refused while another operation went on")
-            time.sleep(0.002)
         return answer
 
     def kill(self):
@@ -331,11 +322,13 @@ class Walk:
     def kill_agent(self, sandbox):
         """From the host, as want of memory would. The sandbox is over, and says why; its checkpoints are not."""
         self.look(sandbox)
-        # One from before a restore may still be ending; it has no arguments any more.
+        # One from before a restore may still be ending; an agent has no arguments any more then.
         is_agent = lambda pid: host.read(f"/proc/{pid}/comm") == b"warren-agent\n" and any(host.arguments(pid))
-        ours = sorted(pid for pid in host.sandbox_processes().get(sandbox.box.id, []) if is_agent(pid))
+        processes = lambda: host.sandbox_processes().get(sandbox.box.id, [])
         if self.machines:
-            ours = host.sandbox_processes()[sandbox.box.id]
+            ours = wait_for(lambda: len(found := processes()) == 1 and found, "one QEMU is left", 20, 0.1)
+        else:
+            ours = sorted(pid for pid in processes() if is_agent(pid))
         assert len(ours) == (1 if self.machines else 2), "PID 1 and the agent, or QEMU"
         os.kill(self.chance.choice(ours), signal.SIGKILL)
         sandbox.box.wait_status("error")

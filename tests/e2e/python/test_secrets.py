@@ -71,7 +71,7 @@ async def test_a_sandbox_has_tokens_and_never_values(store):
         envs = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
         assert TOKEN.fullmatch(envs["API_KEY"]) and envs["MINE"] == "plain"
         assert envs["HTTPS_PROXY"] == envs["http_proxy"] == "http://169.254.169.253:3128"
-        assert envs["NO_PROXY"] == "localhost,127.0.0.1,::1"
+        assert envs["NO_PROXY"] == "localhost,127.0.0.1,::1,169.254.169.254"
         assert envs["SSL_CERT_FILE"] == "/etc/ssl/certs/ca-certificates.crt"
         assert "hunter2" not in shown
         allowed = await sandbox.get_allowed_hosts()

@@ -13,12 +13,13 @@
 mod child;
 mod claude_code;
 mod codex;
+pub(crate) mod keeper;
 mod logins;
 mod open_code;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -26,24 +27,32 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
+use warren_types::SandboxId;
 
 use super::kinds::{Kind, Task};
 use super::launch::Lines;
 use crate::config::{ENV_API_KEY, ENV_API_URL};
 use crate::context::Context;
 use crate::failure::hinted;
+use crate::output::Output;
 
 /// What the agent calls the tools' server.
 const SERVER: &str = "warren";
 /// Of a call of a tool.
 const CALL_SECONDS: u32 = 3600;
 
+/// Of an API key; what else the server takes is a sandbox's own token.
+const KEY_PREFIX: &str = "osb_";
+/// Of the name of an agent's folder here.
+const PREFIX: &str = "warren-agent-";
+const LOCK: &str = "lock";
+
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outside<'a> {
     pub(crate) kind: Kind,
     /// The sandbox it works in.
-    pub(crate) sandbox: &'a str,
+    pub(crate) sandbox: &'a SandboxId,
     /// Where the work is in it.
     pub(crate) folder: &'a str,
     pub(crate) task: Task<'a>,
@@ -66,9 +75,18 @@ struct Plan {
     lines: Lines,
 }
 
-/// The folder that is made for one run.
+/// The folder that is made for one run. Its lock is held as long as the run lasts.
 struct Scratch {
     folder: tempfile::TempDir,
+    _lock: File,
+}
+
+/// An agent that can be started.
+pub(crate) struct Ready<'a> {
+    outside: &'a Outside<'a>,
+    program: PathBuf,
+    plan: Plan,
+    scratch: Scratch,
 }
 
 /// What an agent is told of where it is.
@@ -85,11 +103,12 @@ struct Tools {
     envs: BTreeMap<String, String>,
 }
 
-/// Runs the agent to its end, with our standard streams. Whatever ends this ends the agent.
-pub(crate) async fn work(context: &Context, outside: &Outside<'_>) -> anyhow::Result<Ended> {
+/// Makes what the agent needs here; nothing is done yet.
+pub(crate) async fn ready<'a>(context: &Context, outside: &'a Outside<'a>) -> anyhow::Result<Ready<'a>> {
     let program = find_program(outside.kind)?;
+    sweep();
     let scratch = Scratch::make()?;
-    let place = Place { outside, scratch: &scratch, tools: Tools::of(context, outside.sandbox)? };
+    let place = Place { outside, scratch: &scratch, tools: Tools::of(context, outside.sandbox).await? };
     let mut plan = match outside.kind {
         Kind::ClaudeCode => claude_code::plan(&place)?,
         Kind::Codex => codex::plan(&place)?,
@@ -100,7 +119,14 @@ pub(crate) async fn work(context: &Context, outside: &Outside<'_>) -> anyhow::Re
     for (name, folder) in [("HOME", "home"), ("TMPDIR", "tmp")] {
         plan.envs.insert(name.to_owned(), scratch.path(folder).into());
     }
-    child::run(context.output, &program, plan, &scratch.path("work"), outside).await
+    Ok(Ready { outside, program, plan, scratch })
+}
+
+impl Ready<'_> {
+    /// Runs the agent to its end, with our standard streams. Whatever ends this ends the agent and all it started.
+    pub(crate) async fn work(self, output: Output) -> anyhow::Result<Ended> {
+        child::run(output, &self.program, self.plan, &self.scratch, self.outside).await
+    }
 }
 
 /// What an agent reads before its task.
@@ -119,15 +145,23 @@ fn instructions(outside: &Outside<'_>) -> String {
 impl Scratch {
     fn make() -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new()
-            .prefix("warren-agent-")
+            .prefix(PREFIX)
             .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .context("could not make a folder for the agent")?;
-        let made = Self { folder };
+        let lock =
+            File::create_new(folder.path().join(LOCK)).context("could not make a folder for the agent")?;
+        lock.lock_shared().context("could not lock the agent's folder")?;
+        let made = Self { folder, _lock: lock };
         for name in ["home", "tmp", "work"] {
             std::fs::create_dir(made.path(name)).context("could not make a folder for the agent")?;
         }
         Ok(made)
+    }
+
+    /// By its name.
+    fn is_one(path: &Path) -> bool {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -150,20 +184,31 @@ impl Scratch {
     }
 }
 
+/// Removes folders whose runs were cut off, as by a loss of power: they have keys in them.
+fn sweep() {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()).filter(|path| Scratch::is_one(path)) {
+        // One that is just being made has none yet.
+        if File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
+}
+
 // === impl Tools ===
 
 impl Tools {
-    fn of(context: &Context, sandbox: &str) -> anyhow::Result<Self> {
+    async fn of(context: &Context, sandbox: &SandboxId) -> anyhow::Result<Self> {
         let config = context.config()?;
         let program = std::env::current_exe().context("could not find this program's own file")?;
-        let mut envs = BTreeMap::from([(ENV_API_URL.to_owned(), config.api_url.value)]);
-        if let Some(key) = config.api_key {
-            envs.insert(ENV_API_KEY.to_owned(), key.value.expose().clone());
-        }
+        let envs = [
+            (ENV_API_URL.to_owned(), config.api_url.value),
+            (ENV_API_KEY.to_owned(), token_of(context, sandbox).await?),
+        ];
         Ok(Self {
             program: program.to_string_lossy().into_owned(),
-            arguments: ["mcp", "--sandbox", sandbox].map(str::to_owned).into(),
-            envs,
+            arguments: ["mcp", "--sandbox", sandbox.as_str()].map(str::to_owned).into(),
+            envs: envs.into(),
         })
     }
 
@@ -171,6 +216,15 @@ impl Tools {
     fn as_json(&self) -> Value {
         json!({ "command": self.program, "args": self.arguments, "env": self.envs })
     }
+}
+
+/// What opens this sandbox and nothing else: an agent has no use for the key of everything.
+async fn token_of(context: &Context, sandbox: &SandboxId) -> anyhow::Result<String> {
+    if let Some(token) = context.config()?.api_key.filter(|key| !key.value.expose().starts_with(KEY_PREFIX)) {
+        return Ok(token.value.expose().clone());
+    }
+    let view = context.client()?.get_sandbox(sandbox).await?.value;
+    view.token.with_context(|| format!("the server gave no token for the sandbox {sandbox}"))
 }
 
 /// The agent must be installed here; nothing of it is ours to bring.

@@ -16,6 +16,7 @@ pub(crate) mod prepare;
 pub(crate) mod record;
 pub(crate) mod session;
 pub(crate) mod terminal;
+pub(crate) mod turn;
 pub(crate) mod upload;
 
 use anyhow::Context as _;

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::Value;
 use warren_api::EXEC_OFFSET_HEADER;
-use warren_api::exec::{ExecCreate, ExecKill, ExecResult, ExecSession};
+use warren_api::exec::{ExecCreate, ExecKill, ExecSession};
 use warren_types::{ExecId, SandboxId};
 
 use super::{Answer, Client};
@@ -17,17 +17,6 @@ pub(crate) struct ExecStream {
 }
 
 impl Client {
-    /// Runs a command to its end. The server keeps the answer alive with blanks, so there is no overall limit here.
-    pub(crate) async fn run_exec(
-        &self,
-        id: &SandboxId,
-        body: &ExecCreate,
-    ) -> anyhow::Result<Answer<ExecResult>> {
-        let request = self.request(Method::POST, &["sandboxes", id.as_str(), "exec", "run"])?.json(body);
-        let response = self.send(request).await?;
-        self.read_json(response).await
-    }
-
     pub(crate) async fn create_exec(
         &self,
         id: &SandboxId,

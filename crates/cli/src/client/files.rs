@@ -21,20 +21,31 @@ impl Client {
         self.call(self.at(Method::GET, id, &["files", "stat"], path)?).await
     }
 
+    /// What a path leads to: links are followed.
+    pub(crate) async fn stat_target(&self, id: &SandboxId, path: &str) -> anyhow::Result<Answer<FileStat>> {
+        let request = self.at(Method::GET, id, &["files", "stat"], path)?.query(&[("follow", "true")]);
+        self.call(request).await
+    }
+
     /// Opens a file for reading; its pieces come from [`Client::next_chunk`].
     pub(crate) async fn read_file(&self, id: &SandboxId, path: &str) -> anyhow::Result<Response> {
         self.send(self.at(Method::GET, id, &["files"], path)?).await
     }
 
-    /// Writes a file as a whole. With a length the server notices when the contents break off.
+    /// Writes a file as a whole. With a length the server notices when the contents break off; without a mode a new file gets
+    /// 0644, and one that is there keeps its own.
     pub(crate) async fn write_file(
         &self,
         id: &SandboxId,
         path: &str,
+        mode: Option<u32>,
         body: Body,
         length: Option<u64>,
     ) -> anyhow::Result<()> {
         let mut request = self.at(Method::PUT, id, &["files"], path)?.body(body);
+        if let Some(mode) = mode {
+            request = request.query(&[("mode", format!("{mode:04o}"))]);
+        }
         if let Some(length) = length {
             request = request.header(CONTENT_LENGTH, length);
         }

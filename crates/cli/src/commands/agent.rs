@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use warren_types::SandboxId;
 
+use crate::agent::outside::keeper::{KeepArgs, LeashArgs, keep, leash};
 use crate::context::Context;
 
 #[derive(Subcommand)]
@@ -41,6 +42,12 @@ pub(crate) enum AgentCommand {
     Fork(fork::ForkArgs),
     /// End agents, their sandboxes and what is recorded of them
     Rm(rm::RmArgs),
+    /// Be the parent of an agent on this machine
+    #[command(hide = true)]
+    Keep(KeepArgs),
+    /// Become an agent that ends with its keeper
+    #[command(hide = true)]
+    Leash(LeashArgs),
 }
 
 #[derive(Args)]
@@ -61,6 +68,8 @@ pub(crate) async fn run(context: &Context, command: AgentCommand) -> anyhow::Res
         AgentCommand::Resume(args) => pause::resume(context, &args.id).await,
         AgentCommand::Fork(args) => fork::run(context, args).await,
         AgentCommand::Rm(args) => rm::run(context, args).await,
+        AgentCommand::Keep(args) => keep(args).await,
+        AgentCommand::Leash(args) => leash(&args),
     }
 }
 

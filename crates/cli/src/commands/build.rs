@@ -133,11 +133,7 @@ fn versioned(snapshot: &Snapshot, name: &str) -> String {
 fn print(output: Output, view: &BuildView, answer: &Answer<Snapshot>, name: &str) -> anyhow::Result<()> {
     let snapshot = &answer.value;
     let version = versioned(snapshot, name);
-    if output.json {
-        output.json(&answer.json)?;
-    } else {
-        output.line(&printable(&version))?;
-    }
+    output.made("snapshot", &version, &version, &answer.json)?;
     output.note(&printable(&format!(
         "{version}: {} in {}, {}{}",
         snapshot.status,

@@ -13,7 +13,7 @@ use warren_types::{CheckpointId, SandboxId};
 use crate::client::{Answer, Client};
 use crate::context::Context;
 use crate::failure;
-use crate::output::{Output, Table, human_age, human_bytes, printable};
+use crate::output::{Table, human_age, human_bytes, printable};
 
 /// Between two looks at a checkpoint that is being made.
 const LOOK: Duration = Duration::from_millis(50);
@@ -122,7 +122,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     if !args.no_wait {
         answer = wait_until_made(&client, &args.id, answer).await?;
     }
-    print(context.output, &answer)?;
+    context.output.made("checkpoint", &answer.value.id, &answer.value.id, &answer.json)?;
     let made = &answer.value;
     let size =
         if made.size_bytes > 0 { format!(", {}", human_bytes(made.size_bytes)) } else { String::new() };
@@ -163,10 +163,6 @@ async fn wait_until_made(
         anyhow::bail!("checkpoint {} failed: {}", printable(&id), printable(why));
     }
     Ok(seen)
-}
-
-fn print(output: Output, answer: &Answer<Checkpoint>) -> anyhow::Result<()> {
-    if output.json { output.json(&answer.json) } else { output.line(&printable(&answer.value.id)) }
 }
 
 async fn list(context: &Context, id: &SandboxId) -> anyhow::Result<()> {

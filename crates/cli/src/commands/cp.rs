@@ -1,8 +1,8 @@
 //! `warren cp SRC DST`: files and folders, one way or the other.
 //!
 //! As with `cp -r`: an existing folder as destination receives the source under its own name, any other destination becomes
-//! the source's copy. A source folder that ends in `/.` means what is in it. What arrives here is put in place when it is
-//! whole.
+//! the source's copy. A source folder that ends in `/.` means what is in it. Links are followed, permissions kept. What arrives
+//! here is put in place when it is whole.
 
 mod download;
 mod upload;
@@ -18,6 +18,9 @@ use crate::context::Context;
 use crate::endings::Endings;
 use crate::failure::{Refused, usage};
 use crate::output::Output;
+
+/// Permissions of a file nobody says them of.
+const NEW_FILE: u32 = 0o644;
 
 /// Where relative paths in a sandbox start.
 pub(crate) const SANDBOX_HOME: &str = "/home/sandbox";
@@ -49,8 +52,8 @@ enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Folder,
-    /// With its size, and whether it may be executed.
-    File(u64, bool),
+    /// With its permissions.
+    File(u32),
     Missing,
 }
 
@@ -106,23 +109,14 @@ impl Copy<'_> {
     }
 
     async fn kind_of(&self, id: &SandboxId, path: &str) -> anyhow::Result<Kind> {
-        let stat = match self.client.stat_file(id, path).await {
+        let stat = match self.client.stat_target(id, path).await {
             Ok(answer) => answer.value,
             Err(error) => return missing_or(error),
         };
-        match stat.kind.as_str() {
-            "directory" => Ok(Kind::Folder),
-            // The answer describes the link. A path through it tells whether it leads to a folder.
-            "symlink" => match self.client.stat_file(id, &format!("{path}/.")).await {
-                Ok(_) => Ok(Kind::Folder),
-                Err(error) if is_refusal(&error) => Ok(Kind::File(0, false)),
-                Err(error) => Err(error),
-            },
-            _ => {
-                let mode = u32::from_str_radix(&stat.mode, 8).unwrap_or(0);
-                Ok(Kind::File(stat.size, mode & 0o111 != 0))
-            }
-        }
+        Ok(match stat.kind.as_str() {
+            "directory" => Kind::Folder,
+            _ => Kind::File(u32::from_str_radix(&stat.mode, 8).map_or(NEW_FILE, |mode| mode & 0o777)),
+        })
     }
 
     fn told_skipped(&self, skipped: u64) {
@@ -138,10 +132,6 @@ fn missing_or(error: anyhow::Error) -> anyhow::Result<Kind> {
         Some(refused) if refused.status == 404 => Ok(Kind::Missing),
         _ => Err(error),
     }
-}
-
-fn is_refusal(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Refused>().is_some_and(|refused| matches!(refused.status, 400 | 404))
 }
 
 /// The last name of a path in a sandbox.

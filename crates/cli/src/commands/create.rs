@@ -112,11 +112,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<E
         client.create_sandbox(&body, key).await?
     };
     let sandbox: Sandbox = answer.value;
-    if context.output.json {
-        context.output.json(&answer.json)?;
-    } else {
-        context.output.line(&printable(&sandbox.sandbox_id))?;
-    }
+    context.output.made("sandbox", &sandbox.sandbox_id, &sandbox.sandbox_id, &answer.json)?;
     context.output.note(&printable(&format!(
         "{} in {} ms: {}, {} vCPU, {}, {}",
         sandbox.status,

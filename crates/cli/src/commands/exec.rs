@@ -1,13 +1,17 @@
 //! `warren exec ID -- CMD…`: a command in a sandbox as if it ran here.
 //!
 //! Its stdout and stderr stay apart, our stdin is its stdin to the very end, and its exit code is ours. The first Ctrl-C
-//! interrupts the command, the second leaves it running. When our stdout is closed the command gets the signal a local one
-//! would have got.
+//! interrupts the command, the second leaves it running; SIGTERM and SIGHUP are passed on in the same way. When our stdout is
+//! closed the command gets the signal a local one would have got.
 
+use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as Poller, Poll};
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::AsyncWrite;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use warren_api::exec::ExecCreate;
 use warren_types::{ExecId, SandboxId};
 
@@ -18,8 +22,12 @@ use crate::failure::{self, StdoutClosed, chain_of, hinted};
 use crate::output::Output;
 use crate::words::{Pair, map_of};
 
+const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
 const SIGPIPE: i32 = 13;
+const SIGTERM: i32 = 15;
+/// Seconds that a command has whose output is kept until it has ended.
+const JSON_TIMEOUT: i64 = 60;
 /// What the API reports for a command that its time limit ended.
 const TIMED_OUT: i32 = -1;
 
@@ -56,31 +64,30 @@ pub(crate) struct ExecArgs {
 pub(crate) async fn run(context: &Context, args: ExecArgs) -> anyhow::Result<ExitCode> {
     let client = context.client()?;
     let (id, detach, no_stdin) = (args.id.clone(), args.detach, args.no_stdin);
-    let body = body_of(args);
+    let mut body = body_of(args);
+    if context.output.json && !detach {
+        body.timeout = body.timeout.or(Some(JSON_TIMEOUT));
+    }
     if detach {
         let answer = client.create_exec(&id, &body).await?;
-        if context.output.json {
-            context.output.json(&answer.json)?;
-        } else {
-            context.output.line(&crate::output::printable(&answer.value.session_id))?;
-        }
+        let session = &answer.value.session_id;
+        context.output.made("session", session, session, &answer.json)?;
         return Ok(ExitCode::SUCCESS);
-    }
-    if context.output.json {
-        let answer = client.run_exec(&id, &body).await?;
-        context.output.json(&answer.json)?;
-        return Ok(mirrored(answer.value.exit_code));
     }
     let session = client.create_exec(&id, &body).await?.value;
     let exec: ExecId = session.session_id.parse().map_err(|_| {
         hinted("the server named the command in a way that cannot be read", "is it a Warren server?")
     })?;
+    let signals = PassedOn::all()?;
+    if context.output.json {
+        return to_object(&client, context.output, (&id, &exec), signals).await;
+    }
     let input = if no_stdin { None } else { Some(crate::stdin::read_stdin()?) };
     let mut stream = ExecStream::new(&client, context.output, (&id, &exec), Some(0), input);
     if no_stdin {
         stream = stream.without_input();
     }
-    follow(&client, context.output, (&id, &exec), stream).await
+    follow(&client, context.output, (&id, &exec), stream, signals).await
 }
 
 fn body_of(args: ExecArgs) -> ExecCreate {
@@ -101,14 +108,87 @@ fn body_of(args: ExecArgs) -> ExecCreate {
     }
 }
 
-/// Follows a command to its end, with Ctrl-C as described above.
+/// Signals that the command gets in our place.
+pub(crate) struct PassedOn {
+    interrupt: Signal,
+    /// What ends whoever only looks on.
+    endings: Option<(Signal, Signal)>,
+}
+
+impl PassedOn {
+    fn all() -> std::io::Result<Self> {
+        let endings = Some((signal(SignalKind::terminate())?, signal(SignalKind::hangup())?));
+        Ok(Self { endings, ..Self::interrupt()? })
+    }
+
+    pub(crate) fn interrupt() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, endings: None })
+    }
+
+    async fn next(&mut self) -> i32 {
+        let ending = async {
+            match &mut self.endings {
+                Some((terminate, hangup)) => tokio::select! {
+                    _ = terminate.recv() => SIGTERM,
+                    _ = hangup.recv() => SIGHUP,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => SIGINT,
+            signal = ending => signal,
+        }
+    }
+}
+
+/// How following a command ended.
+enum Followed {
+    Exit(i32),
+    /// Nobody reads our output any more.
+    StdoutClosed,
+    /// The command runs on.
+    Left,
+}
+
+/// Runs it without input, and prints what came of it as one object.
+async fn to_object(
+    client: &Client,
+    output: Output,
+    names: (&SandboxId, &ExecId),
+    signals: PassedOn,
+) -> anyhow::Result<ExitCode> {
+    let (stdout, stderr) = (Kept::default(), Kept::default());
+    let stream = ExecStream::new(client, output, names, Some(0), None)
+        .without_input()
+        .writing_to(stdout.clone(), stderr.clone());
+    let followed = follow_to(client, output, names, stream, signals).await?;
+    if let Followed::Exit(code) = followed {
+        output.json(
+            &serde_json::json!({ "exitCode": code, "stdout": stdout.text(), "stderr": stderr.text() }),
+        )?;
+    }
+    Ok(followed.code())
+}
+
+/// Follows a command to its end, with signals as described above.
 pub(crate) async fn follow(
+    client: &Client,
+    output: Output,
+    names: (&SandboxId, &ExecId),
+    stream: ExecStream<'_>,
+    signals: PassedOn,
+) -> anyhow::Result<ExitCode> {
+    Ok(follow_to(client, output, names, stream, signals).await?.code())
+}
+
+async fn follow_to(
     client: &Client,
     output: Output,
     (id, exec): (&SandboxId, &ExecId),
     mut stream: ExecStream<'_>,
-) -> anyhow::Result<ExitCode> {
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    mut signals: PassedOn,
+) -> anyhow::Result<Followed> {
     let outcome = {
         let followed = stream.follow();
         tokio::pin!(followed);
@@ -116,18 +196,20 @@ pub(crate) async fn follow(
         loop {
             tokio::select! {
                 outcome = &mut followed => break Some(outcome),
-                _ = interrupts.recv() => {
+                number = signals.next() => {
                     if interrupted {
                         break None;
                     }
                     interrupted = true;
-                    output.note("\ninterrupting; Ctrl-C again leaves the command running");
+                    if number == SIGINT {
+                        output.note("\ninterrupting; Ctrl-C again leaves the command running");
+                    }
                     // The command's output keeps coming while the signal is on its way, and so does a second Ctrl-C.
                     tokio::select! {
                         outcome = &mut followed => break Some(outcome),
-                        _ = interrupts.recv() => break None,
-                        sent = client.kill_exec(id, exec, SIGINT) => if let Err(error) = sent {
-                            output.warn(&format!("could not interrupt it: {}", chain_of(error.as_ref())));
+                        _ = signals.next() => break None,
+                        sent = client.kill_exec(id, exec, number) => if let Err(error) = sent {
+                            output.warn(&format!("could not signal it: {}", chain_of(error.as_ref())));
                         },
                     }
                 }
@@ -139,22 +221,58 @@ pub(crate) async fn follow(
             if code == TIMED_OUT {
                 output.note("the command was ended by its time limit");
             }
-            Ok(mirrored(code))
+            Ok(Followed::Exit(code))
         }
         Some(Err(error)) if error.is::<StdoutClosed>() => {
             // Nobody is left to tell when this fails.
             let _ = client.kill_exec(id, exec, SIGPIPE).await;
-            Ok(ExitCode::from(failure::STDOUT_CLOSED))
+            Ok(Followed::StdoutClosed)
         }
         Some(Err(error)) => Err(error),
         None => {
             output.note(&format!("left running; follow it again with `{}`", stream.how_to_attach()));
-            Ok(ExitCode::from(failure::DETACHED))
+            Ok(Followed::Left)
         }
     }
 }
 
-/// A command's code as ours. Codes that do not fit become 255, as in a shell.
-fn mirrored(code: i32) -> ExitCode {
-    ExitCode::from(u8::try_from(code).unwrap_or(failure::LOST))
+impl Followed {
+    /// The command's code as ours. Codes that do not fit become 255, as in a shell.
+    fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Exit(code) => u8::try_from(*code).unwrap_or(failure::LOST),
+            Self::StdoutClosed => failure::STDOUT_CLOSED,
+            Self::Left => failure::DETACHED,
+        })
+    }
+}
+
+/// Output that is kept until the end.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is not UTF-8 is replaced.
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
+impl AsyncWrite for Kept {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Poller<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.bytes().extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use warren_types::{ExecId, SandboxId};
 
-use crate::commands::exec::follow;
+use crate::commands::exec::{PassedOn, follow};
 use crate::context::Context;
 use crate::exec_stream::ExecStream;
 use crate::output::{Table, human_age, printable};
@@ -60,7 +60,7 @@ async fn attach(context: &Context, args: AttachArgs) -> anyhow::Result<ExitCode>
     let input = if args.stdin { Some(crate::stdin::read_stdin()?) } else { None };
     let names = (&args.id, &args.exec);
     let stream = ExecStream::new(&client, context.output, names, args.offset, input);
-    follow(&client, context.output, names, stream).await
+    follow(&client, context.output, names, stream, PassedOn::interrupt()?).await
 }
 
 async fn list(context: &Context, id: &SandboxId) -> anyhow::Result<ExitCode> {

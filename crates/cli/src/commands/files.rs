@@ -88,7 +88,7 @@ pub(crate) async fn run(context: &Context, command: FilesCommand) -> anyhow::Res
         FilesCommand::Cat { id, paths } => cat(context, &client, &id, &paths).await?,
         FilesCommand::Put { id, path } => {
             let body = Body::wrap_stream(ReaderStream::with_capacity(tokio::io::stdin(), PIECE_BYTES));
-            client.write_file(&id, &path, body, None).await?;
+            client.write_file(&id, &path, None, body, None).await?;
         }
         FilesCommand::Stat { id, path } => stat(context, &client, &id, &path).await?,
         FilesCommand::Mkdir { id, path } => client.make_folder(&id, &path).await?,

@@ -52,11 +52,7 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> anyhow::Result<Exi
     let client = context.client()?;
     let answer = client.fork_checkpoint(&args.checkpoint, &body, args.idempotency_key.as_deref()).await?;
     let sandbox = &answer.value;
-    if context.output.json {
-        context.output.json(&answer.json)?;
-    } else {
-        context.output.line(&printable(&sandbox.sandbox_id))?;
-    }
+    context.output.made("sandbox", &sandbox.sandbox_id, &sandbox.sandbox_id, &answer.json)?;
     context.output.note(&printable(&format!(
         "{} in {} ms: {} vCPU, {}",
         sandbox.status,

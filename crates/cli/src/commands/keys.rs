@@ -63,13 +63,9 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     make_data_dir(&args.data_dir)?;
     let keys = open(&args.data_dir).await?;
     let (key, info) = keys.create(&args.org, args.label.as_deref()).await.map_err(told)?;
-    if context.output.json {
-        let mut object = as_json(&info);
-        object["key"] = Value::String(key.expose().clone());
-        context.output.json(&object)?;
-    } else {
-        context.output.line(key.expose())?;
-    }
+    let mut object = as_json(&info);
+    object["key"] = Value::String(key.expose().clone());
+    context.output.made("API key", &info.id, key.expose(), &object)?;
     context.output.note("the key is shown this once; only its hash is kept");
     Ok(())
 }

@@ -52,7 +52,7 @@ pub(crate) async fn run(context: &Context, command: PreviewCommand) -> anyhow::R
         PreviewCommand::Url(which) => url(context, &which).await?,
         PreviewCommand::Create(which) => {
             let answer = context.client()?.create_preview(&which.id, which.port).await?;
-            print(context, &answer.json, &answer.value.url)?;
+            context.output.made("preview", &answer.value.url, &answer.value.url, &answer.json)?;
         }
         PreviewCommand::Ls { id } => list(context, &id).await?,
         PreviewCommand::Rm { id, ports } => {

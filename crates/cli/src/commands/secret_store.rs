@@ -69,11 +69,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
         egress_allowlist: (!args.allow_host.is_empty()).then_some(args.allow_host),
     };
     let answer = context.client()?.create_secret_store(&body).await?;
-    if context.output.json {
-        context.output.json(&answer.json)?;
-    } else {
-        context.output.line(&printable(&answer.value.id))?;
-    }
+    context.output.made("secret store", &answer.value.id, &answer.value.id, &answer.json)?;
     context.output.note(&printable(&format!("made the secret store {}", answer.value.name)));
     Ok(())
 }

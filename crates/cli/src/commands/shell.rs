@@ -1,7 +1,7 @@
 //! `warren shell ID`: a terminal in a sandbox.
 //!
-//! Owns the session on both sides: the local terminal leaves raw mode and the one in the sandbox is ended on every way out,
-//! signals included.
+//! Ends with the exit code of the shell. Owns the session on both sides: the local terminal leaves raw mode and the one in the
+//! sandbox is ended on every way out, signals included.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use warren_types::{PtyId, SandboxId};
 use crate::client::Client;
 use crate::context::Context;
 use crate::endings::Endings;
-use crate::failure::{StdoutClosed, hinted};
+use crate::failure::{LOST, StdoutClosed, hinted};
 use crate::shell_stream::ShellStream;
 use crate::terminal::{RawMode, WindowSize};
 
@@ -68,8 +68,9 @@ async fn join(client: &Client, id: &SandboxId, pty: &PtyId, size: WindowSize) ->
     };
     let outcome = tokio::select! {
         outcome = stream.follow(socket) => outcome,
-        () = resized => Ok(()),
+        () = resized => Ok(None),
     };
     drop(raw_mode);
-    outcome.map(|()| ExitCode::SUCCESS)
+    // Codes that do not fit become 255, as in a shell.
+    outcome.map(|code| ExitCode::from(u8::try_from(code.unwrap_or(0)).unwrap_or(LOST)))
 }

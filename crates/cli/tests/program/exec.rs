@@ -63,6 +63,16 @@ fn input_reaches_its_end_and_the_exit_code_is_mirrored() {
 }
 
 #[test]
+fn input_that_cannot_be_read_to_its_end_is_told() {
+    let server =
+        serving(vec![Connection::Open(Some(0), vec![replay_end(), Step::EchoInput, exit(0), Step::Close])]);
+    let home = Home::of(&server);
+    let folder = std::fs::File::open(home.path()).unwrap();
+    let ran = finish(home.command(&["exec", ID, "--", "cat"]).stdin(folder).spawn().unwrap());
+    assert!(ran.stderr.starts_with("warning: stdin could not be read to its end: "), "{ran:?}");
+}
+
+#[test]
 fn no_exit_code_is_ever_changed_into_success() {
     for (sent, seen) in [(0, 0), (1, 1), (137, 137), (255, 255), (256, 255), (-1, 255)] {
         let server = serving(vec![Connection::Open(Some(0), vec![replay_end(), exit(sent), Step::Close])]);
@@ -207,12 +217,14 @@ fn detached_commands_are_named_and_listed() {
 
 #[test]
 fn with_json_the_result_is_one_object() {
-    let server = serving(vec![]);
-    let result = json!({ "exitCode": 4, "stdout": "o", "stderr": "e" });
-    server.answer("POST /api/sandboxes/sb-0123abcd/exec/run", 200, &result);
-    let ran = Home::of(&server).run(&["exec", "--json", ID, "--", "x"]);
+    let steps = vec![replay_end(), out("o"), err("e"), Step::Await(vec![5]), out("!"), exit(4), Step::Close];
+    let server = serving(vec![Connection::Open(Some(0), steps)]);
+    let ran = Home::of(&server).run_with_input(&["exec", "--json", ID, "--", "x y"], b"not for it");
     assert_eq!((ran.code, ran.stderr.as_str()), (4, ""));
+    let result = json!({ "exitCode": 4, "stdout": "o!", "stderr": "e" });
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap(), result);
+    // The same as without: started as it is, and refused when there is no such program.
+    assert_eq!(server.body_of(START), json!({ "cmd": "x y", "args": [], "timeout": 60 }));
 }
 
 #[test]
@@ -239,6 +251,29 @@ fn output_is_seen_as_it_comes() {
     child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"now");
     until("the end of input", || server.received() == [vec![5]]);
-    send_signal(&child, Signal::TERM);
+    send_signal(&child, Signal::KILL);
     finish(child);
+}
+
+#[test]
+fn what_ends_the_program_ends_the_command() {
+    for (signal, number) in [(Signal::TERM, 15), (Signal::HUP, 1)] {
+        let steps = vec![
+            replay_end(),
+            out("ready\n"),
+            Step::AwaitRequest(KILL.to_owned()),
+            out("last\n"),
+            exit(128 + number),
+            Step::Close,
+        ];
+        let server = serving(vec![Connection::Open(Some(0), steps)]);
+        let home = Home::of(&server);
+        let mut child = home.command(&["exec", ID, "--", "x"]).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        expect(&mut stdout, "ready\n");
+        send_signal(&child, signal);
+        expect(&mut stdout, "last\n");
+        assert_eq!(finish(child).code, 128 + number);
+        assert_eq!(server.body_of(KILL), json!({ "signal": number }));
+    }
 }

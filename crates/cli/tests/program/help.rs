@@ -2,10 +2,11 @@
 
 use crate::harness::Home;
 
-const COMMANDS: [&str; 37] = [
+const COMMANDS: [&str; 38] = [
     "create",
     "agent",
     "audit",
+    "usage",
     "mcp",
     "ls",
     "get",
@@ -72,7 +73,7 @@ fn help_names_every_command_and_every_command_has_help() {
 #[test]
 fn what_cannot_be_meant_is_a_usage_error() {
     let home = Home::new();
-    let cases: [&[&str]; 18] = [
+    let cases: [&[&str]; 20] = [
         &[],
         &["nonsense"],
         &["get", "sb-../../x"],
@@ -91,6 +92,8 @@ fn what_cannot_be_meant_is_a_usage_error() {
         &["build", "-", "--registry-user", "me", "--registry-password-stdin"],
         &["create", "--image", "node:22", "--snapshot", "x"],
         &["snapshots", "rm"],
+        &["usage", "sb-0123abcd", "--all"],
+        &["usage", "--minutes"],
     ];
     for args in cases {
         let ran = home.run(args);

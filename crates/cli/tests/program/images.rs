@@ -188,13 +188,13 @@ fn what_cannot_be_built_is_said_before_anything_is_sent() {
     write(home.path(), "list.json", "[]");
     write(home.path(), "folder/file", "");
     write(home.path(), "image.json", "{\"steps\": []}");
-    std::fs::write(home.path().join("a.tar"), [0x1f, 0x8b, 8, 0]).unwrap();
+    std::fs::write(home.path().join("a.tar"), b"BZh9").unwrap();
     for (source, code, says) in [
         ("Dockerfile", 1, "docker buildx build"),
         ("bad.json", 1, "bad.json is no manifest"),
         ("list.json", 2, "not a JSON object"),
         ("folder", 1, "it has no index.json"),
-        ("a.tar", 1, "unpack it with gunzip first"),
+        ("a.tar", 1, "unpack it with bunzip2 first"),
         ("./missing", 1, "there is no ./missing"),
         ("image.json", 2, "give one with --name"),
     ] {

@@ -16,3 +16,5 @@ mod secrets;
 mod server;
 mod settings;
 mod shell;
+mod told;
+mod usage;

@@ -243,7 +243,8 @@ async fn read_file(State(shared): State<Arc<Shared>>, query: PathQuery) -> Respo
 }
 
 async fn write_file(State(shared): State<Arc<Shared>>, query: PathQuery, body: Bytes) -> StatusCode {
-    shared.lock().files.insert(query["path"].clone(), (Some(body.to_vec()), 0o644));
+    let mode = query.get("mode").map_or(0o644, |mode| u32::from_str_radix(mode, 8).unwrap());
+    shared.lock().files.insert(query["path"].clone(), (Some(body.to_vec()), mode));
     StatusCode::NO_CONTENT
 }
 

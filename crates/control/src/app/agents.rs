@@ -60,6 +60,7 @@ impl App {
         let kind = Kind::parse(options.agent.take().as_deref())?;
         let prompt = options.prompt.take().filter(|prompt| !prompt.is_empty());
         let configure = options::configure_line(&options)?;
+        options::check_kind(kind, &options)?;
         let resume = options.resume.as_deref().filter(|resume| !resume.is_empty());
         let prompt = prompt.map(|text| options::prompt_line(&text, resume)).transpose()?;
         let told: Vec<u8> = [configure, prompt].into_iter().flatten().flatten().collect();
@@ -76,7 +77,15 @@ impl App {
         };
         let note = live.note(audit::Kind::AgentSession).with("action", "start").with("agent", kind.as_str());
         let facts = |exec: &Exec| serde_json::Map::from_iter([("exec".to_owned(), exec.id.as_str().into())]);
-        let starting = self.guest_json(live, Method::POST, "exec", Some(&start));
+        let starting = async {
+            let started = self.guest_json(live, Method::POST, "exec", Some(&start)).await;
+            if !matches!(&started, Err(error) if error.kind == ErrorKind::Invalid) {
+                return started;
+            }
+            // In an image whose PATH does not lead to where it was put.
+            let start = ExecStart { cmd: install::program(), ..start };
+            self.guest_json(live, Method::POST, "exec", Some(&start)).await
+        };
         let exec: Exec = self.audit.around_with(note, starting, facts).await?;
         let mut lines = line(&json!({"type": "session", "id": exec.id.as_str()}))?;
         lines.extend(told);
@@ -87,7 +96,7 @@ impl App {
 
     /// Running sessions, and those that ended a short while ago.
     pub(crate) async fn list_agents(&self, live: &Live) -> Result<Vec<AgentSession>, Error> {
-        let execs: Vec<Exec> = self.guest_json(live, Method::GET, "exec", None::<&()>).await?;
+        let execs = self.known_execs(live).await?;
         let oldest = Timestamp::now().as_millisecond() - LISTED_SECONDS * 1000;
         let recent = |exec: &Exec| {
             exec.ended_at_ms.is_none_or(|ended| i64::try_from(ended).is_ok_and(|ended| ended >= oldest))
@@ -138,6 +147,7 @@ impl App {
         }
         let line = options::configure_line(options)?
             .ok_or_else(|| Error::invalid("nothing to configure: name at least one option"))?;
+        options::check_kind(Kind::of_args(&self.get_agent(live, exec).await?.args), options)?;
         self.tell_agent(live, exec, line).await
     }
 
@@ -220,7 +230,7 @@ fn check_size(lines: &[u8]) -> Result<(), Error> {
 }
 
 fn is_session(exec: &Exec) -> bool {
-    exec.cmd == WRAPPER
+    exec.cmd == WRAPPER || exec.cmd == install::program()
 }
 
 /// One line for a session. The line end before it ends what somebody else has sent half of.

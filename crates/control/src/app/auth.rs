@@ -6,25 +6,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
+use warren_api::identity::IdentityToken;
 use warren_types::{Error, ErrorKind, OrgId, SandboxId, SandboxState};
 
 use super::App;
 use super::audit::{Kind, Who};
 use super::previews::gate::Admitted;
 use super::signed::FileUse;
-use super::token::TokenClaims;
+use super::token::{IDENTITY_SECONDS, Token, TokenClaims};
+use crate::store::keys::ActiveKey;
 use crate::store::now_micros;
 use crate::store::sandboxes::SandboxStanding;
 
 const KEY_PREFIX: &str = "osb_";
 const KEY_HEX: usize = 64;
 
-/// Proof that an API key of an organisation was shown.
+/// Proof that an API key of an organisation was shown, or a token that stands for one.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     org: OrgId,
     org_name: String,
     key_id: String,
+    /// What was shown is a token.
+    by_token: bool,
     who: Who,
 }
 
@@ -154,16 +158,41 @@ impl UsedKeys {
 // === impl App ===
 
 impl App {
-    /// Checks a credential: an API key, or a sandbox token.
+    /// Checks a credential: an API key, a token that stands for one, or a sandbox token.
     pub(crate) async fn authenticate(&self, credential: &str) -> Result<Identity, Error> {
         if is_api_key(credential) {
-            let key = self.store.find_active_key(&hash_key(credential)).await?.ok_or_else(unauthenticated)?;
-            self.used_keys.touch(&key.id);
-            let org = OrgId(key.org_id);
-            let who = Who::key(org.clone(), &key.id);
-            return Ok(Identity::Org(Caller { org, org_name: key.org_name, key_id: key.id, who }));
+            let key = self.store.find_active_key(&hash_key(credential)).await?.ok_or_else(bad_credential)?;
+            return Ok(Identity::Org(self.caller(key, false)));
         }
-        self.tokens.verify(credential).map(Identity::Sandbox).ok_or_else(unauthenticated)
+        match self.tokens.verify(credential).ok_or_else(bad_credential)? {
+            Token::Sandbox(claims) => Ok(Identity::Sandbox(claims)),
+            Token::Identity { org, key_id } => {
+                let key = self.store.find_active_key_of_id(&key_id).await?;
+                let key = key.filter(|key| key.org_id == org.as_str()).ok_or_else(bad_credential)?;
+                Ok(Identity::Org(self.caller(key, true)))
+            }
+        }
+    }
+
+    fn caller(&self, key: ActiveKey, by_token: bool) -> Caller {
+        self.used_keys.touch(&key.id);
+        let org = OrgId(key.org_id);
+        let who = Who::key(org.clone(), &key.id);
+        Caller { org, org_name: key.org_name, key_id: key.id, by_token, who }
+    }
+
+    /// A token that stands for the caller's key for a while. Keys alone make them: a token that could would never be over.
+    pub(crate) async fn make_identity_token(&self, caller: &Caller) -> Result<IdentityToken, Error> {
+        if caller.by_token {
+            return Err(Error::new(
+                ErrorKind::Forbidden,
+                "a token does not make another; use the API key it was made with",
+            ));
+        }
+        let note = caller.note(Kind::ApiKey).with("action", "token").with("key", caller.key_id.as_str());
+        self.audit.note(note).await?;
+        let token = self.tokens.sign_identity(&caller.org, &caller.key_id);
+        Ok(IdentityToken { token, expires_in: IDENTITY_SECONDS })
     }
 
     /// Lets somebody at the data plane of a sandbox: theirs, and able to be used.
@@ -244,23 +273,20 @@ fn is_api_key(text: &str) -> bool {
 
 /// A new key: 256 random bits.
 pub(crate) fn generate_key() -> String {
-    format!("{KEY_PREFIX}{}", hex(&rand::random::<[u8; KEY_HEX / 2]>()))
+    format!("{KEY_PREFIX}{}", warren_types::hex(&rand::random::<[u8; KEY_HEX / 2]>()))
 }
 
 pub(crate) fn hash_key(key: &str) -> String {
-    hex(&Sha256::digest(key.as_bytes()))
+    warren_types::hex(&Sha256::digest(key.as_bytes()))
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes everything");
-        text
-    })
+pub(crate) fn no_credential() -> Error {
+    Error::new(ErrorKind::Unauthenticated, "missing API key")
 }
 
-pub(crate) fn unauthenticated() -> Error {
-    Error::new(ErrorKind::Unauthenticated, "missing or invalid API key")
+/// Clients tell by the words what is wrong: with "missing" among them, Crabbox looks for a fault in its configuration.
+fn bad_credential() -> Error {
+    Error::new(ErrorKind::Unauthenticated, "invalid API key")
 }
 
 pub(crate) fn sandbox_not_found() -> Error {

@@ -21,6 +21,7 @@ use warren_node_api::SandboxSpec;
 use warren_types::{CheckpointId, EgressMode, Error, ErrorKind, SandboxId};
 
 use super::App;
+use super::access::remove_given;
 use super::audit::Kind;
 use super::auth::Caller;
 use crate::store::checkpoints::{CheckpointRow, Status};
@@ -34,7 +35,11 @@ impl App {
         sandbox: &SandboxId,
     ) -> Result<Vec<Checkpoint>, Error> {
         self.standing_in_any_state(caller, sandbox).await?;
-        Ok(self.store.list_checkpoints(sandbox).await?.into_iter().map(view).collect())
+        let mut views = Vec::new();
+        for row in self.store.list_checkpoints(sandbox).await? {
+            views.push(self.checkpoint_view(row).await?);
+        }
+        Ok(views)
     }
 
     /// A published checkpoint may be forked by anybody who knows its id. Repeating it is fine.
@@ -48,7 +53,15 @@ impl App {
         let row = self.store.set_checkpoint_public(id, public).await?.ok_or_else(checkpoint_not_found)?;
         let note = caller.note(Kind::CheckpointPublish).of(&row.sandbox_id).with("checkpoint", id.as_str());
         self.audit.note(note.with("public", public).with("outcome", "done")).await?;
-        Ok(view(row))
+        self.checkpoint_view(row).await
+    }
+
+    async fn checkpoint_view(&self, row: CheckpointRow) -> Result<Checkpoint, Error> {
+        let secret_store = match row.access.stores.last() {
+            Some(id) => self.store.find_secret_store(&row.org, id).await?.map(|store| store.name),
+            None => None,
+        };
+        Ok(view(row, secret_store))
     }
 
     /// Whether a sandbox is the caller's, in whatever state.
@@ -108,8 +121,9 @@ fn not_ready(row: &CheckpointRow) -> Error {
     }
 }
 
-fn view(row: CheckpointRow) -> Checkpoint {
+fn view(row: CheckpointRow, secret_store: Option<String>) -> Checkpoint {
     let config = row.spec.map(|spec| config(spec, row.metadata, row.alias)).unwrap_or_default();
+    let config = SandboxConfig { secret_store, ..config };
     Checkpoint {
         id: row.id.to_string(),
         org_id: row.org.to_string(),
@@ -133,8 +147,11 @@ fn view(row: CheckpointRow) -> Checkpoint {
     }
 }
 
-fn config(spec: SandboxSpec, metadata: warren_types::tags::Tags, alias: Option<String>) -> SandboxConfig {
+/// What the sandbox was asked for; not what it was given beside that.
+fn config(mut spec: SandboxSpec, metadata: warren_types::tags::Tags, alias: Option<String>) -> SandboxConfig {
+    remove_given(&mut spec.envs);
     SandboxConfig {
+        secret_store: None,
         template_id: Some(spec.template),
         timeout: Some(spec.timeout_seconds),
         envs: spec.envs,

@@ -6,6 +6,7 @@ mod frames;
 pub(crate) mod output;
 pub(crate) mod progress;
 pub(crate) mod run;
+pub(in crate::app) mod watched;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,11 @@ use super::auth::Live;
 const DEFAULT_TIMEOUT_SECONDS: i64 = 60;
 /// Longest time limit of a command: 30 days.
 const MAX_TIMEOUT_SECONDS: i64 = 30 * 24 * 60 * 60;
+/// The longest string Linux starts a program with.
+const MAX_VARIABLE_BYTES: usize = 128 * 1024;
 const KILL: i32 = 9;
+/// Ends that one listing of a sandbox can tell of.
+const MAX_ENDS_SEEN: usize = 1000;
 const MAX_SIGNAL: i32 = 64;
 
 /// A one-shot command: a shell reads it, there is no input, and it has a time limit.
@@ -80,6 +85,13 @@ pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), Error> {
         if value.contains('\0') {
             return Err(Error::invalid(format!("envs: the value of {name:?} must not contain NUL")));
         }
+        // `NAME=value` and the NUL that ends it.
+        if name.len() + value.len() + 2 > MAX_VARIABLE_BYTES {
+            return Err(Error::invalid(format!(
+                "envs: {name:?} and its value may have {} bytes together: no program can be started with more; put it into a file",
+                MAX_VARIABLE_BYTES - 2
+            )));
+        }
     }
     Ok(())
 }
@@ -97,8 +109,19 @@ impl App {
         self.audit.around_with(note, make, told).await
     }
 
-    pub(crate) async fn list_execs(&self, live: &Live) -> Result<Vec<ExecSession>, Error> {
+    /// What the sandbox says of its commands. Of those nobody was attached to this is where their end is seen.
+    pub(super) async fn known_execs(&self, live: &Live) -> Result<Vec<Exec>, Error> {
         let execs: Vec<Exec> = self.guest_json(live, Method::GET, "exec", None::<&()>).await?;
+        for exec in execs.iter().take(MAX_ENDS_SEEN) {
+            if let Some(exit) = exec.exit {
+                self.audit.exit_of(live, &exec.id).seen(exit.code);
+            }
+        }
+        Ok(execs)
+    }
+
+    pub(crate) async fn list_execs(&self, live: &Live) -> Result<Vec<ExecSession>, Error> {
+        let execs = self.known_execs(live).await?;
         execs.into_iter().map(|exec| view(live, exec)).collect()
     }
 
@@ -142,6 +165,13 @@ pub(crate) fn timestamp(ms: u64) -> Result<Timestamp, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_that_no_program_could_be_started_with_is_refused() {
+        let of = |bytes: usize| check_envs(&BTreeMap::from([("A".to_owned(), "x".repeat(bytes))]));
+        assert!(of(131_069).is_ok());
+        assert!(of(131_070).is_err());
+    }
 
     fn body(json: serde_json::Value) -> ExecCreate {
         serde_json::from_value(json).unwrap()

@@ -125,8 +125,15 @@ impl App {
         Ok(Listing::new(answer.into_body()))
     }
 
-    pub(crate) async fn stat_file(&self, live: &Live, path: &FilePath) -> Result<FileStat, Error> {
-        let path = format!("files/stat?path={}", query_value(&path.0));
+    /// What a path is; with `follow`, what a symlink leads to.
+    pub(crate) async fn stat_file(
+        &self,
+        live: &Live,
+        path: &FilePath,
+        follow: bool,
+    ) -> Result<FileStat, Error> {
+        let follow = if follow { "&follow=true" } else { "" };
+        let path = format!("files/stat?path={}{follow}", query_value(&path.0));
         let stat: Stat = self.guest_json(live, Method::GET, &path, None::<&()>).await?;
         let modified = Timestamp::from_millisecond(stat.modified_at_ms)
             .map_err(|_| Error::new(ErrorKind::SandboxFailed, "the sandbox sent a time that cannot be"))?;

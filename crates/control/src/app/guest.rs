@@ -9,11 +9,11 @@ use http::{HeaderMap, Method};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warren_node_api::Wake;
-use warren_types::{Error, ErrorKind};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::App;
 use super::audit::Kind;
-use super::auth::Live;
+use super::auth::{Live, has_been_stopped};
 
 /// Longest sentence of a guest that is passed on, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1000;
@@ -28,7 +28,8 @@ impl App {
         body: Body,
     ) -> Result<Response, Error> {
         self.wake_for(live).await?;
-        self.node.guest(live.id(), method, path, headers, body).await.map_err(from_node)
+        let answer = self.node.guest(live.id(), method, path, headers, body).await;
+        self.unless_ended(live.id(), answer.map_err(from_node)).await
     }
 
     pub(crate) async fn guest_json<T: DeserializeOwned>(
@@ -39,7 +40,20 @@ impl App {
         body: Option<&impl Serialize>,
     ) -> Result<T, Error> {
         self.wake_for(live).await?;
-        self.node.guest_json(live.id(), method, path, body).await.map_err(from_node)
+        let answer = self.node.guest_json(live.id(), method, path, body).await;
+        self.unless_ended(live.id(), answer.map_err(from_node)).await
+    }
+
+    /// The same, unless a sandbox has ended during the call: then that is why it failed, and trying again is of no use.
+    pub(super) async fn unless_ended<T>(&self, id: &SandboxId, answer: Result<T, Error>) -> Result<T, Error> {
+        let Err(error) = answer else { return answer };
+        if !matches!(error.kind, ErrorKind::SandboxFailed | ErrorKind::Unavailable | ErrorKind::NotFound) {
+            return Err(error);
+        }
+        Err(match self.store.find_standing(id).await {
+            Ok(Some(found)) if found.observed == SandboxState::Stopped => has_been_stopped(id),
+            _ => error,
+        })
     }
 
     /// Wakes what is stored as hibernated and writes it down before the call. The call alone would wake it too, but
@@ -47,7 +61,7 @@ impl App {
     pub(super) async fn wake_for(&self, live: &Live) -> Result<(), Error> {
         if live.is_asleep() {
             let note = live.note(Kind::SandboxWake).with("by", "use");
-            let wake = self.on_node(self.node.ensure_awake(live.id(), Wake::default()));
+            let wake = self.on_node(live.id(), self.node.ensure_awake(live.id(), Wake::default()));
             self.audit.around(note, wake).await?;
             live.has_woken();
         }

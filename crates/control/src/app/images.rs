@@ -26,6 +26,7 @@ mod resume;
 pub(crate) mod snapshots;
 mod steps;
 pub(crate) mod templates;
+mod uploads;
 mod view;
 
 use warren_types::Error;

@@ -1,9 +1,11 @@
 //! Previews: registering them, the token that opens them, links that are shared.
 //!
 //! A port can be opened without being registered; a registration is a line in a list. Who may open the ports of a sandbox is
-//! one setting for all of them: anybody, or who shows its token ([`gate`]). How bytes get there is in [`port`].
+//! one setting for all of them: anybody, or who shows its token ([`gate`]). How bytes get there is in [`port`], and what is under way in
+//! [`open`].
 
 pub(crate) mod gate;
+pub(crate) mod open;
 pub(crate) mod port;
 
 use base64::Engine;
@@ -11,13 +13,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use warren_api::previews::{
     Preview, PreviewAuth, PreviewCreate, PreviewShare, PreviewShareCreate, PreviewTokenRotated,
 };
-use warren_types::{Error, SandboxId, Secret};
+use warren_types::{Error, OrgId, SandboxId, Secret};
 
 use super::App;
 use super::audit::Kind;
 use super::auth::{Caller, hash_key, sandbox_not_found};
 use super::signed::{ShareKind, Shared, expires_at, expiry};
 use crate::store::previews::PreviewRow;
+use crate::store::sandboxes::SandboxStanding;
 
 const BEARER: &str = "bearer";
 const AUTO: &str = "auto";
@@ -40,12 +43,13 @@ impl App {
         self.usable_standing(caller, id).await?;
         let port = body.port.ok_or_else(|| Error::invalid("port is required: 1 to 65535"))?;
         let port = checked_port(u16::try_from(port).ok())?;
-        if let Some(domain) = body.domain.filter(|domain| !domain.is_empty()) {
-            let domain: String = domain.chars().filter(|c| !c.is_control()).take(100).collect();
-            return Err(Error::invalid(format!(
-                "custom domain {domain:?} is not known to this server; leave domain out"
-            )));
-        }
+        let domain = match body.domain.filter(|domain| !domain.is_empty()) {
+            Some(domain) => {
+                let own = self.find_own_domain(caller.org(), &domain).await?;
+                Some(own.ok_or_else(|| not_own(&domain))?)
+            }
+            None => None,
+        };
         let is_set = |config: &serde_json::Value| match config {
             serde_json::Value::Null => false,
             serde_json::Value::Object(fields) => !fields.is_empty(),
@@ -56,7 +60,8 @@ impl App {
                 "authConfig is not supported by this server; leave it out and set previewAuth when the sandbox is created",
             ));
         }
-        let (row, is_new) = self.store.ensure_preview(id, port).await?;
+        let (row, is_new) = self.store.ensure_preview(id, port, domain).await?;
+        self.end_other_names(id, port, row.domain.as_deref());
         let note = caller.note(Kind::Preview).of(id).with("action", "register").with("port", port);
         self.audit.note(note.with("outcome", "done")).await?;
         Ok((self.preview(caller, id, row, base), is_new))
@@ -83,6 +88,7 @@ impl App {
         self.standing_in_any_state(caller, id).await?;
         let port = parse_port(port)?;
         if self.store.remove_preview(id, port).await? {
+            self.end_other_names(id, port, None);
             let note = caller.note(Kind::Preview).of(id).with("action", "delete").with("port", port);
             self.audit.note(note.with("outcome", "done")).await?;
             return Ok(());
@@ -99,6 +105,7 @@ impl App {
         self.usable_standing(caller, id).await?;
         let token = generate_token();
         self.store.set_preview_hash(id, &hash_key(token.expose())).await?;
+        self.open_previews.end(id, |_| true);
         let note = caller.note(Kind::Preview).of(id).with("action", "rotate_token");
         self.audit.note(note.with("outcome", "done")).await?;
         Ok(PreviewTokenRotated { preview_auth_token: token.expose().clone(), scheme: BEARER.to_owned() })
@@ -128,6 +135,34 @@ impl App {
         Ok(PreviewShare { url: format!("{url}/?{LINK_PARAMETER}={signed}"), expires_at: expires_at(expires) })
     }
 
+    /// Ends what came by another name below a domain of the organisation's than the one the port has now.
+    fn end_other_names(&self, id: &SandboxId, port: u16, domain: Option<&str>) {
+        self.open_previews.end(id, |opened| {
+            opened.port == port && opened.domain.is_some() && opened.domain.as_deref() != domain
+        });
+    }
+
+    /// A domain that the operator says is the organisation's.
+    async fn find_own_domain(&self, org: &OrgId, domain: &str) -> Result<Option<&str>, Error> {
+        let wanted = domain.to_ascii_lowercase();
+        let Some(known) = self.custom_domains.iter().find(|known| known.name() == wanted) else {
+            return Ok(None);
+        };
+        Ok(self.store.is_org_named(org, &known.org).await?.then(|| known.name()))
+    }
+
+    /// Whether a preview has a name below that domain: it was asked for when the port was registered, and the domain is still
+    /// its organisation's.
+    pub(crate) async fn is_preview_at(
+        &self,
+        standing: &SandboxStanding,
+        port: u16,
+        domain: &str,
+    ) -> Result<bool, Error> {
+        Ok(self.find_own_domain(&standing.org, domain).await?.is_some()
+            && self.store.has_preview_at(&standing.id, port, domain).await?)
+    }
+
     /// The domain of previews as a client of `base` sees it.
     pub(crate) fn shown_domain(&self, base: &str) -> String {
         self.sandbox_domain.shown(base)
@@ -139,11 +174,15 @@ impl App {
     }
 
     fn preview(&self, caller: &Caller, id: &SandboxId, row: PreviewRow, base: &str) -> Preview {
+        let custom = row
+            .domain
+            .map(|domain| format!("{id}-p{}.{}", row.port, self.sandbox_domain.named(&domain).shown(base)));
         Preview {
             id: row.id,
             sandbox_id: id.to_string(),
             org_id: caller.org().to_string(),
             hostname: format!("{id}-p{}.{}", row.port, self.shown_domain(base)),
+            custom_hostname: custom,
             port: row.port,
             // The word for a host name that can be used at once, which every name of ours can.
             ssl_status: "active".to_owned(),
@@ -152,6 +191,13 @@ impl App {
             url: self.preview_url(id, row.port, base),
         }
     }
+}
+
+fn not_own(domain: &str) -> Error {
+    let domain: String = domain.chars().filter(|c| !c.is_control()).take(100).collect();
+    Error::invalid(format!(
+        "custom domain {domain:?} is not known to be your organisation's; leave domain out, or ask who runs this server"
+    ))
 }
 
 /// The token a create or a fork asks for.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use warren_api::scaling::{Autoscale, AutoscaleChange, Scale, Scaled, ScalingLock, ScalingLockChange};
+use warren_node_api::Answer;
 use warren_types::size::TIERS;
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState, Size};
 
 use super::App;
-use super::audit::Kind;
+use super::audit::{Kind, Who};
 use super::auth::{Caller, sandbox_not_found};
+use crate::store::sandboxes::SandboxStanding;
 use crate::store::scaling::Scaling;
 
 impl App {
@@ -19,11 +21,31 @@ impl App {
         body: Scale,
     ) -> Result<Scaled, Error> {
         let standing = self.usable_standing(caller, id).await?;
-        let memory_mb = body
-            .memory_mb
+        self.scale_for(caller.who(), &standing, body.memory_mb).await
+    }
+
+    /// What a program in it asks for, under the same conditions.
+    pub(crate) async fn scale_itself(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        memory_mb: Option<i64>,
+    ) -> Result<Answer, Error> {
+        let standing = self.store.find_standing(id).await?.ok_or_else(sandbox_not_found)?;
+        let scaled = self.scale_for(&Who::sandbox(standing.org.clone()), &standing, memory_mb).await?;
+        Ok(Answer::Scaled { memory_mb: scaled.memory_mb, cpu_percent: scaled.cpu_percent })
+    }
+
+    async fn scale_for(
+        self: &Arc<Self>,
+        who: &Who,
+        standing: &SandboxStanding,
+        memory_mb: Option<i64>,
+    ) -> Result<Scaled, Error> {
+        let id = &standing.id;
+        let memory_mb = memory_mb
             .filter(|memory| *memory > 0)
             .ok_or_else(|| Error::invalid("memoryMB is required and must be positive"))?;
-        let row = self.store.find_sandbox(caller.org(), id).await?.ok_or_else(sandbox_not_found)?;
+        let row = self.store.find_sandbox(&standing.org, id).await?.ok_or_else(sandbox_not_found)?;
         let size = row.size.with_memory(memory_mb)?;
         if self.scaling(id).await?.locked {
             return Err(locked());
@@ -32,7 +54,7 @@ impl App {
             return Err(Error::invalid("sandbox is not running"));
         }
         let (app, id) = (Arc::clone(self), id.clone());
-        self.change(caller.note(Kind::SandboxScale).of(&id).with("memoryMB", size.memory_mb), async move {
+        self.change(who.note(Kind::SandboxScale).of(&id).with("memoryMB", size.memory_mb), async move {
             let size = app.resize(&id, size).await?;
             let autoscale_disabled = app.store.stop_autoscale(&id).await?;
             Ok(Scaled {
@@ -50,7 +72,7 @@ impl App {
 
     /// Puts other limits in force, and writes them down as the node reports them.
     pub(crate) async fn resize(&self, id: &SandboxId, size: Size) -> Result<Size, Error> {
-        let report = self.on_node(self.node.ensure_size(id, size)).await?;
+        let report = self.on_node(id, self.node.ensure_size(id, size)).await?;
         Ok(report.size.unwrap_or(size))
     }
 

@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use sha2::Sha256;
 use warren_types::{Error, ErrorKind, SandboxId, Secret};
 
-use super::auth::hex;
 use super::key_file;
 
 pub(crate) const FILE_NAME: &str = "urls.key";
@@ -87,7 +86,7 @@ impl UrlSigner {
 
     /// The signature of a URL of a file, in hex.
     pub(crate) fn sign_file(&self, id: &SandboxId, path: &str, use_: FileUse, expires: i64) -> String {
-        hex(&self.mac(&file_text(id, path, use_, expires)).finalize().into_bytes())
+        warren_types::hex(&self.mac(&file_text(id, path, use_, expires)).finalize().into_bytes())
     }
 
     pub(crate) fn check_file(
@@ -110,7 +109,10 @@ impl UrlSigner {
 
     /// What a link or a cookie carries: when it ends, and the proof.
     pub(crate) fn sign_share(&self, kind: ShareKind, shared: Shared<'_>, expires: i64) -> String {
-        format!("{expires}.{}", hex(&self.mac(&share_text(kind, shared, expires)).finalize().into_bytes()))
+        format!(
+            "{expires}.{}",
+            warren_types::hex(&self.mac(&share_text(kind, shared, expires)).finalize().into_bytes())
+        )
     }
 
     /// When it ends, if it is ours and has not.

@@ -31,12 +31,12 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
-use warren_types::{Error, ErrorKind, OrgId, SandboxId};
+use warren_types::{Error, ErrorKind, SandboxId};
 
 use super::App;
 use super::audit::Kind;
 use super::auth::{Caller, Identity, Live};
-use super::idempotency::KeyLocks;
+use super::turns::Turns;
 
 /// Whose tools, and of which sandbox.
 #[derive(Debug, Clone)]
@@ -80,7 +80,7 @@ pub(crate) struct Definition {
 #[derive(Debug, Default)]
 pub(crate) struct Tools {
     /// Edits of one sandbox wait for each other: each reads a file and writes it back.
-    edits: KeyLocks,
+    edits: Turns<SandboxId>,
     running: Mutex<HashMap<String, CancellationToken>>,
 }
 
@@ -163,13 +163,6 @@ impl Call {
         self.sandbox.as_ref().ok_or_else(|| Error::internal("a tool of a sandbox was called without one"))
     }
 
-    fn org(&self) -> &OrgId {
-        match &self.identity {
-            Identity::Org(caller) => caller.org(),
-            Identity::Sandbox(claims) => &claims.org_id,
-        }
-    }
-
     async fn live(&self) -> Result<Live, Error> {
         self.app.reach(&self.identity, self.id()?).await
     }
@@ -217,7 +210,7 @@ impl App {
     ) -> Result<Output, Error> {
         // A model that has nothing to say about a field sends null.
         input.retain(|_, value| !value.is_null());
-        schema::check(tool.name, tool.schema_for(scope), &input)?;
+        schema::check(tool.name, tool.schema_for(scope), &mut input)?;
         let sandbox = match &scope.bound {
             Bound::To(id) => Some(id.clone()),
             Bound::Later => {

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::app::auth::hex;
 use crate::store::audit::AuditRow;
 
 /// Stands before the first record.
@@ -55,7 +54,7 @@ impl Record<'_> {
             .chain_update(b"\n")
             .chain_update(self.canonical().as_bytes())
             .finalize();
-        hex(&digest)
+        warren_types::hex(&digest)
     }
 }
 
@@ -142,7 +141,7 @@ mod tests {
         };
         let text = r#"{"actor":"key:k","at":"2026-01-31T12:00:00Z","detail":{},"kind":"exec","org":"o","request":"r","sandbox":null,"seq":1,"v":1}"#;
         assert_eq!(record.canonical(), text);
-        let by_hand = hex(&Sha256::digest(format!("{START}\n{text}").as_bytes()));
+        let by_hand = warren_types::hex(&Sha256::digest(format!("{START}\n{text}").as_bytes()));
         assert_eq!(record.hash(START), by_hand);
         assert_ne!(record.hash(&by_hand), by_hand);
     }

@@ -7,7 +7,6 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use warren_types::Secret;
 
-use crate::app::auth::hex;
 use crate::app::key_file::{self, KEY_BYTES};
 use crate::store::audit_heads::SealedHead;
 
@@ -45,7 +44,7 @@ impl Seal {
     }
 
     pub(crate) fn seal(&self, place: Place, org: &str, seq: i64, hash: &str) -> SealedHead {
-        let mac = hex(&self.mac(place, org, seq, hash).finalize().into_bytes());
+        let mac = warren_types::hex(&self.mac(place, org, seq, hash).finalize().into_bytes());
         SealedHead { org: org.to_owned(), seq, hash: hash.to_owned(), mac }
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use warren_api::audit::{AuditExport, AuditRecord};
 
 use super::chain::{self, Record, START, hash_of_row};
+use super::line;
 use super::seal::{Place, Seal};
 use crate::store::audit::{AuditFilter, AuditRow, AuditStore};
 use crate::store::audit_heads::SealedHead;
@@ -279,7 +280,7 @@ pub fn verify_file(path: &Path, data_dir: Option<&Path>) -> Result<Verified, Ver
         if line.trim_ascii().is_empty() {
             continue;
         }
-        match serde_json::from_slice::<AuditRecord>(&line) {
+        match line::read(&line) {
             Ok(record) if record.org == export.org => {
                 checker.push(record.seq, &record.hash, |previous| hash_of_record(&record, previous));
             }

@@ -16,7 +16,7 @@ use warren_api::exec::ExecKill;
 
 use super::body::{Body, ExecBody, JsonObject};
 use super::errors::ApiError;
-use super::exec_ws::{attach, wanted};
+use super::exec_ws::{attach, over_http_2, wanted};
 use super::params::AgentPath;
 use super::query::Query;
 use crate::app::App;
@@ -26,6 +26,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(agent_create, agent_list))
         .routes(routes!(agent_attach))
+        .route("/sandboxes/{id}/agent/{sid}", over_http_2(agent_attach))
         .routes(routes!(agent_prompt))
         .routes(routes!(agent_interrupt))
         .routes(routes!(agent_configure))

@@ -122,6 +122,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
         let error = error.into_inner();
         if error.is_data() && field != "." {
             Error::invalid(format!("{field}: {error}"))
+        } else if error.is_data() {
+            Error::invalid(format!("the body cannot be used: {error}"))
         } else {
             Error::invalid(format!("the body is not valid JSON: {error}"))
         }
@@ -145,6 +147,7 @@ mod tests {
             (r#"{"timeout": "x"}"#, "timeout: invalid type: string \"x\""),
             (r#"{"envs": {"A": 1}}"#, "envs.A: invalid type: integer `1`"),
             (r#"{"cpuCount": 1.5}"#, "cpuCount: invalid type"),
+            (r#"{"template": "a", "templateID": "b"}"#, "cannot be used: duplicate field `templateID`"),
         ] {
             let error = parse::<SandboxCreate>(body.as_bytes()).unwrap_err();
             assert!(error.message.contains(says), "{body}: {}", error.message);

@@ -31,7 +31,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 
 /// Runs a command and answers with its output once it has ended.
 ///
-/// `exitCode` is the command's own, 128 + n after signal n, and -1 after its time limit.
+/// `exitCode` is the command's own, 128 + n after signal n, and -1 after its time limit. Who hangs up ends the command with all it
+/// started; `exec/run-async` and sessions go on by themselves.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/exec/run", tag = "exec", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path)), request_body = ExecCreate,

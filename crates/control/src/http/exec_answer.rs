@@ -2,7 +2,8 @@
 //!
 //! A run answers with its true status while it is quick. A slow one gets the head of a 200 and then a blank from
 //! time to time, so that no client or proxy takes the silence for a dead connection; blanks before JSON are legal.
-//! Output that does not fit in memory is read from the command's log while it is sent.
+//! A client that hangs up ends the command with all it started. Output that does not fit in memory is read from the
+//! command's log while it is sent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::errors::ApiError;
 use super::json_text::JsonText;
 use crate::app::App;
 use crate::app::auth::Live;
-use crate::app::exec::output::{next_piece, told_in_stderr};
+use crate::app::exec::output::{missing_in_stderr, next_piece, told_in_stderr};
 use crate::app::exec::run::{OutputKind, Ran};
 
 /// How long a run may take before the head of its answer is sent, and then between two blanks.
@@ -41,6 +42,7 @@ pub(super) struct LargeAnswer {
     live: Live,
     exec: ExecId,
     exit: Exit,
+    missing: u64,
     stdout: Body,
 }
 
@@ -48,9 +50,9 @@ impl Answer {
     pub(super) async fn open(app: &App, live: &Live, ran: Ran) -> Result<Self, Error> {
         Ok(match ran {
             Ran::Whole(result) => Self::Whole(result),
-            Ran::Large { exec, exit } => {
+            Ran::Large { exec, exit, missing } => {
                 let stdout = app.open_output(live, &exec, OutputKind::Stdout).await?;
-                Self::Large(Box::new(LargeAnswer { live: live.clone(), exec, exit, stdout }))
+                Self::Large(Box::new(LargeAnswer { live: live.clone(), exec, exit, missing, stdout }))
             }
         })
     }
@@ -78,13 +80,15 @@ impl Answer {
 
 impl LargeAnswer {
     async fn write(mut self, app: &App, writer: &Writer) -> Result<(), HungUp> {
-        writer.write(format!("{{\"exitCode\":{},\"stdout\":\"", self.exit.code)).await?;
+        let truncated = if self.missing > 0 { "\"truncated\":true," } else { "" };
+        writer.write(format!("{{\"exitCode\":{},{truncated}\"stdout\":\"", self.exit.code)).await?;
         if let Err(error) = copy_text(&mut self.stdout, "", writer).await? {
             return writer.break_off(error.message).await;
         }
         writer.write("\",\"stderr\":\"").await?;
+        let told = missing_in_stderr(self.missing) + told_in_stderr(Some(self.exit));
         let copied = match app.open_output(&self.live, &self.exec, OutputKind::Stderr).await {
-            Ok(mut stderr) => copy_text(&mut stderr, told_in_stderr(Some(self.exit)), writer).await?,
+            Ok(mut stderr) => copy_text(&mut stderr, &told, writer).await?,
             Err(error) => Err(error),
         };
         if let Err(error) = copied {
@@ -160,7 +164,7 @@ where
     app.tasks.spawn(
         async move {
             if let Err(HungUp) = writing.await {
-                tracing::debug!("the client hung up; the command goes on");
+                tracing::debug!("the client hung up");
             }
         }
         .in_current_span(),

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::handler::Handler;
 use axum::response::Response;
+use axum::routing::MethodRouter;
 use http::{HeaderValue, StatusCode};
 use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
@@ -25,7 +27,14 @@ use crate::app::auth::Live;
 use crate::app::exec::attach::Attached;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(exec_attach))
+    OpenApiRouter::new()
+        .routes(routes!(exec_attach))
+        .route("/sandboxes/{id}/exec/{sid}", over_http_2(exec_attach))
+}
+
+/// A WebSocket in HTTP/2 is asked for with CONNECT (RFC 8441), as browsers do on a connection they have.
+pub(super) fn over_http_2<T: 'static, H: Handler<T, Arc<App>>>(attach: H) -> MethodRouter<Arc<App>> {
+    axum::routing::connect(attach)
 }
 
 /// Attaches to a command: a WebSocket of binary messages whose first byte is the kind.

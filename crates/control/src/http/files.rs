@@ -53,7 +53,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     params(("id" = String, Path), ("path" = String, Query), ("Range" = Option<String>, Header)),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
         (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody),
+        (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody),
         (status = 416, body = ErrorBody))
 )]
 async fn file_read(
@@ -92,7 +92,7 @@ pub(super) async fn read(
         ("mode" = Option<String>, Query, description = "Octal permission bits such as 0755")
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
         (status = 410, body = ErrorBody), (status = 413, body = ErrorBody))
 )]
 async fn file_write(
@@ -132,7 +132,7 @@ pub(super) async fn write(
 #[utoipa::path(
     delete, path = "/sandboxes/{id}/files", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path), ("path" = String, Query)),
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn file_delete(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<StatusCode, ApiError> {
     let path = FilePath::from_query(query.take("path"))?;
@@ -159,7 +159,7 @@ async fn file_list(State(app): State<Arc<App>>, live: Live, query: Query) -> Res
 #[utoipa::path(
     post, path = "/sandboxes/{id}/files/mkdir", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path), ("path" = String, Query)),
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn file_mkdir(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<StatusCode, ApiError> {
     let path = FilePath::from_query(query.take("path"))?;
@@ -167,10 +167,13 @@ async fn file_mkdir(State(app): State<Arc<App>>, live: Live, query: Query) -> Re
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What a path is; a symlink is described itself.
+/// What a path is; a symlink is described itself, unless `follow` asks for what it leads to.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/files/stat", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
-    params(("id" = String, Path), ("path" = String, Query)),
+    params(
+        ("id" = String, Path), ("path" = String, Query),
+        ("follow" = Option<bool>, Query, description = "true: what a symlink leads to instead of itself")
+    ),
     responses((status = 200, body = FileStat), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 410, body = ErrorBody))
 )]
@@ -179,14 +182,15 @@ async fn file_stat(
     live: Live,
     query: Query,
 ) -> Result<Json<FileStat>, ApiError> {
-    Ok(Json(app.stat_file(&live, &FilePath::from_query(query.take("path"))?).await?))
+    let follow = query.get("follow") == Some("true");
+    Ok(Json(app.stat_file(&live, &FilePath::from_query(query.take("path"))?, follow).await?))
 }
 
-/// Renames, replacing what is at the new name.
+/// Renames, replacing what is at the new name. What is on another file system, or a folder of the template, cannot be renamed: 409.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/files/move", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path)), request_body = FileMove,
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn file_move(
     State(app): State<Arc<App>>,
@@ -201,7 +205,7 @@ async fn file_move(
 #[utoipa::path(
     post, path = "/sandboxes/{id}/files/chmod", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path)), request_body = FileChmod,
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn file_chmod(
     State(app): State<Arc<App>>,
@@ -231,7 +235,7 @@ async fn archive_read(State(app): State<Arc<App>>, live: Live, query: Query) -> 
     put, path = "/sandboxes/{id}/files/archive", tag = "files", security(("api_key" = []), ("sandbox_token" = [])),
     params(("id" = String, Path), ("path" = String, Query)),
     request_body(content = Vec<u8>, content_type = "application/x-tar"),
-    responses((status = 204), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
         (status = 410, body = ErrorBody), (status = 413, body = ErrorBody))
 )]
 async fn archive_write(

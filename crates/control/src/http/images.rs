@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body as RawBody;
 use axum::extract::{RawPathParams, State};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get};
 use http::{HeaderMap, StatusCode};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -33,6 +34,19 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(image_get, image_delete))
         .routes(routes!(image_patch_create, image_patch_list))
         .routes(routes!(image_patch_delete))
+        .merge(of_names_like_routes())
+}
+
+/// A snapshot may be called like one of the routes above. Such a name is an image's in the methods that the route does not have;
+/// `GET /images/usage` alone is taken, where `usage@1`, the id, and `/snapshots/usage` are left.
+fn of_names_like_routes() -> OpenApiRouter<Arc<App>> {
+    let image = |name: &str| ImagePath(name.to_owned());
+    let get_archive = move |app, caller| image_get(app, caller, image("archive"));
+    let delete_archive = move |app, caller| image_delete(app, caller, image("archive"));
+    let delete_usage = move |app, caller| image_delete(app, caller, image("usage"));
+    OpenApiRouter::new()
+        .route("/images/archive", get(get_archive).delete(delete_archive))
+        .route("/images/usage", delete(delete_usage))
 }
 
 /// All images, newest first; one with several names several times. Long contents of files are left out.
@@ -66,7 +80,9 @@ async fn image_usage(State(app): State<Arc<App>>, _: Caller) -> Result<Json<Imag
     request_body(content = Vec<u8>, content_type = "application/x-tar"),
     responses(
         (status = 201, body = Snapshot), (status = 400, body = ErrorBody),
-        (status = 409, body = ErrorBody, description = "The name is taken"), (status = 413, body = ErrorBody)
+        (status = 409, body = ErrorBody, description = "The name is taken"), (status = 413, body = ErrorBody),
+        (status = 429, body = ErrorBody, description = "The organisation is sending enough of them"),
+        (status = 503, body = ErrorBody)
     )
 )]
 async fn image_archive(

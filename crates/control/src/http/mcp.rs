@@ -36,7 +36,7 @@ use super::params::SandboxPath;
 use super::query::Query;
 use super::request_id::id_of;
 use crate::app::App;
-use crate::app::auth::{Caller, unauthenticated};
+use crate::app::auth::{Caller, no_credential};
 use crate::app::tools::{Bound, Scope};
 use axum::extract::FromRequestParts;
 use cancel::Message;
@@ -55,7 +55,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
 async fn organisation(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
     origin::check(&parts, &app)?;
-    let credential = auth::of_tools(&parts.headers).ok_or_else(unauthenticated);
+    let credential = auth::of_tools(&parts.headers).ok_or_else(no_credential);
     let identity = match credential {
         Ok(credential) => app.authenticate(&credential).await,
         Err(error) => Err(error),
@@ -81,7 +81,7 @@ async fn organisation(State(app): State<Arc<App>>, request: Request) -> Result<R
 async fn sandbox(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
     origin::check(&parts, &app)?;
-    let Some(credential) = auth::of_tools(&parts.headers) else { return Ok(ask_for_key(unauthenticated())) };
+    let Some(credential) = auth::of_tools(&parts.headers) else { return Ok(ask_for_key(no_credential())) };
     let identity = match app.authenticate(&credential).await {
         Ok(identity) => identity.in_request(id_of(&parts.extensions)),
         Err(error) => return Ok(ask_for_key(error)),
@@ -165,7 +165,12 @@ fn explained(answer: Response) -> Response {
     if !status.is_client_error() && !status.is_server_error() || is_json {
         return answer;
     }
-    let status = if status.is_server_error() { StatusCode::SERVICE_UNAVAILABLE } else { status };
+    let status = match status {
+        // It was told that it gets JSON; it is not.
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => StatusCode::BAD_REQUEST,
+        status if status.is_server_error() => StatusCode::SERVICE_UNAVAILABLE,
+        status => status,
+    };
     ApiError::new(status, "this is no message of MCP that can be answered: POST one JSON-RPC 2.0 message, and leave headers of MCP to a client")
         .into_response()
 }

@@ -30,6 +30,10 @@ use crate::app::App;
 use crate::app::audit::Kind;
 use crate::app::auth::Live;
 use crate::app::previews::gate::Admitted;
+use crate::app::previews::no_such_sandbox;
+use crate::app::previews::open::Opened;
+use crate::domain::CustomDomain;
+use forward::Entry;
 use host::{Addressed, Target};
 use pages::Page;
 
@@ -59,7 +63,9 @@ impl From<Error> for Refused {
 /// Sends each request to where its host says.
 pub(super) async fn dispatch(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let api_host = app.public_url.as_deref().and_then(crate::domain::host_of);
-    match host::addressed(&request, app.sandbox_domain.name(), api_host.as_deref()) {
+    let custom = app.custom_domains.iter().map(CustomDomain::name);
+    let domains: Vec<&str> = std::iter::once(app.sandbox_domain.name()).chain(custom).collect();
+    match host::addressed(&request, &domains, api_host.as_deref()) {
         Ok(Addressed::Api) => next.run(request).await,
         Ok(Addressed::Preview(target)) => serve(&app, &target, request).await,
         Err(error) => ApiError::from(error).into_response(),
@@ -88,7 +94,14 @@ async fn answer(app: &Arc<App>, target: &Target, request: Request, page: bool) -
     let path = credentials::LinkedPath::of(&parts.uri);
     let shown = credentials::shown(&parts, &target.host, &path, is_secure);
 
+    let opened = Opened { port: target.port, domain: target.domain.clone() };
+    let open = app.open_previews.begin(&target.id, opened)?;
     let standing = app.preview_standing(&target.id).await?;
+    if let Some(domain) = &target.domain
+        && !app.is_preview_at(&standing, target.port, domain).await?
+    {
+        return Err(no_such_sandbox(&target.id).into());
+    }
     let admitted = app.admit_and_note(&standing, target.port, &shown)?;
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
     if let (true, Some(_)) = (reads, &shown.link) {
@@ -98,10 +111,26 @@ async fn answer(app: &Arc<App>, target: &Target, request: Request, page: bool) -
     let bearer_is_ours = admitted == Admitted::Bearer
         || shown.bearer.as_deref().is_some_and(|bearer| App::is_preview_token(&standing, bearer));
     credentials::remove_ours(&mut parts.headers, bearer_is_ours);
+    if let Some(expires) = admitted.expires() {
+        open.is_good_until(expires);
+    }
+    let seen = standing.generation;
     let live = app.reach_preview(standing, &admitted)?.in_request(id_of(&parts.extensions));
     app.audit.tell_folded(live.note(Kind::PreviewRequest).with("port", target.port));
-    wake(app, &live, page && parts.method == Method::GET).await?;
-    forward::forward(app, target, base.0, &path.clean, parts, body).await
+    let entry = Entry { seen, base: base.0, open: Arc::clone(&open) };
+    let passed_on = async {
+        wake(app, &live, page && parts.method == Method::GET).await?;
+        forward::forward(app, target, entry, &path.clean, parts, body).await
+    };
+    tokio::select! {
+        answer = passed_on => answer,
+        () = open.ended() => Err(no_longer_open().into()),
+    }
+}
+
+/// What let a request in has ended before it was answered.
+fn no_longer_open() -> Error {
+    Error::new(ErrorKind::Unauthenticated, "what this preview was opened with is no longer good")
 }
 
 /// Wakes a sandbox that sleeps. Who looks at a browser gets a page when that takes a while; it wakes all the same.

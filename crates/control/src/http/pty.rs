@@ -15,7 +15,7 @@ use warren_api::pty::{PtyCreate, PtyResize, PtySession};
 
 use super::body::{Body, JsonObject};
 use super::errors::ApiError;
-use super::exec_ws::{answer, wanted};
+use super::exec_ws::{answer, over_http_2, wanted};
 use super::params::PtyPath;
 use super::relay::Protocol;
 use crate::app::App;
@@ -25,6 +25,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(pty_create))
         .routes(routes!(pty_attach, pty_delete))
+        .route("/sandboxes/{id}/pty/{sid}", over_http_2(pty_attach))
         .routes(routes!(pty_resize))
 }
 
@@ -43,7 +44,8 @@ async fn pty_create(
     Ok((StatusCode::CREATED, Json(app.create_pty(&live, body).await?)))
 }
 
-/// Attaches to a terminal: a WebSocket of raw bytes both ways. The server closes when the shell ends.
+/// Attaches to a terminal: a WebSocket of raw bytes both ways. The server closes when the shell ends, with its exit code as the
+/// reason: `exit 3`.
 #[utoipa::path(
     get, path = "/sandboxes/{id}/pty/{sid}", tag = "pty", security(("api_key" = []), ("sandbox_token" = [])),
     params(

@@ -14,7 +14,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use warren_api::exec_frame;
+use warren_api::{exec_frame, pty_end};
 use warren_guest_api::frame::Frame;
 use warren_guest_api::text::whole_characters;
 
@@ -51,7 +51,8 @@ pub(super) enum Protocol {
 /// Why a relay ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    Exited,
+    /// With that code.
+    Exited(i32),
     /// The output broke off: how the command ended is not known.
     Lost,
     ClientLeft,
@@ -144,13 +145,15 @@ fn piece_length(bytes: &[u8]) -> usize {
 // === impl End ===
 
 impl End {
-    fn close_frame(self) -> Option<CloseFrame> {
+    fn close_frame(self, protocol: Protocol) -> Option<CloseFrame> {
         let (code, reason) = match self {
-            Self::Exited => (close_code::NORMAL, "exec completed"),
-            Self::Lost => (close_code::ERROR, "the output was lost"),
-            Self::MessageTooLarge => (close_code::SIZE, "the message is too large"),
-            Self::ClientBroke => (close_code::PROTOCOL, "not a WebSocket message"),
-            Self::Stopping => (close_code::AWAY, "the server is stopping"),
+            // A terminal's bytes have no place for how its shell has ended.
+            Self::Exited(code) if protocol == Protocol::Pty => (close_code::NORMAL, pty_end::reason(code)),
+            Self::Exited(_) => (close_code::NORMAL, "exec completed".to_owned()),
+            Self::Lost => (close_code::ERROR, "the output was lost".to_owned()),
+            Self::MessageTooLarge => (close_code::SIZE, "the message is too large".to_owned()),
+            Self::ClientBroke => (close_code::PROTOCOL, "not a WebSocket message".to_owned()),
+            Self::Stopping => (close_code::AWAY, "the server is stopping".to_owned()),
             Self::ClientLeft => return None,
         };
         Some(CloseFrame { code, reason: reason.into() })
@@ -179,13 +182,13 @@ pub(super) async fn relay(
     let flushing = async {
         match end {
             // Nobody reads what else there is.
-            End::Exited | End::Lost => {}
+            End::Exited(_) | End::Lost => {}
             End::ClientLeft | End::ClientBroke | End::MessageTooLarge => flush(pending, input).await,
             End::Stopping => drop(tokio::time::timeout(LEFT_GRACE, flush(pending, input)).await),
         }
     };
     let closing = async {
-        match end.close_frame() {
+        match end.close_frame(protocol) {
             Some(frame) => {
                 if sink.send(Message::Close(Some(frame))).await.is_err() {
                     return;
@@ -227,14 +230,14 @@ async fn pump_out(
             }
         };
         silent_since = Instant::now();
-        let exited = matches!(frame, Frame::Exit(_));
+        let exit = if let Frame::Exit(exit) = &frame { Some(exit.code) } else { None };
         for message in protocol.messages(frame) {
             if sink.send(message).await.is_err() {
                 return End::ClientLeft;
             }
         }
-        if exited {
-            return End::Exited;
+        if let Some(code) = exit {
+            return End::Exited(code);
         }
     }
 }

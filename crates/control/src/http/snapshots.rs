@@ -116,11 +116,12 @@ async fn snapshot_delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Lets every organisation that has no snapshot of that name make sandboxes from this one.
+/// Lets every organisation that has no snapshot of that name make sandboxes from this one. A name that another organisation
+/// has published is refused.
 #[utoipa::path(
     post, path = "/snapshots/{snapshot}/publish", tag = "images", security(("api_key" = [])),
     params(("snapshot" = String, Path)),
-    responses((status = 200, body = Published), (status = 404, body = ErrorBody))
+    responses((status = 200, body = Published), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
 )]
 async fn snapshot_publish(
     State(app): State<Arc<App>>,

@@ -28,7 +28,7 @@ use super::params::SandboxPath;
 use super::query::Query;
 use super::request_id::id_of;
 use crate::app::App;
-use crate::app::auth::{Live, unauthenticated};
+use crate::app::auth::Live;
 use crate::app::tools::{Bound, Output, Scope};
 
 /// How long a call may take before the head of its answer is sent, and then between two blanks, which are legal before JSON.
@@ -52,7 +52,7 @@ impl FromRequestParts<Arc<App>> for OfSandbox {
         let Some(credential) = auth::of_tools(&parts.headers) else {
             // A token in the query, as for everything else of a sandbox. It says whose the sandbox is, and no more.
             let live = Live::from_request_parts(parts, app).await?;
-            let identity = app.authenticate(&auth::in_query(parts).ok_or_else(unauthenticated)?).await?;
+            let identity = auth::of_query(parts, app).await?;
             return Ok(Self(Scope { identity, bound: Bound::To(live.id().clone()), base }));
         };
         let identity = app.authenticate(&credential).await?.in_request(id_of(&parts.extensions));

@@ -8,6 +8,7 @@ use sqlx::{FromRow, Sqlite, Transaction};
 use warren_types::{EgressPolicy, HostPattern, OrgId, SandboxId, SandboxState};
 
 use super::sandboxes::column;
+use super::secrets::former::FormerRow;
 use super::secrets::{
     RawSealedSecret, RawSecretStore, SealedSecret, SecretStoreId, SecretStoreRow, sealed_columns,
 };
@@ -45,6 +46,8 @@ pub(crate) struct Access {
     pub stores: Vec<SecretStoreRow>,
     /// Tokens with the secrets they stand for, by name.
     pub tokens: Vec<(String, SealedSecret)>,
+    /// What its secrets were, the newest first.
+    pub former: Vec<FormerRow>,
 }
 
 #[derive(FromRow)]
@@ -118,6 +121,7 @@ impl Store {
                 .into_iter()
                 .map(|row| Ok((row.token, row.secret.parse()?)))
                 .collect::<Result<_, StoreError>>()?,
+            former: self.list_former_secrets(id).await?,
         }))
     }
 
@@ -185,13 +189,14 @@ impl Store {
         owned(rows)
     }
 
-    /// Every sandbox that can be used and was given anything.
+    /// Every sandbox that can be used and was given anything, also what it has lost since: its node waits to be told.
     pub(crate) async fn list_with_access(&self) -> Result<Vec<(OrgId, SandboxId)>, StoreError> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT b.org_id, b.id FROM sandboxes b WHERE b.observed IN ('running', 'hibernated', 'error') \
              AND (b.egress IS NOT NULL \
              OR EXISTS (SELECT 1 FROM sandbox_secret_stores l WHERE l.sandbox_id = b.id) \
-             OR EXISTS (SELECT 1 FROM sealed_tokens t WHERE t.sandbox_id = b.id))",
+             OR EXISTS (SELECT 1 FROM sealed_tokens t WHERE t.sandbox_id = b.id) \
+             OR EXISTS (SELECT 1 FROM former_tokens t WHERE t.sandbox_id = b.id))",
         )
         .fetch_all(&self.reader)
         .await

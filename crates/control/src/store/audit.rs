@@ -108,10 +108,7 @@ impl AuditStore {
             .busy_timeout(BUSY_TIMEOUT);
         let open = |source| StoreError::Open { path: path.clone(), source };
         let writer = pool(1).connect_with(options.clone()).await.map_err(open)?;
-        sqlx::migrate!("migrations/audit")
-            .run(&writer)
-            .await
-            .map_err(|source| StoreError::Migrate { path: path.clone(), source })?;
+        sqlx::migrate!("migrations/audit").run(&writer).await.map_err(StoreError::migrating(path.clone()))?;
         let reader = pool(READERS).connect_with(options.read_only(true)).await.map_err(open)?;
         let mut log = path.into_os_string();
         log.push("-wal");

@@ -3,6 +3,7 @@
 pub(crate) mod change;
 pub(crate) mod layers;
 pub(crate) mod names;
+pub(crate) mod references;
 
 use std::collections::BTreeMap;
 
@@ -39,6 +40,15 @@ pub(crate) struct ImageRow {
     pub workdir: Option<String>,
     pub created_at: Timestamp,
     pub last_used_at: Timestamp,
+}
+
+/// What an image starts from, where that is more than what its manifest says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct StoredBase {
+    /// The image a snapshot stands for.
+    pub image: Option<(OrgId, String)>,
+    /// What a reference to a registry stands for.
+    pub digest: Option<String>,
 }
 
 /// What makes an image the same as another.
@@ -184,16 +194,16 @@ impl Store {
             .map_err(StoreError::query("read what an image is made of"))
     }
 
-    /// The image a snapshot stood for that is the base of this one.
-    pub(crate) async fn find_base_image(&self, id: &str) -> Result<Option<(OrgId, String)>, StoreError> {
-        let found: Option<(String, String)> = sqlx::query_as(
-            "SELECT base_org, base_image FROM images WHERE id = $1 AND base_org IS NOT NULL AND base_image IS NOT NULL",
-        )
-        .bind(id)
-        .fetch_optional(&self.reader)
-        .await
-        .map_err(StoreError::query("read what an image starts from"))?;
-        Ok(found.map(|(org, id)| (OrgId(org), id)))
+    /// What an image started from, as far as its name may stand for something else by now.
+    pub(crate) async fn find_image_base(&self, id: &str) -> Result<StoredBase, StoreError> {
+        let found: Option<(Option<String>, Option<String>, Option<String>)> =
+            sqlx::query_as("SELECT base_org, base_image, base_digest FROM images WHERE id = $1")
+                .bind(id)
+                .fetch_optional(&self.reader)
+                .await
+                .map_err(StoreError::query("read what an image starts from"))?;
+        let (org, image, digest) = found.unwrap_or_default();
+        Ok(StoredBase { image: org.map(OrgId).zip(image), digest })
     }
 
     /// Images that were being built, whoever owns them, and whether they have a name.

@@ -74,6 +74,22 @@ impl Store {
         .map_err(StoreError::query("look an API key up"))
     }
 
+    /// The same by its id.
+    pub(crate) async fn find_active_key_of_id(&self, id: &String) -> Result<Option<ActiveKey>, StoreError> {
+        self.memory.recall(|kept| &mut kept.keys, id, self.read_active_key_of_id(id)).await
+    }
+
+    async fn read_active_key_of_id(&self, id: &str) -> Result<Option<ActiveKey>, StoreError> {
+        sqlx::query_as(
+            "SELECT k.id, k.org_id, o.name AS org_name FROM api_keys k JOIN orgs o ON o.id = k.org_id \
+             WHERE k.id = $1 AND k.revoked_at IS NULL",
+        )
+        .bind(id)
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(StoreError::query("look an API key up"))
+    }
+
     /// Stores a key, and its organisation when it is the first of that name.
     pub(crate) async fn insert_key(
         &self,

@@ -41,6 +41,7 @@ pub(super) struct Memory {
 #[derive(Debug)]
 pub(super) struct Kept {
     mark: Mark,
+    /// By hash, and by id, which looks like no hash.
     pub keys: HashMap<String, ActiveKey>,
     pub standings: HashMap<SandboxId, SandboxStanding>,
 }

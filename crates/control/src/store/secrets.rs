@@ -2,6 +2,7 @@
 //! here and after they leave.
 
 pub(crate) mod change;
+pub(crate) mod former;
 
 use std::fmt;
 use std::str::FromStr;

@@ -95,8 +95,14 @@ async fn look(app: &App, histories: &mut HashMap<SandboxId, History>) -> Result<
     if scaled.is_empty() {
         return Ok(());
     }
-    let usage: HashMap<SandboxId, u64> =
-        app.node.list_usage().await?.into_iter().map(|usage| (usage.id, usage.memory_bytes)).collect();
+    let usage: HashMap<SandboxId, u64> = app
+        .node
+        .list_usage()
+        .await?
+        .into_iter()
+        .filter(|usage| !usage.with_caches)
+        .map(|usage| (usage.id, usage.memory_bytes))
+        .collect();
     let now = Instant::now();
     for row in scaled {
         let Some(used) = usage.get(&row.id) else { continue };

@@ -17,6 +17,8 @@ use crate::store::now_micros;
 const STRAY_AFTER: i64 = 60 * 60 * 1_000_000;
 /// How long it is shown why an image without a name could not be built, in microseconds: a day.
 const FAILED_KEPT: i64 = 24 * 60 * 60 * 1_000_000;
+/// How long it is known what a reference stood for that nobody asks for, in microseconds: 90 days.
+const REFERENCES_KEPT: i64 = 90 * 24 * 60 * 60 * 1_000_000;
 const BASE: &str = "base";
 
 pub(super) async fn sweep(app: Arc<App>) {
@@ -33,6 +35,7 @@ pub(super) async fn sweep(app: Arc<App>) {
 
 async fn remove_strays(app: &App) -> Result<(), Error> {
     app.store.forget_failed_builds(now_micros() - FAILED_KEPT).await?;
+    app.store.forget_references(now_micros() - REFERENCES_KEPT).await?;
     for id in app.store.list_stray_builds(now_micros() - STRAY_AFTER).await? {
         if !app.builds.is_needed(&Needed::Checkpoint(id.clone())) {
             app.delete_checkpoint_row(&id).await?;

@@ -23,6 +23,7 @@ use warren_node_api::{CheckpointReport, CheckpointState, Report};
 use warren_types::{CheckpointId, Error, SandboxId, SandboxState};
 
 use crate::app::App;
+use crate::app::audit::{Kind, Who};
 use crate::app::idempotency::KEPT_MICROS;
 use crate::app::secrets::{KEPT_USES, KEPT_USES_MICROS};
 use crate::store::checkpoints::{CheckpointStanding, Status};
@@ -69,7 +70,7 @@ async fn reconcile_sandboxes(app: &App) -> Result<(), Error> {
         match (row.observed, on_node.get(&row.id)) {
             (SandboxState::Creating, _) => undo_create(app, &row.id).await?,
             (_, Some(report)) => apply(app, row, report).await?,
-            (SandboxState::Running | SandboxState::Hibernated, None) => missing.push(&row.id),
+            (SandboxState::Running | SandboxState::Hibernated, None) => missing.push(row),
             (SandboxState::Error | SandboxState::Stopped, None) => {}
         }
     }
@@ -136,12 +137,14 @@ async fn apply(app: &App, row: &SandboxStanding, report: &Report) -> Result<(), 
     Ok(())
 }
 
-async fn mark_lost(app: &App, missing: &[&SandboxId]) -> Result<(), Error> {
+async fn mark_lost(app: &App, missing: &[&SandboxStanding]) -> Result<(), Error> {
     // Asked again after the rows were read: whatever was made meanwhile is in this list.
     let there: HashSet<SandboxId> = list(app).await?.into_iter().map(|report| report.id).collect();
-    for id in missing.iter().filter(|id| !there.contains(**id)) {
-        if app.store.mark_lost(id, LOST).await? {
-            tracing::warn!(sandbox = %id, "a sandbox is lost: {LOST}");
+    for row in missing.iter().filter(|row| !there.contains(&row.id)) {
+        if app.store.mark_lost(&row.id, LOST).await? {
+            tracing::warn!(sandbox = %row.id, "a sandbox is lost: {LOST}");
+            let note = Who::server(row.org.clone()).note(Kind::SandboxState).of(&row.id);
+            app.audit.tell(note.with("state", SandboxState::Error.as_str()).with("reason", LOST)).await;
         }
     }
     Ok(())
@@ -194,7 +197,7 @@ async fn apply_checkpoint(
     }
     if report.state == CheckpointState::Ready && report.patches != row.patches {
         tracing::info!(checkpoint = %row.id, "sending the patches of a checkpoint to its node again");
-        app.send_patches(&row.id).await?;
+        app.send_patches_again(&row.id).await?;
     }
     Ok(())
 }
@@ -220,6 +223,7 @@ async fn tidy(app: &App) -> Result<(), Error> {
     app.store.forget_idempotency_keys(now_micros() - KEPT_MICROS).await?;
     app.store.forget_secret_uses(now_micros() - KEPT_USES_MICROS, KEPT_USES).await?;
     app.store.forget_tokens(now_micros() - LAST_USES).await?;
+    app.store.forget_former_secrets(now_micros() - LAST_USES).await?;
     let used = app.used_keys.take();
     if !used.is_empty() {
         app.store.touch_keys(&used).await?;

@@ -2,35 +2,20 @@
 //! connection is down comes with the next one, which starts with a report of every sandbox.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use bytes::{Buf, BytesMut};
-use http_body_util::BodyExt;
 use warren_node_api::Change;
 use warren_types::{Error, SandboxState};
 
+use super::lines::{FIRST_PAUSE, LONGEST_PAUSE, Lines, LinesEnd, OPEN_DEADLINE};
 use crate::app::App;
 use crate::app::audit::{Kind, Who};
 use crate::store::StoreError;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The node sends blank lines to show that it is there; a connection this silent is dead.
-const SILENCE: Duration = Duration::from_secs(90);
-const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-const MAX_LINE_BYTES: usize = 64 * 1024;
-
 #[derive(Debug, thiserror::Error)]
 enum WatchEnd {
-    #[error("the node closed the connection")]
-    Closed,
-    #[error("the node has been silent for too long")]
-    Silent,
-    #[error("the connection broke")]
-    Broke(#[source] axum::Error),
-    #[error("a line is longer than {MAX_LINE_BYTES} bytes")]
-    LineTooLong,
+    #[error(transparent)]
+    Lines(#[from] LinesEnd),
     #[error("a line is not a change")]
     NotAChange(#[source] serde_json::Error),
     #[error("a report could not be stored")]
@@ -68,39 +53,20 @@ pub(super) async fn watch(app: Arc<App>) {
     }
 }
 
-async fn follow(app: &Arc<App>, mut changes: Body) -> WatchEnd {
-    let mut buffer = BytesMut::new();
+async fn follow(app: &Arc<App>, changes: Body) -> WatchEnd {
+    let mut lines = Lines::new(changes);
     loop {
-        match tokio::time::timeout(SILENCE, changes.frame()).await {
-            Err(_) => return WatchEnd::Silent,
-            Ok(None) => return WatchEnd::Closed,
-            Ok(Some(Err(error))) => return WatchEnd::Broke(error),
-            Ok(Some(Ok(piece))) => {
-                if let Ok(bytes) = piece.into_data() {
-                    buffer.extend_from_slice(&bytes);
-                }
-            }
-        }
-        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line = buffer.split_to(end);
-            buffer.advance(1);
-            if let Err(end) = take_line(app, &line).await {
-                return end;
-            }
-        }
-        if buffer.len() > MAX_LINE_BYTES {
-            return WatchEnd::LineTooLong;
+        let taken = match lines.next().await {
+            Ok(line) => take_line(app, &line).await,
+            Err(end) => Err(end.into()),
+        };
+        if let Err(end) = taken {
+            return end;
         }
     }
 }
 
 async fn take_line(app: &Arc<App>, line: &[u8]) -> Result<(), WatchEnd> {
-    if line.trim_ascii().is_empty() {
-        return Ok(());
-    }
-    if line.len() > MAX_LINE_BYTES {
-        return Err(WatchEnd::LineTooLong);
-    }
     let report = match serde_json::from_slice(line).map_err(WatchEnd::NotAChange)? {
         Change::Sandbox(report) => report,
         Change::Checkpoint(report) => {

@@ -60,6 +60,41 @@ async fn a_session_is_told_who_it_is_its_options_and_its_prompt() {
     server.acme.post(&format!("{agents}/{session}/kill"), json!({})).await.is(204);
     let late = server.acme.post(&format!("{agents}/{session}/prompt"), json!({"text": "x"})).await;
     assert_eq!(late.status, 409, "{late:?}");
+
+    // Nobody was there when it ended; who lists it sees it.
+    for _ in 0..2 {
+        server.acme.get(&agents).await.is(200);
+    }
+    let records = server.acme.get(&format!("/api/sandboxes/{id}/audit?limit=1000")).await.is(200).json();
+    let records = records.as_array().unwrap();
+    let of = |name: &str, value: &str| {
+        records
+            .iter()
+            .filter(|record| record["detail"][name] == value)
+            .map(|record| &record["detail"])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of("outcome", "ended"), [&json!({"outcome": "ended", "exec": session, "exitCode": 137})]);
+    // The wrapper is twelve files and one record, which has an end.
+    assert_eq!(of("action", "install").len(), 1, "{records:?}");
+    assert!(records.iter().all(|record| record["kind"] != "file.write"), "{records:?}");
+}
+
+#[tokio::test]
+async fn what_an_agent_has_nothing_for_is_refused_by_name() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let agents = format!("/api/sandboxes/{id}/agent");
+    let refused =
+        server.acme.post(&agents, json!({"agent": "codex", "allowedTools": ["Bash"]})).await.is(400);
+    assert!(refused.error().starts_with("allowedTools: codex has no list"), "{refused:?}");
+    assert_eq!(server.acme.get(&agents).await.is(200).json(), json!([]));
+    let session = server.acme.post(&agents, json!({"agent": "codex"})).await.is(201).json();
+    let configure = format!("{agents}/{}/configure", session["sessionID"].as_str().unwrap());
+    let refused =
+        server.acme.post(&configure, json!({"disallowedTools": ["Bash"], "model": "m"})).await.is(400);
+    assert!(refused.error().starts_with("disallowedTools: codex has no list"), "{refused:?}");
+    server.acme.post(&configure, json!({"model": "m"})).await.is(204);
 }
 
 #[tokio::test]

@@ -444,10 +444,10 @@ async fn records_are_sent_to_a_collector_and_none_is_lost() {
         .iter()
         .map(|one| attribute(one, "warren.audit.seq").as_str().unwrap().parse().unwrap())
         .collect();
-    let whole = seqs.clone();
+    // A stop may come between the collector's taking a batch and its answer; that batch comes again.
     seqs.sort_unstable();
     seqs.dedup();
-    assert_eq!((seqs.len(), &seqs), (whole.len(), &whole), "in order, and none twice");
+    assert_eq!(seqs, (1..=i64::try_from(seqs.len()).unwrap()).collect::<Vec<_>>(), "none is left out");
     let create = again.iter().find(|one| attribute(one, "warren.audit.kind") == "sandbox.create").unwrap();
     assert_eq!(attribute(create, "warren.sandbox.id"), json!(first));
     assert_eq!(

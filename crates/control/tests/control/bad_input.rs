@@ -12,9 +12,11 @@ async fn bodies_that_cannot_be_read_are_refused() {
     let huge = format!("{{\"alias\": \"{}\"}}", "x".repeat(1 << 20));
     let nested = format!("{{\"x\": {}}}", "[".repeat(100_000));
     let run = format!("/api/sandboxes/{id}/exec/run");
-    let script = json!({"cmd": "exit 7", "envs": {"A": "x".repeat(3 << 20)}}).to_string();
+    let script = json!({"cmd": "exit 7", "args": ["x".repeat(3 << 20)]}).to_string();
     let exec_huge = json!({"cmd": "x".repeat(4 << 20)}).to_string();
+    let long_variable = json!({"envs": {"A": "x".repeat(128 << 10)}}).to_string();
     for (path, body, status) in [
+        ("/api/sandboxes", long_variable.as_str(), 400),
         ("/api/sandboxes", "[]", 400),
         ("/api/sandboxes", "nonsense", 400),
         ("/api/sandboxes", "{\"timeout\": ", 400),

@@ -2,7 +2,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
-use warren_types::{EgressMode, Error};
+use warren_types::{EgressMode, Error, SandboxState};
 
 use crate::harness::{Api, Server, eventually, send};
 
@@ -162,9 +162,12 @@ async fn limits_hold_by_kind_and_retention_makes_room_only_when_the_new_one_is_r
     assert!(refused.contains("maximum 10 full checkpoints per sandbox"), "{refused}");
     checkpoint(acme, &sandbox, json!({"name": "disk", "kind": "disk_only"})).await;
 
-    // The two oldest are of use to somebody.
+    // The three oldest are of use to somebody: a fork that has failed can be started again.
     acme.post(&format!("/api/sandboxes/checkpoints/{}/publish", ids[0]), json!({})).await.is(200);
     let living = fork(acme, &ids[1], json!({})).await["sandboxID"].as_str().unwrap().to_owned();
+    let failed = fork(acme, &ids[2], json!({})).await["sandboxID"].as_str().unwrap().to_owned();
+    node.change(&failed, SandboxState::Error, Some("it ran out of luck"));
+    eventually("its failure is known", async || (acme.status(&failed).await == "error").then_some(())).await;
     node.state().hold_checkpoints = true;
     let policy = json!({"mode": "delete_oldest", "maxCount": 8});
     let new = checkpoint(acme, &sandbox, json!({"name": "new", "retentionPolicy": policy})).await;
@@ -178,8 +181,20 @@ async fn limits_hold_by_kind_and_retention_makes_room_only_when_the_new_one_is_r
     })
     .await;
     let left: Vec<&str> = left.iter().map(|one| one["name"].as_str().unwrap()).collect();
-    assert_eq!(left, ["new", "disk", "full-9", "full-8", "full-7", "full-6", "full-5", "full-1", "full-0"]);
-    eventually("its node has forgotten them", async || (!node.has_checkpoint(&ids[2])).then_some(())).await;
+    assert_eq!(left, ["new", "disk", "full-9", "full-8", "full-7", "full-6", "full-2", "full-1", "full-0"]);
+    eventually("its node has forgotten them", async || (!node.has_checkpoint(&ids[3])).then_some(())).await;
+
+    // In whichever order they become ready: the newest stays.
+    let other = acme.sandbox().await;
+    let keep_one = |name| json!({"name": name, "retentionPolicy": {"mode": "delete_oldest", "maxCount": 1}});
+    let older = checkpoint(acme, &other, keep_one("older")).await;
+    let newer = checkpoint(acme, &other, keep_one("newer")).await;
+    node.finish(&newer, None);
+    wait_for(acme, &other, &newer, "ready").await;
+    node.finish(&older, None);
+    eventually("the older one is gone", async || listed(acme, &other, &older).await.is_none().then_some(()))
+        .await;
+    assert_eq!(listed(acme, &other, &newer).await.unwrap()["status"], "ready");
 
     // One that fails replaces nothing.
     let failing = json!({"name": "failing", "retentionPolicy": {"mode": "delete_oldest", "maxCount": 1}});
@@ -188,7 +203,9 @@ async fn limits_hold_by_kind_and_retention_makes_room_only_when_the_new_one_is_r
     wait_for(acme, &sandbox, &failing, "failed").await;
     server.control.reconcile().await.unwrap();
     assert_eq!(acme.get(&path).await.json().as_array().unwrap().len(), 10);
-    acme.delete(&format!("/api/sandboxes/{living}")).await.is(204);
+    for fork in [living, failed] {
+        acme.delete(&format!("/api/sandboxes/{fork}")).await.is(204);
+    }
 }
 
 #[tokio::test]
@@ -480,6 +497,16 @@ async fn patches_are_numbered_kept_and_sent_to_the_node() {
     assert_eq!(sent(&server.node).len(), 2);
     let listed = acme.get(&path).await.json();
     assert_eq!((&listed[0]["sequence"], &listed[1]["sequence"]), (&json!(2), &json!(3)));
+
+    // However many come at once, and however long the node takes for one of them: it has all in the end.
+    server.node.state().next_patches_take = std::time::Duration::from_millis(100);
+    let together = (0..6).map(|_| acme.post(&path, json!({"script": "true"})));
+    for made in futures_util::future::join_all(together).await {
+        let made = made.is(201).json();
+        assert!(sent(&server.node).iter().any(|(sequence, _)| made["patch"]["sequence"] == *sequence));
+        let made = made["patch"]["id"].as_str().unwrap();
+        acme.delete(&format!("{path}/{made}")).await.is(204);
+    }
 
     // A node that is away makes no patch; one that lost its list gets it again.
     server.node.state().unreachable = true;

@@ -62,6 +62,34 @@ async fn large_output_arrives_whole() {
     }
     let limited = run(&server, &id, "big 2000000;timeout").await;
     assert_eq!((&limited["exitCode"], &limited["stderr"]), (&json!(-1), &json!("\nProcess timed out")));
+    assert_eq!(limited.get("truncated"), None);
+    let cut = run(&server, &id, "big 2000000;err oops;drop 77").await;
+    assert_eq!((&cut["exitCode"], &cut["truncated"]), (&json!(0), &json!(true)));
+    let told = "oops\nThe first 77 bytes of output are missing: the command wrote more than is kept of it\n";
+    assert_eq!(cut["stderr"], told);
+}
+
+#[tokio::test]
+async fn a_run_ends_when_its_client_leaves_and_only_then() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let signal_of = |cmd: &str| {
+        let state = server.node.state();
+        let exec = state.sandboxes[&id.parse().unwrap()].execs.values().find(|exec| exec.start.cmd == cmd);
+        exec.map(|exec| exec.log.lock().unwrap().signal)
+    };
+    let path = format!("/api/sandboxes/{id}/exec/run");
+    // Also one of which so much was said that it is only waited for.
+    for cmd in ["out a;hold", "big 2000000;hold"] {
+        let left = server.acme.post(&path, json!({"cmd": cmd}));
+        assert!(tokio::time::timeout(Duration::from_millis(300), left).await.is_err());
+        eventually("it is killed", async || (signal_of(cmd) == Some(Some(9))).then_some(())).await;
+    }
+    let handle = json!({"cmd": "out b;hold"});
+    server.acme.post(&format!("/api/sandboxes/{id}/exec/run-async"), handle).await.is(202);
+    run(&server, &id, "out c").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((signal_of("out b;hold"), signal_of("out c")), (Some(None), Some(None)));
 }
 
 #[tokio::test]

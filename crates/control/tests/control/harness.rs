@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use warren_control::listen::{Listener, Peer};
+use warren_control::listen::Listener;
 use warren_control::{Config, Control, keys};
 
 use crate::sim::SimNode;
@@ -78,9 +77,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let listener = Listener::new(listener, None, shutdown.clone()).unwrap();
-        let served = axum::serve(listener, control.router().into_make_service_with_connect_info::<Peer>())
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        tasks.spawn(async move { served.await }.map(drop));
+        tasks.spawn(listener.serve(control.router()));
         Self {
             acme: Api::new(&address, Some(acme)),
             rival: Api::new(&address, Some(rival)),

@@ -43,6 +43,15 @@ async fn a_key_counts_and_stops_counting_at_once() {
     assert!(!holds(&file) && !holds(&wal), "the key itself is not stored");
 }
 
+#[tokio::test]
+async fn a_log_in_through_a_browser_is_refused_by_the_name_clients_know() {
+    let server = Server::start().await;
+    for path in ["/auth/cli/device", "/auth/cli/device/exchange"] {
+        let refused = server.anonymous().post(path, json!({})).await.is(503);
+        assert_eq!(refused.error(), "cli_login_unavailable");
+    }
+}
+
 /// Not a limit, a figure: `cargo nextest run -p warren-control figure --run-ignored all --no-capture --release`.
 #[tokio::test]
 #[ignore = "measures; run by hand"]

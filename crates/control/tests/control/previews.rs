@@ -21,7 +21,7 @@ use warren_types::SandboxState;
 use crate::harness::{Answer, Server, send};
 use crate::sim::SimNode;
 
-const PORT: u16 = 3000;
+pub(crate) const PORT: u16 = 3000;
 
 /// What arrived: method, path with query, headers, and the body's length.
 async fn echo(request: Request) -> axum::Json<Value> {
@@ -74,7 +74,7 @@ async fn socket(upgrade: WebSocketUpgrade, headers: HeaderMap) -> Response {
 }
 
 /// Starts a program that listens on a port of a sandbox.
-async fn listen(server: &Server, id: &str, port: u16) {
+pub(crate) async fn listen(server: &Server, id: &str, port: u16) {
     let routes = Router::new()
         .route("/rude", get(rude))
         .route("/events", get(events))
@@ -85,7 +85,7 @@ async fn listen(server: &Server, id: &str, port: u16) {
     tokio::spawn(async move { axum::serve(listener, routes).await });
 }
 
-fn host(id: &str, port: u16) -> String {
+pub(crate) fn host(id: &str, port: u16) -> String {
     format!("{id}-p{port}.localhost")
 }
 
@@ -93,12 +93,12 @@ fn asked(server: &Server, method: Method, id: &str, path: &str) -> reqwest::Requ
     asked_at(server, method, &host(id, PORT), path)
 }
 
-fn asked_at(server: &Server, method: Method, host: &str, path: &str) -> reqwest::RequestBuilder {
+pub(crate) fn asked_at(server: &Server, method: Method, host: &str, path: &str) -> reqwest::RequestBuilder {
     let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     http.request(method, format!("http://{}{path}", server.address)).header("host", host)
 }
 
-async fn ask(server: &Server, id: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+pub(crate) async fn ask(server: &Server, id: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = asked(server, Method::GET, id, path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -123,6 +123,7 @@ async fn a_program_sees_who_asked_and_nothing_of_ours() {
     listen(&server, &id, PORT).await;
     let request = asked(&server, Method::POST, &id, "/a/b?c=%20d&e")
         .header("x-forwarded-for", "9.9.9.9")
+        .header("x-forwarded-host", "evil.example")
         .header("x-oc-preview-token", "whatever")
         .header("authorization", "Bearer own")
         .header("cookie", "warren-preview=1.2; own=1")
@@ -414,6 +415,16 @@ async fn an_old_agent_is_said_to_be_one() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_is_deleted_meanwhile_is_said_to_be_stopped() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    // Let in by what is stored, and gone when its node is asked.
+    server.node.state().sandboxes.remove(&id.parse().unwrap());
+    let gone = ask(&server, &id, "/", &[]).await.is(410);
+    assert_eq!(gone.error(), format!("sandbox {id} has been stopped"));
+}
+
+#[tokio::test]
 async fn registrations_are_a_list_and_no_more() {
     let server = Server::start().await;
     let id = server.acme.sandbox().await;
@@ -462,6 +473,45 @@ async fn registrations_are_a_list_and_no_more() {
     assert_eq!(server.acme.get(&path).await.is(200).json(), json!([]));
     server.acme.post(&path, json!({"port": 80})).await.is(410).error();
     server.acme.post(&format!("{path}/rotate"), json!({})).await.is(410).error();
+}
+
+#[tokio::test]
+async fn a_preview_has_a_second_name_below_a_domain_of_its_organisation() {
+    let server = Server::start_with(SimNode::new(), tempfile::tempdir().unwrap(), |config| {
+        config.custom_domains = vec!["acme=apps.acme.example".parse().unwrap()];
+    })
+    .await;
+    let (id, theirs) = (server.acme.sandbox().await, server.rival.sandbox().await);
+    listen(&server, &id, PORT).await;
+    listen(&server, &theirs, PORT).await;
+    let of = |id: &str, port: u16| format!("{id}-p{port}.apps.acme.example");
+    let at = async |host: &str| send(asked_at(&server, Method::GET, host, "/")).await;
+    at(&of(&id, PORT)).await.is(404);
+    let path = format!("/api/sandboxes/{id}/preview");
+    for other in ["other.example", "x.apps.acme.example", "acme.example"] {
+        server.acme.post(&path, json!({"port": PORT, "domain": other})).await.is(400).error();
+    }
+    let body = json!({"port": PORT, "domain": "Apps.Acme.example"});
+    let made = server.acme.post(&path, body.clone()).await.is(201).json();
+    let port = server.address.rsplit_once(':').unwrap().1;
+    assert_eq!(made["customHostname"], format!("{}:{port}", of(&id, PORT)));
+    assert_eq!(server.acme.post(&path, json!({"port": PORT})).await.is(200).json(), made);
+    let seen = at(&of(&id, PORT)).await.is(200).json();
+    assert_eq!(seen["target"], "/");
+    at(&format!("{id}-p{PORT}.localhost")).await.is(200);
+    // Only what was registered, and only the organisation's own.
+    at(&of(&id, 81)).await.is(404);
+    let refused = server.rival.post(&format!("/api/sandboxes/{theirs}/preview"), body).await.is(400);
+    assert!(refused.error().contains("Apps.Acme.example"), "{}", refused.text);
+    at(&of(&theirs, PORT)).await.is(404);
+    at("www.apps.acme.example").await.is(404);
+    at("apps.acme.example").await.is(404);
+    send(asked_at(&server, Method::GET, "apps.acme.example", "/health")).await.is(200);
+    // Its token is asked for there as well.
+    server.acme.post(&format!("{path}/rotate"), json!({})).await.is(200);
+    at(&of(&id, PORT)).await.is(401);
+    server.acme.delete(&format!("{path}/{PORT}")).await.is(204);
+    at(&of(&id, PORT)).await.is(404);
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ async fn a_restart_makes_both_sides_agree() {
     let deleted = server.acme.sandbox().await;
     let (node, dir) = server.stop().await;
 
+    // A create that was cut off has taken nothing yet.
+    edit(dir.path(), "DELETE FROM usage_spans WHERE sandbox_id = $1", &interrupted).await;
     edit(
         dir.path(),
         "UPDATE sandboxes SET observed = 'creating', generation = 0 WHERE id = $1",
@@ -60,6 +62,11 @@ async fn a_restart_makes_both_sides_agree() {
         (&json!("error"), &json!("its node no longer has it"))
     );
     assert!(row["endAt"].is_string());
+    let records = acme.get(&format!("/api/sandboxes/{lost}/audit?kind=sandbox.state")).await.is(200).json();
+    assert_eq!(
+        (&records[0]["actor"], &records[0]["detail"]),
+        (&json!("server"), &json!({"state": "error", "reason": "its node no longer has it"}))
+    );
     let keyed = acme
         .request(http::Method::POST, "/api/sandboxes")
         .header("idempotency-key", "k")

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::json;
+use warren_node_api::{Answer, Subject};
+use warren_types::ErrorKind;
 
 use crate::harness::{Server, eventually};
 use crate::sim::SimNode;
@@ -93,6 +95,49 @@ async fn a_lock_forbids_both_ways_of_scaling() {
     }
     acme.put(&lock, json!({})).await.is(400).error();
     assert_eq!(acme.put(&autoscale, json!({"enabled": true})).await.is(200).json()["maxMemoryMB"], 16384);
+}
+
+#[tokio::test]
+async fn a_sandbox_scales_itself_under_the_same_conditions() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let id = acme.create(json!({"memoryMB": 1024})).await["sandboxID"].as_str().unwrap().to_owned();
+    let path = format!("/api/sandboxes/{id}");
+    let template = acme.get(&path).await.json()["templateID"].as_str().unwrap().to_owned();
+    let about = server.node.ask(&id, Subject::About).await;
+    assert_eq!(about, Answer::About { region: "local".into(), template });
+    let on = json!({"enabled": true, "minMemoryMB": 1024, "maxMemoryMB": 8192});
+    acme.put(&format!("{path}/autoscale"), on).await.is(200);
+    let scale = |memory_mb| server.node.ask(&id, Subject::Scale { memory_mb });
+    assert_eq!(scale(Some(8192)).await, Answer::Scaled { memory_mb: 8192, cpu_percent: 200 });
+    assert_eq!(acme.get(&path).await.json()["memoryMB"], 8192);
+    assert_eq!(acme.get(&format!("{path}/autoscale")).await.json()["enabled"], false);
+
+    let refused = async |memory_mb| match scale(memory_mb).await {
+        Answer::Refused(error) => error,
+        other => panic!("{memory_mb:?}: {other:?}"),
+    };
+    for (memory_mb, says) in [
+        (None, "memoryMB is required and must be positive"),
+        (Some(-1), "memoryMB is required and must be positive"),
+        (Some(2048), "must be one of"),
+        (Some(i64::MAX), "exceeds the largest"),
+    ] {
+        let error = refused(memory_mb).await;
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains(says), "{error:?}");
+    }
+    acme.put(&format!("{path}/scaling-lock"), json!({"locked": true})).await.is(200);
+    assert_eq!(refused(Some(1024)).await.code.as_deref(), Some("scaling_locked"));
+    acme.put(&format!("{path}/scaling-lock"), json!({"locked": false})).await.is(200);
+    server.node.state().usage.insert(id.parse().unwrap(), 3 << 30);
+    assert_eq!(refused(Some(1024)).await.code.as_deref(), Some("oom_floor"));
+    assert_eq!(acme.get(&path).await.json()["memoryMB"], 8192);
+    match server.node.ask("sb-00000000", Subject::Scale { memory_mb: Some(1024) }).await {
+        Answer::Refused(error) => assert_eq!(error.kind, ErrorKind::NotFound),
+        other => panic!("{other:?}"),
+    }
+    let audit = acme.get(&format!("/api/sandboxes/{id}/audit")).await.is(200).json().to_string();
+    assert!(audit.contains("\"sandbox.scale\"") && audit.contains("\"actor\":\"sandbox\""), "{audit}");
 }
 
 #[tokio::test]

@@ -185,9 +185,11 @@ async fn a_sandbox_has_tokens_and_its_node_the_values() {
     }
     assert_eq!((envs["TAKEN"].as_str(), envs["HTTPS_PROXY"].as_str()), ("mine", "http://mine"));
     assert_eq!(envs["http_proxy"], "http://169.254.169.253:3128");
-    assert_eq!(envs["NO_PROXY"], "localhost,127.0.0.1,::1");
+    assert_eq!(envs["NO_PROXY"], "localhost,127.0.0.1,::1,169.254.169.254");
     assert_eq!(envs["NODE_EXTRA_CA_CERTS"], "/usr/local/share/ca-certificates/opensandbox-proxy.crt");
-    assert_eq!(envs["SSL_CERT_FILE"], "/etc/ssl/certs/ca-certificates.crt");
+    for name in ["SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] {
+        assert_eq!(envs[name], "/etc/ssl/certs/ca-certificates.crt");
+    }
     {
         let node = server.node.state();
         assert!(node.sandboxes[&box_id.parse().unwrap()].spec.sealed);
@@ -215,6 +217,43 @@ async fn a_create_that_asks_for_nothing_costs_nothing() {
     assert_eq!((node.egress.secret_calls, node.egress.policy_calls), (0, 0));
     let spec = &node.sandboxes[&box_id.parse().unwrap()].spec;
     assert!(spec.envs.is_empty() && !spec.sealed);
+}
+
+#[tokio::test]
+async fn what_secrets_were_is_known_after_a_restart_and_a_rotation_of_keys() {
+    let server = Server::start().await;
+    let api = &server.acme;
+    let id = store(api, "s", &[]).await;
+    set(api, &id, "KEY", "nobody had this one").await;
+    set(api, &id, "KEY", "v0").await;
+    set(api, &id, "GOES", "removed").await;
+    let sandbox = api.create(json!({"secretStore": "s"})).await["sandboxID"].as_str().unwrap().to_owned();
+    let secrets = server.node.secrets_of(&sandbox);
+    let token = |index: usize, value: &str| (secrets[index].1.clone(), value.to_owned());
+    for version in 1..=5 {
+        set(api, &id, "KEY", &format!("v{version}")).await;
+    }
+    let of_key = ["v4", "v3", "v2", "v1"].map(|value| token(1, value));
+    assert_eq!(server.node.former_of(&sandbox), of_key, "so many of a secret");
+    api.delete(&format!("/api/secret-stores/{id}/secrets/GOES")).await.is(204);
+    let of_both = [&[token(0, "removed")][..], &of_key].concat();
+    assert_eq!(server.node.former_of(&sandbox), of_both);
+
+    let (node, dir) = server.stop().await;
+    warren_control::secrets::rotate_key(dir.path(), None).await.unwrap();
+    node.state().egress.former.clear();
+    let server = Server::start_with(node, dir, |_| ()).await;
+    let told = async || (server.node.former_of(&sandbox) == of_both).then_some(());
+    eventually("the node is told what the secrets were", told).await;
+    assert_eq!(server.node.values_of(&sandbox), values(&[("KEY", "v5")]));
+    // With the store all of it was.
+    server.acme.delete(&format!("/api/secret-stores/{id}")).await.is(204);
+    assert_eq!(server.node.values_of(&sandbox), []);
+    let mut all = server.node.former_of(&sandbox);
+    all.sort();
+    let mut expected = [&of_both[..4], &[token(1, "v5")]].concat();
+    expected.sort();
+    assert_eq!(all, expected);
 }
 
 #[tokio::test]

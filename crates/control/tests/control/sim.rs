@@ -11,6 +11,7 @@ mod files;
 pub(crate) mod logs;
 mod ports;
 mod pty;
+mod questions;
 pub(crate) mod templates;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +27,9 @@ use futures_util::stream;
 use http::StatusCode;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, broadcast};
 use warren_guest_api::status_of;
-use warren_node_api::{Change, NodeClient, NodeInfo, Report, SandboxSpec, Timeout, Wake};
+use warren_node_api::{
+    Answer as Answered, Change, NodeClient, NodeInfo, Question, Report, SandboxSpec, Timeout, Wake,
+};
 use warren_types::{CheckpointId, EgressPolicy, Error, ErrorKind, SandboxId, SandboxState};
 
 pub(crate) use checkpoints::Checkpoint;
@@ -38,7 +41,8 @@ pub(crate) struct SimNode(Arc<Inner>);
 struct Inner {
     state: Mutex<Node>,
     changes: broadcast::Sender<Change>,
-    /// Creates read it; tests that hold them up write it.
+    questions: broadcast::Sender<Question>,
+    /// Creates, and copies of checkpoints, read it; tests that hold them up write it.
     gate: Arc<RwLock<()>>,
 }
 
@@ -51,11 +55,17 @@ pub(crate) struct Node {
     pub(crate) creates: usize,
     pub(crate) absents: Vec<SandboxId>,
     pub(crate) unreachable: bool,
+    /// Questions so far, and the answers that nobody has looked at.
+    pub(crate) asked: u64,
+    pub(crate) answers: BTreeMap<u64, Answered>,
     /// What every guest answers with instead of doing anything.
     pub(crate) guest_answer: Option<(u16, String)>,
     pub(crate) checkpoints: BTreeMap<CheckpointId, checkpoints::Checkpoint>,
     /// Checkpoints stay `processing` until a test finishes them.
     pub(crate) hold_checkpoints: bool,
+    /// How many copies of checkpoints were asked for, and made.
+    pub(crate) copies_asked: usize,
+    pub(crate) copies: usize,
     /// What the next checkpoint fails with.
     pub(crate) checkpoint_error: Option<Error>,
     /// Memory in use, in bytes.
@@ -70,6 +80,8 @@ pub(crate) struct Node {
     pub(crate) offers_machines: bool,
     /// Every command that was run, in the order in which they were.
     pub(crate) ran: Vec<Ran>,
+    /// How long the next list of patches takes to be written down; those after it take no time.
+    pub(crate) next_patches_take: std::time::Duration,
     /// How often sandboxes were woken.
     pub(crate) wakes: usize,
     /// How long a wake takes.
@@ -110,8 +122,12 @@ type Answer<T> = Result<T, Failure>;
 
 impl SimNode {
     pub(crate) fn new() -> Self {
-        let inner =
-            Inner { state: Mutex::default(), changes: broadcast::channel(1024).0, gate: Arc::default() };
+        let inner = Inner {
+            state: Mutex::default(),
+            changes: broadcast::channel(1024).0,
+            questions: broadcast::channel(16).0,
+            gate: Arc::default(),
+        };
         Self(Arc::new(inner))
     }
 
@@ -119,7 +135,7 @@ impl SimNode {
         let router = Router::new()
             .route("/v1/node", get(node))
             .route("/v1/sandboxes", get(list))
-            .route("/v1/sandboxes/{id}", put(ensure).delete(absent))
+            .route("/v1/sandboxes/{id}", get(show).put(ensure).delete(absent))
             .route("/v1/sandboxes/{id}/timeout", put(timeout))
             .route("/v1/sandboxes/{id}/wake", post(wake))
             .route("/v1/sandboxes/{id}/hibernate", post(hibernate))
@@ -133,6 +149,8 @@ impl SimNode {
             .route("/v1/sandboxes/{id}/secrets", put(egress::set_secrets))
             .route("/v1/secret-uses", post(egress::uses))
             .route("/v1/network-events", post(egress::events))
+            .route("/v1/questions", get(questions::watch))
+            .route("/v1/questions/{number}", put(questions::answer))
             .route("/v1/usage", get(checkpoints::usage))
             .route("/v1/checkpoints", get(checkpoints::list))
             .route(
@@ -263,6 +281,17 @@ async fn node(State(node): State<SimNode>) -> Answer<Json<NodeInfo>> {
         disk_free_mb: 1,
         sandboxes_running: u32::try_from(state.sandboxes.len()).unwrap(),
     }))
+}
+
+async fn show(State(node): State<SimNode>, Path(id): Path<SandboxId>) -> Answer<Json<Report>> {
+    let state = node.state();
+    let sandbox = state.sandboxes.get(&id).ok_or_else(unknown)?;
+    let mut report = sandbox.report.clone();
+    // Streams of commands break off where a sandbox has failed, which is known to the node first.
+    if sandbox.execs.values().any(|exec| exec.is_lost()) {
+        report.state = SandboxState::Error;
+    }
+    Ok(Json(report))
 }
 
 async fn list(State(node): State<SimNode>) -> Answer<Json<Vec<Report>>> {

@@ -1,7 +1,5 @@
 //! Snapshots: names and versions of images, templates, archives; deletes, restarts.
 
-use std::time::Duration;
-
 use http::{Method, header};
 use serde_json::{Value, json};
 
@@ -90,7 +88,7 @@ async fn a_snapshot_is_made_listed_used_and_deleted() {
 async fn names_are_checked_and_taken_ones_refused() {
     let server = Server::start().await;
     let acme = &server.acme;
-    for bad in ["", " ", "a/b", "a@1", "a\nb", "..", &"x".repeat(129)] {
+    for bad in ["", " ", "a/b", "a@1", "a\nb", "..", "base", &"x".repeat(129)] {
         acme.post("/api/snapshots", json!({"name": bad, "image": image(&[])})).await.is(400).error();
     }
     acme.post("/api/snapshots", json!({"name": "n"})).await.is(400).error();
@@ -129,6 +127,66 @@ async fn names_are_checked_and_taken_ones_refused() {
 }
 
 #[tokio::test]
+async fn a_version_that_is_not_ready_takes_nothing_from_the_one_before() {
+    let server = Server::start().await;
+    let (acme, rival) = (&server.acme, &server.rival);
+    acme.post("/api/snapshots", json!({"name": "app", "image": image(&[run("out 1")])})).await.is(201);
+    acme.post("/api/snapshots/app/publish", json!({})).await.is(200);
+    let from = async |api: &crate::harness::Api, body: Value| {
+        api.post("/api/sandboxes", body).await.is(201).json()["fromCheckpointId"].clone()
+    };
+    let first = from(acme, json!({"snapshot": "app"})).await;
+    let next = |script: &str| json!({"name": "app", "newVersion": true, "image": image(&[run(script)])});
+    acme.post("/api/snapshots?async=1", next("hold")).await.is(202);
+    assert_eq!(
+        acme.get("/api/snapshots/app").await.json()["status"],
+        "building",
+        "what is asked for is shown"
+    );
+    for body in [json!({"snapshot": "app"}), json!({"templateID": "app"}), json!({"image": "snapshot:app"})] {
+        acme.post("/api/sandboxes", body).await.is(201);
+    }
+    assert_eq!(from(acme, json!({"snapshot": "app"})).await, first);
+    acme.post("/api/sandboxes", json!({"snapshot": "app@2"})).await.is(400);
+    acme.post("/api/snapshots/app@2/publish", json!({})).await.is(200);
+    assert_eq!(from(rival, json!({"snapshot": "app"})).await, first);
+    acme.delete("/api/snapshots/app@2").await.is(204);
+    acme.post("/api/snapshots", next("exit 3")).await.is(400);
+    assert_eq!(acme.get("/api/snapshots/app").await.json()["status"], "failed");
+    assert_eq!(from(acme, json!({"snapshot": "app"})).await, first);
+    acme.post("/api/snapshots", next("out 2")).await.is(201);
+    assert_ne!(from(acme, json!({"snapshot": "app"})).await, first);
+}
+
+#[tokio::test]
+async fn a_published_name_stays_with_who_published_it() {
+    let server = Server::start().await;
+    let (acme, rival) = (&server.acme, &server.rival);
+    let third = crate::harness::Api {
+        key: Some(crate::harness::key(server.dir.path(), "third").await),
+        ..acme.clone()
+    };
+    for (api, script) in [(rival, "out rival"), (acme, "out acme")] {
+        api.post("/api/snapshots", json!({"name": "tools", "image": image(&[run(script)])})).await.is(201);
+    }
+    acme.post("/api/snapshots/tools/publish", json!({})).await.is(200);
+    let from = async || {
+        third.post("/api/sandboxes", json!({"snapshot": "tools"})).await.is(201).json()["fromCheckpointId"]
+            .clone()
+    };
+    let published = from().await;
+    let error = rival.post("/api/snapshots/tools/publish", json!({})).await.is(409).error();
+    assert!(error.contains("another organisation has published"), "{error}");
+    assert_eq!(from().await, published);
+    assert_eq!(rival.get("/api/snapshots/tools").await.json()["public"], false);
+    rival.post("/api/snapshots/tools/unpublish", json!({})).await.is(200);
+    acme.post("/api/snapshots/tools/publish", json!({})).await.is(200);
+    acme.post("/api/snapshots/tools/unpublish", json!({})).await.is(200);
+    rival.post("/api/snapshots/tools/publish", json!({})).await.is(200);
+    assert_ne!(from().await, published);
+}
+
+#[tokio::test]
 async fn a_build_can_go_on_by_itself_and_be_cancelled() {
     let server = Server::start().await;
     let acme = &server.acme;
@@ -144,11 +202,16 @@ async fn a_build_can_go_on_by_itself_and_be_cancelled() {
     assert_eq!(server.node.state().sandboxes.len(), 1, "the reconciler keeps off");
 
     let waiting = tokio::spawn({
-        let acme = acme.clone();
-        async move { acme.post("/api/sandboxes", json!({"image": image(&[run("out begun;hold")])})).await }
+        let (acme, image) = (acme.clone(), image(&[run("out begun;hold")]));
+        async move { acme.post("/api/snapshots", json!({"name": "slow too", "image": image})).await }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually("it has a second name", async || {
+        (acme.get("/api/snapshots").await.json().as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
     acme.delete("/api/snapshots/slow").await.is(204);
+    assert_eq!(acme.get("/api/snapshots/slow%20too").await.json()["status"], "building");
+    acme.delete("/api/snapshots/slow%20too").await.is(204);
     let error = waiting.await.unwrap().is(409).error();
     assert!(error.contains("cancelled"), "{error}");
     nothing_is_left(&server, 0).await;
@@ -168,6 +231,50 @@ async fn a_build_can_go_on_by_itself_and_be_cancelled() {
     let good =
         acme.post("/api/snapshots", json!({"name": "bad", "image": image(&[run("out yes")])})).await.is(201);
     assert_eq!(good.json()["version"], 1);
+}
+
+#[tokio::test]
+async fn a_name_that_is_deleted_does_not_end_what_somebody_waits_for() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let slow = image(&[run("sleep 400;out x")]);
+    let waiting = tokio::spawn({
+        let (acme, slow) = (acme.clone(), slow.clone());
+        async move { acme.post("/api/sandboxes", json!({"image": slow})).await }
+    });
+    eventually("it is built", async || (!scripts(&server.node).is_empty()).then_some(())).await;
+    acme.post("/api/snapshots?async=1", json!({"name": "n", "image": slow})).await.is(202);
+    acme.delete("/api/snapshots/n").await.is(204);
+    waiting.await.unwrap().is(201);
+    let images = acme.get("/api/images").await.json();
+    assert_eq!((images[0]["status"].as_str(), images[0].get("name")), (Some("ready"), None), "{images}");
+}
+
+#[tokio::test]
+async fn a_name_that_is_given_stays_whatever_becomes_of_the_others() {
+    let server = Server::start().await;
+    let rounds = (0..4).map(async |who| {
+        for round in 0..10 {
+            let path = format!("/api/snapshots/n{who}-{round}");
+            let body = json!({"name": format!("n{who}-{round}"), "image": image(&[])});
+            server.acme.post("/api/snapshots", body).await.is(201);
+            server.acme.get(&path).await.is(200);
+            server.acme.delete(&path).await.is(204);
+        }
+    });
+    futures_util::future::join_all(rounds).await;
+}
+
+#[tokio::test]
+async fn one_organisation_does_not_keep_another_from_building() {
+    let server = Server::start().await;
+    for number in 0..5 {
+        let body = json!({"name": format!("n{number}"), "image": image(&[run(&format!("hold;{number}"))])});
+        server.acme.post("/api/snapshots?async=1", body).await.is(202);
+    }
+    server.rival.post("/api/sandboxes", json!({"image": image(&[run("out x")])})).await.is(201);
+    eventually("four of one and one of the other", async || (scripts(&server.node).len() == 5).then_some(()))
+        .await;
 }
 
 #[tokio::test]
@@ -265,6 +372,43 @@ async fn patches_of_a_snapshot_run_in_its_sandboxes() {
 }
 
 #[tokio::test]
+async fn patches_of_a_snapshot_are_those_of_either_isolation() {
+    let node = SimNode::new();
+    node.state().offers_machines = true;
+    let server = Server::start_with(node, tempfile::tempdir().unwrap(), |_| {}).await;
+    let acme = &server.acme;
+    let patch = async |path: &str, script: &str| {
+        let made = acme.post(path, json!({"script": script})).await.is(201).json();
+        made["patch"]["id"].as_str().unwrap().to_owned()
+    };
+    let runs = async |isolation: &str| {
+        let body = json!({"snapshot": "s", "isolation": isolation});
+        let made = acme.post("/api/sandboxes", body).await.is(201).json();
+        let checkpoint = made["fromCheckpointId"].as_str().unwrap().parse().unwrap();
+        server.node.state().checkpoints[&checkpoint].patches.len()
+    };
+    let body = json!({"name": "s", "image": image(&[run("out x")]), "isolation": "vm"});
+    acme.post("/api/snapshots", body).await.is(201);
+    let before = patch("/api/snapshots/s/patches", "echo before").await;
+    assert_eq!(runs("container").await, 1, "those there are when it is built");
+    patch("/api/snapshots/s/patches", "echo after").await;
+    assert_eq!((runs("vm").await, runs("container").await), (2, 2));
+    let images = acme.get("/api/images").await.json();
+    let images = images.as_array().unwrap();
+    let other = images.iter().find(|image| image["isolation"] == "container").unwrap();
+    let path = format!("/api/images/{}/patches", other["id"].as_str().unwrap());
+    let copies = acme.get(&path).await.is(200).json();
+    assert_eq!((&copies[0]["script"], &copies[1]["sequence"]), (&json!("echo before"), &json!(2)));
+    // By either of its ids, a patch is deleted in both.
+    acme.delete(&format!("/api/snapshots/s/patches/{before}")).await.is(204);
+    assert_eq!((runs("vm").await, runs("container").await), (1, 1));
+    let copy = format!("{path}/{}", copies[1]["id"].as_str().unwrap());
+    acme.delete(&copy).await.is(204);
+    acme.delete(&copy).await.is(404);
+    assert_eq!(acme.get("/api/snapshots/s/patches").await.json(), json!([]));
+}
+
+#[tokio::test]
 async fn templates_are_base_and_the_snapshots() {
     let server = Server::start().await;
     let acme = &server.acme;
@@ -286,7 +430,7 @@ async fn templates_are_base_and_the_snapshots() {
         .is(400)
         .error();
     assert!(refused.contains("RUN is not run here") && refused.contains("warren build"), "{refused}");
-    acme.post("/api/templates", json!({"name": "base", "dockerfile": "FROM a"})).await.is(409);
+    acme.post("/api/templates", json!({"name": "base", "dockerfile": "FROM a"})).await.is(400);
     acme.delete("/api/templates/base").await.is(400);
     acme.delete("/api/templates/node").await.is(204);
     let error = acme.get("/api/templates/node").await.is(404).error();
@@ -312,4 +456,165 @@ async fn an_archive_becomes_an_image() {
     server.acme.get("/api/snapshots/other").await.is(404);
     let unnamed = send(post("", "archive three")).await.is(201).json();
     assert_eq!(unnamed.get("name"), None::<&Value>);
+}
+
+#[tokio::test]
+async fn a_sandbox_of_a_snapshot_may_have_a_larger_disk_and_no_smaller_one() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    acme.post("/api/snapshots", json!({"name": "small", "image": image(&[run("out x")])})).await.is(201);
+    let disk_of = |id: &Value| {
+        let id = id.as_str().unwrap().parse().unwrap();
+        server.node.state().sandboxes[&id].spec.size.disk_mb
+    };
+    let large =
+        acme.post("/api/sandboxes", json!({"snapshot": "small", "diskMB": 40960})).await.is(201).json();
+    assert_eq!((large["diskMB"].as_u64(), disk_of(&large["sandboxID"])), (Some(40960), 40960));
+    for disk in [0, 20480] {
+        let same =
+            acme.post("/api/sandboxes", json!({"snapshot": "small", "diskMB": disk})).await.is(201).json();
+        assert_eq!(same["diskMB"], 20480, "{disk}");
+    }
+    let checkpoint = acme
+        .post(
+            &format!("/api/sandboxes/{}/checkpoints", large["sandboxID"].as_str().unwrap()),
+            json!({"name": "large"}),
+        )
+        .await
+        .is(201)
+        .json();
+    let checkpoint = format!("checkpoint:{}", checkpoint["id"].as_str().unwrap());
+    let body = json!({"image": {"base": checkpoint, "steps": []}, "diskMB": 30720});
+    eventually("the checkpoint is ready", async || {
+        let answer = acme.post("/api/snapshots", json!({"name": "large", "image": body["image"]})).await;
+        (answer.status == 201).then_some(())
+    })
+    .await;
+    for body in [body, json!({"snapshot": "large", "diskMB": 30720})] {
+        // Also of one that asks for a stream: it is known before there is anything to be streamed.
+        let says = stream(acme, "/api/sandboxes", &body).await.is(400).error();
+        assert!(says.contains("has a disk of 40960, which cannot become smaller"), "{says}");
+    }
+    for (disk, says) in [(20479, "at least 20480"), (262_145, "cannot exceed")] {
+        let body = json!({"snapshot": "small", "diskMB": disk});
+        assert!(acme.post("/api/sandboxes", body).await.is(400).error().contains(says));
+    }
+}
+
+#[tokio::test]
+async fn what_is_done_to_images_and_snapshots_is_recorded() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let records = async || {
+        let all = acme.get("/api/audit?kind=image,snapshot&limit=1000").await.is(200).json();
+        let all = all.as_array().unwrap().clone();
+        let word = |record: &Value, field: &str| record["detail"][field].as_str().unwrap_or("-").to_owned();
+        all.iter()
+            .map(|record| {
+                let actor = record["actor"].as_str().unwrap();
+                assert!(actor.starts_with("key:"), "{record}");
+                let kind = record["kind"].as_str().unwrap();
+                format!("{kind} {} {}", word(record, "action"), word(record, "outcome"))
+            })
+            .collect::<Vec<_>>()
+    };
+    let made = acme
+        .post("/api/snapshots", json!({"name": "kept", "image": image(&[run("out x")])}))
+        .await
+        .is(201)
+        .json();
+    acme.post("/api/snapshots/kept/publish", json!({})).await.is(200);
+    acme.post("/api/snapshots/kept/unpublish", json!({})).await.is(200);
+    let failed = json!({"name": "bad", "image": image(&[run("exit 3")])});
+    acme.post("/api/snapshots", failed).await.error();
+    acme.delete("/api/snapshots/bad").await.is(204);
+    acme.delete(&format!("/api/images/{}", made["id"].as_str().unwrap())).await.is(204);
+    // The end of something says no more than how it ended; the commands that failed are somebody else's.
+    let expected = [
+        ("image build begun", 2),
+        ("image delete begun", 1),
+        ("image - done", 2),
+        ("image - refused", 1),
+        ("snapshot create begun", 2),
+        ("snapshot delete begun", 1),
+        ("snapshot - done", 3),
+        ("snapshot publish done", 1),
+        ("snapshot unpublish done", 1),
+    ];
+    eventually("all of it is recorded", async || {
+        let found = records().await;
+        let times = |record: &str| found.iter().filter(|found| *found == record).count();
+        expected.iter().all(|(record, wanted)| times(record) == *wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_build_that_failed_is_tried_again_under_its_name() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    let manifest = image(&[run("out x"), run("exit 3")]);
+    for new_version in [false, false, true] {
+        let body = json!({"name": "flaky", "image": manifest, "newVersion": new_version});
+        let says = acme.post("/api/snapshots", body).await.is(400).error();
+        assert!(says.contains("failed (exit 3)"), "{says}");
+        let now = acme.get("/api/snapshots/flaky").await.is(200).json();
+        assert_eq!((&now["version"], &now["status"]), (&json!(1), &json!("failed")));
+    }
+    let other = json!({"name": "flaky", "image": image(&[run("out y")])});
+    assert_eq!(acme.post("/api/snapshots", other).await.is(201).json()["version"], 1);
+}
+
+#[tokio::test]
+async fn a_build_that_is_cancelled_while_its_image_is_kept_leaves_no_image() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    server.node.state().hold_checkpoints = true;
+    let body = json!({"name": "late", "image": image(&[run("out x")])});
+    acme.post("/api/snapshots?async=1", body).await.is(202);
+    let layer = eventually("the layer is taken", async || {
+        server.node.state().checkpoints.keys().next().map(ToString::to_string)
+    })
+    .await;
+    let held = server.node.hold_creates();
+    server.node.finish(&layer, None);
+    eventually("the image is to be kept", async || (server.node.state().copies_asked > 0).then_some(()))
+        .await;
+    acme.delete("/api/snapshots/late").await.is(204);
+    nothing_is_left(&server, 0).await;
+    drop(held);
+    eventually("what was made of it is removed, and the layer is kept", async || {
+        let state = server.node.state();
+        let left: Vec<String> = state.checkpoints.keys().map(ToString::to_string).collect();
+        (state.copies == 1 && left == [layer.clone()]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn snapshots_called_like_routes_of_images_are_images_all_the_same() {
+    let server = Server::start().await;
+    let acme = &server.acme;
+    for name in ["usage", "archive"] {
+        let body = json!({"name": name, "image": image(&[run("out x")])});
+        let made = acme.post("/api/snapshots", body).await.is(201).json();
+        let id = &made["id"];
+        assert_eq!(acme.get(&format!("/api/snapshots/{name}")).await.is(200).json()["id"], *id);
+        assert_eq!(acme.get(&format!("/api/images/{name}@1")).await.is(200).json()["id"], *id);
+        acme.post(&format!("/api/images/{name}/patches"), json!({"script": "true"})).await.is(201);
+        assert_eq!(
+            acme.get(&format!("/api/images/{name}/patches")).await.is(200).json().as_array().unwrap().len(),
+            1
+        );
+        if name == "archive" {
+            assert_eq!(acme.get("/api/images/archive").await.is(200).json()["id"], *id);
+            server.rival.get("/api/images/archive").await.is(404);
+        }
+        let path = format!("/api/images/{name}");
+        server.rival.delete(&path).await.is(404);
+        acme.delete(&path).await.is(204);
+        acme.delete(&path).await.is(404);
+    }
+    assert!(acme.get("/api/images/usage").await.is(200).json()["usedBytes"].is_number());
+    acme.get("/api/images/archive").await.is(404);
 }

@@ -1,4 +1,5 @@
-//! Packing: files, folders and symlinks with their modes; sockets, pipes and devices are left out.
+//! Packing: files, folders and symlinks with their modes; sockets, pipes and devices are left out, and so is what is in `/proc`, `/sys`
+//! and their like: what is read there is made up by the kernel as it is read, and has no size that could be said before.
 //!
 //! Nothing is followed out of the folder, whatever changes in it meanwhile: every name is opened below the folder's own
 //! descriptor.
@@ -21,13 +22,40 @@ use crate::paths::GuestPath;
 
 const READ: usize = 128 * 1024;
 
+/// File systems whose files the kernel makes up: proc, sysfs, cgroup, cgroup2, devpts, debugfs, tracefs, securityfs, bpf, mqueue.
+const MADE_UP: [u32; 10] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x1cd1,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+    0x1980_0202,
+];
+
 /// Opens the folder to pack.
 pub(super) fn open(path: &GuestPath) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path.as_path(), flags, Mode::empty()).map_err(|error| match error {
-        Errno::NOTDIR => Error::invalid(format!("{path} is not a directory")),
-        error => explain(&error.into(), path),
-    })
+    let folder =
+        rustix::fs::openat(CWD, path.as_path(), flags, Mode::empty()).map_err(|error| match error {
+            Errno::NOTDIR => Error::invalid(format!("{path} is not a directory")),
+            error => explain(&error.into(), path),
+        })?;
+    if is_made_up(&folder).map_err(|error| explain(&error.into(), path))? {
+        return Err(Error::invalid(format!(
+            "{path} is made up by the kernel and cannot be packed; read its files"
+        )));
+    }
+    Ok(folder)
+}
+
+fn is_made_up(folder: &OwnedFd) -> rustix::io::Result<bool> {
+    // Its type differs between processors; the number is one of 32 bits on all of them.
+    let kind = rustix::fs::fstatfs(folder)?.f_type as u32;
+    Ok(MADE_UP.contains(&kind))
 }
 
 pub(super) fn pack(root: &OwnedFd, output: &mut impl Write) -> io::Result<()> {
@@ -40,6 +68,9 @@ pub(super) fn pack(root: &OwnedFd, output: &mut impl Write) -> io::Result<()> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             Err(error) => return Err(error.into()),
         };
+        if is_made_up(&folder)? {
+            continue;
+        }
         for entry in Dir::read_from(&folder)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -53,7 +84,12 @@ pub(super) fn pack(root: &OwnedFd, output: &mut impl Write) -> io::Result<()> {
                 Err(error) => return Err(error.into()),
             };
             match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => pack_file(&mut archive, &folder, name, &path)?,
+                FileType::RegularFile => {
+                    let named = |error: io::Error| {
+                        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                    };
+                    pack_file(&mut archive, &folder, name, &path).map_err(named)?;
+                }
                 FileType::Directory => {
                     let mut header = header(EntryType::Directory, &stat);
                     archive.append_data(&mut header, &path, io::empty())?;

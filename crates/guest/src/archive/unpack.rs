@@ -4,7 +4,6 @@
 //! whatever leads out: an archive's own symlinks can point anywhere, but nothing is written through them to elsewhere.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -19,26 +18,40 @@ use warren_types::error::Result;
 use super::entries::{Entries, Entry, ended};
 use crate::account::Account;
 use crate::buffer::Buffer;
-use crate::files::Owner;
 use crate::files::errors::explain;
+use crate::files::fresh::{self, Fresh};
+use crate::files::{Owner, folders};
 use crate::paths::{self, GuestPath};
 
-struct Target {
+struct Target<'a> {
     root: OwnedFd,
-    owner: Owner,
+    account: &'a Account,
+    /// Under this name things are made that then replace others.
+    unfinished: String,
     /// The folder used last, since an archive has its entries together.
-    last: Option<(PathBuf, OwnedFd)>,
+    last: Option<(PathBuf, Folder)>,
+}
+
+/// A folder, and whose something new in it is.
+struct Folder {
+    folder: OwnedFd,
+    owner: Owner,
 }
 
 /// Unpacks everything, making the folder if it is not there.
 pub(super) fn unpack(path: &GuestPath, input: impl Read, account: &Account) -> Result<()> {
-    crate::files::make_folder(path, account, false)?;
+    let made = folders::ensure(path, path.as_path(), account)?;
+    let unpacked = unpack_into(&made.folder, path, input, account);
+    // Takes the folder back only if it is empty: what came before a fault stays.
+    unpacked.inspect_err(|_| made.unmake())
+}
+
+fn unpack_into(folder: &OwnedFd, path: &GuestPath, input: impl Read, account: &Account) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let failed = |error: std::io::Error| explain(&error, path);
-    let root =
-        rustix::fs::open(path.as_path(), flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-    let real = path.as_path().canonicalize().map_err(failed)?;
-    let mut target = Target { root, owner: Owner::inside(&real, account), last: None };
+    let failed = |error: Errno| explain(&error.into(), path);
+    let root = rustix::fs::openat(folder, c".", flags, Mode::empty()).map_err(failed)?;
+    let unfinished = fresh::unfinished_name().map_err(failed)?;
+    let mut target = Target { root, account, unfinished, last: None };
     let mut entries = Entries::new(input);
     while let Some(entry) = entries.next()? {
         let Some(name) = paths::entry_name(&entry.name)? else { continue };
@@ -47,36 +60,42 @@ pub(super) fn unpack(path: &GuestPath, input: impl Read, account: &Account) -> R
     Ok(())
 }
 
-impl Target {
+impl Target<'_> {
     fn place(&mut self, path: &Path, entry: &Entry, content: &mut Entries<impl Read>) -> Result<()> {
         let (parent, name) = split(path)?;
         let failed = |error: Errno| explain_entry(error, path);
-        let owner = self.owner;
         match entry.kind {
             EntryType::Directory => {
-                let folder = self.folder(parent)?;
-                make_folder(folder, name, Mode::from_raw_mode(entry.mode & 0o777), owner).map_err(failed)?;
+                let (folder, _) = self.folder(parent)?;
+                make_folder(folder, name, Mode::from_raw_mode(entry.mode & 0o777)).map_err(failed)?;
             }
             EntryType::Regular | EntryType::Continuous => {
-                let folder = self.folder(parent)?;
-                write_file(folder, name, entry, owner, path, content)?;
+                let (folder, _) = self.folder(parent)?;
+                write_file(folder, entry, path, content)?.put(name).map_err(failed)?;
             }
             EntryType::Symlink => {
-                let folder = self.folder(parent)?;
-                make_way(folder, name).map_err(failed)?;
-                rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), folder, name).map_err(failed)?;
-                give(folder, name, owner);
+                let (folder, unfinished) = self.folder(parent)?;
+                let to = OsStr::from_bytes(&entry.link);
+                replace(&folder.folder, unfinished, name, |name| {
+                    rustix::fs::symlinkat(to, &folder.folder, name)?;
+                    folder.give(name);
+                    Ok(())
+                })
+                .map_err(failed)?;
             }
             EntryType::Link => {
                 let old = paths::entry_name(&entry.link)?
                     .ok_or_else(|| Error::invalid(format!("the archive links {path:?} to nothing")))?;
                 let (old_parent, old_name) = split(&old)?;
                 let old_folder = self.open_below(old_parent).map_err(failed)?;
-                let folder = self.folder(parent)?;
+                let (folder, unfinished) = self.folder(parent)?;
                 if path != old {
-                    make_way(folder, name).map_err(failed)?;
-                    rustix::fs::linkat(&old_folder, old_name, folder, name, AtFlags::empty())
-                        .map_err(failed)?;
+                    replace(&folder.folder, unfinished, name, |name| {
+                        rustix::fs::linkat(&old_folder, old_name, &folder.folder, name, AtFlags::empty())
+                    })
+                    .map_err(failed)?;
+                    // Two names of one file already: then the kernel leaves both where they are.
+                    remove(&folder.folder, unfinished);
                 }
             }
             _ => {
@@ -88,26 +107,46 @@ impl Target {
         Ok(())
     }
 
-    /// A folder below the target, made with all above it if it is not there.
-    fn folder(&mut self, path: &Path) -> Result<&OwnedFd> {
+    /// A folder below the target, made with all above it if it is not there; and the name for what is unfinished.
+    fn folder(&mut self, path: &Path) -> Result<(&Folder, &OsStr)> {
         if self.last.as_ref().is_none_or(|(last, _)| last != path) {
-            let opened = match self.open_below(path) {
-                Err(Errno::NOENT) => self.make_below(path),
-                opened => opened,
-            };
-            self.last = Some((path.to_owned(), opened.map_err(|error| explain_entry(error, path))?));
+            let folder = self.ensure_below(path).map_err(|error| explain_entry(error, path))?;
+            self.last = Some((path.to_owned(), folder));
         }
-        Ok(self.last.as_ref().map_or(&self.root, |(_, folder)| folder))
+        match &self.last {
+            Some((_, folder)) => Ok((folder, OsStr::new(&self.unfinished))),
+            None => Err(Error::internal("the archive's folder was lost")),
+        }
     }
 
-    fn make_below(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let mut above = PathBuf::new();
-        for name in path {
-            let folder = self.open_below(&above)?;
-            make_folder(&folder, name, Mode::from_raw_mode(0o755), self.owner)?;
-            above.push(name);
+    fn ensure_below(&self, path: &Path) -> rustix::io::Result<Folder> {
+        // Up to the first that is there, and down again from it.
+        let mut there = path;
+        let mut missing = Vec::new();
+        let mut folder = loop {
+            match (self.open_below(there), there.parent(), there.file_name()) {
+                (Err(Errno::NOENT), Some(parent), Some(name)) => {
+                    missing.push(name);
+                    there = parent;
+                }
+                (opened, ..) => {
+                    let folder = opened?;
+                    break Folder { owner: Owner::in_folder(&folder, self.account), folder };
+                }
+            }
+        };
+        let mut at = there.to_owned();
+        for name in missing.into_iter().rev() {
+            at.push(name);
+            folder.folder = match make_folder(&folder, name, Mode::from_raw_mode(0o755))? {
+                Place::Made => {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    rustix::fs::openat(&folder.folder, name, flags, Mode::empty())?
+                }
+                Place::Taken => self.open_below(&at)?,
+            };
         }
-        self.open_below(path)
+        Ok(folder)
     }
 
     fn open_below(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -121,6 +160,13 @@ impl Target {
                 opened => return opened,
             }
         }
+    }
+}
+
+impl Folder {
+    fn give(&self, name: &OsStr) {
+        let (uid, gid) = self.owner.ids();
+        let _ = rustix::fs::chownat(&self.folder, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
     }
 }
 
@@ -138,18 +184,24 @@ fn explain_entry(error: Errno, path: &Path) -> Error {
     }
 }
 
+/// Whether a folder was made or there is one.
+enum Place {
+    Made,
+    Taken,
+}
+
 /// One that is there stays as it is.
-fn make_folder(folder: &OwnedFd, name: &OsStr, mode: Mode, owner: Owner) -> rustix::io::Result<()> {
-    match rustix::fs::mkdirat(folder, name, mode) {
+fn make_folder(folder: &Folder, name: &OsStr, mode: Mode) -> rustix::io::Result<Place> {
+    match rustix::fs::mkdirat(&folder.folder, name, mode) {
         Ok(()) => {
-            give(folder, name, owner);
-            Ok(())
+            folder.give(name);
+            Ok(Place::Made)
         }
         Err(Errno::EXIST) => {
-            let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let stat = rustix::fs::statat(&folder.folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
             match FileType::from_raw_mode(stat.st_mode) {
                 // A symlink is checked when something is put below it.
-                FileType::Directory | FileType::Symlink => Ok(()),
+                FileType::Directory | FileType::Symlink => Ok(Place::Taken),
                 _ => Err(Errno::NOTDIR),
             }
         }
@@ -157,32 +209,38 @@ fn make_folder(folder: &OwnedFd, name: &OsStr, mode: Mode, owner: Owner) -> rust
     }
 }
 
-/// Removes what is there, unless it is a folder.
-fn make_way(folder: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn give(folder: &OwnedFd, name: &OsStr, owner: Owner) {
-    let (uid, gid) = owner.ids();
-    let _ = rustix::fs::chownat(folder, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
-}
-
-fn write_file(
+/// Makes something that is made in one step, in the place of whatever has its name.
+fn replace(
     folder: &OwnedFd,
+    unfinished: &OsStr,
     name: &OsStr,
+    make: impl Fn(&OsStr) -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    match make(name) {
+        Err(Errno::EXIST) => make(unfinished).and_then(|()| put_in_place(folder, unfinished, name)),
+        made => return made,
+    }
+    .inspect_err(|_| remove(folder, unfinished))
+}
+
+fn put_in_place(folder: &OwnedFd, unfinished: &OsStr, name: &OsStr) -> rustix::io::Result<()> {
+    rustix::fs::renameat(folder, unfinished, folder, name)
+}
+
+fn remove(folder: &OwnedFd, name: &OsStr) {
+    let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+}
+
+/// Writes a file that has no name yet: whoever reads the one it replaces has all of that until this one is whole.
+fn write_file<'a>(
+    folder: &'a Folder,
     entry: &Entry,
-    owner: Owner,
     path: &Path,
     content: &mut Entries<impl Read>,
-) -> Result<()> {
+) -> Result<Fresh<&'a OwnedFd>> {
     let failed = |error: Errno| explain_entry(error, path);
-    make_way(folder, name).map_err(failed)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file =
-        File::from(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?);
+    let mut fresh = Fresh::make(&folder.folder).map_err(failed)?;
+    let file = &mut fresh.file;
     let mut buffer = Buffer::take();
     let mut left = entry.size;
     while left > 0 {
@@ -191,8 +249,8 @@ fn write_file(
             .map_err(|error| explain(&error, &format!("{path:?} in the archive")))?;
         left = left.saturating_sub(count as u64);
     }
-    owner.give_file(&file);
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(failed)?;
+    folder.owner.give_file(&*file);
+    rustix::fs::fchmod(&*file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(failed)?;
     if let Some(seconds) = entry.mtime {
         let unchanged = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
         let times = Timestamps {
@@ -200,7 +258,7 @@ fn write_file(
             last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
         };
         // A time the file system cannot keep is not worth failing for.
-        let _ = rustix::fs::futimens(&file, &times);
+        let _ = rustix::fs::futimens(&*file, &times);
     }
-    Ok(())
+    Ok(fresh)
 }

@@ -15,6 +15,7 @@ use warren_types::error::Result;
 use warren_types::{Error, ExecId};
 
 use super::Input;
+use super::kept::Kept;
 use crate::account::Account;
 use crate::cgroup::Cgroups;
 use crate::clock::now_ms;
@@ -35,7 +36,8 @@ pub(crate) struct Command {
     ended_at_ms: Cell<Option<u64>>,
     pub(super) timeout: Option<Duration>,
     pub(super) abandon_after: Option<Duration>,
-    pub(crate) process: Process,
+    /// None of one that ended with an earlier agent.
+    pub(super) process: Option<Process>,
     pub(crate) output: Rc<Output>,
     pub(crate) input: Input,
 }
@@ -83,7 +85,7 @@ impl Command {
         )
         .await?;
         let shown = shown(start.cmd, start.args);
-        let logged = CommandLog::new(journal, id.clone(), &shown.0, &shown.1);
+        let logged = (!start.unkept).then(|| CommandLog::new(journal, id.clone(), &shown.0, &shown.1));
         let command = Rc::new(Self {
             id,
             shown,
@@ -91,11 +93,34 @@ impl Command {
             ended_at_ms: Cell::new(None),
             timeout: start.timeout_ms.map(Duration::from_millis),
             abandon_after: start.max_run_after_disconnect_ms.map(Duration::from_millis),
-            process,
-            output: Output::new(limits, log, workers, Some(logged)),
+            process: Some(process),
+            output: Output::new(limits, log, workers, logged),
             input: Input::new(input),
         });
         Ok((command, Pipes { stdout, stderr }))
+    }
+
+    /// One that ended with an earlier agent, as that one left it.
+    pub(super) fn kept(kept: Kept, (limits, log, workers): (Limits, PathBuf, Workers)) -> Rc<Self> {
+        let Kept { exec, output } = kept;
+        let command = Rc::new(Self {
+            id: exec.id,
+            shown: (exec.cmd, exec.args),
+            started_at_ms: exec.started_at_ms,
+            ended_at_ms: Cell::new(exec.ended_at_ms),
+            timeout: None,
+            abandon_after: None,
+            process: None,
+            output: Output::continued(limits, log, workers, exec.log_start),
+            input: Input::new(None),
+        });
+        for (stream, bytes) in output {
+            command.output.take_in(stream, bytes);
+        }
+        if let Some(exit) = exec.exit {
+            command.output.finish(exit);
+        }
+        command
     }
 
     pub(crate) fn view(&self) -> Exec {
@@ -119,7 +144,10 @@ impl Command {
         if !(1..=64).contains(&signal) {
             return Err(Error::invalid(format!("signal must be from 1 to 64 (got {signal})")));
         }
-        if self.output.exit().is_some() { Ok(()) } else { self.process.signal(signal) }
+        match &self.process {
+            Some(process) if self.output.exit().is_none() => process.signal(signal),
+            _ => Ok(()),
+        }
     }
 
     /// Waits until it has ended, for at most that long.
@@ -131,7 +159,9 @@ impl Command {
         self.ended_at_ms.set(Some(now_ms()));
         self.input.close();
         self.output.finish(exit);
-        self.process.release();
+        if let Some(process) = &self.process {
+            process.release();
+        }
     }
 }
 

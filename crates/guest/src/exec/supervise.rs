@@ -28,6 +28,7 @@ const LARGE_READ: usize = 64 * 1024;
 const WIDE_PIPE: usize = 1024 * 1024;
 
 pub(super) async fn supervise(command: &Rc<Command>, pipes: Pipes) {
+    let Some(process) = &command.process else { return };
     let taken = [Cell::new(0), Cell::new(0)];
     let mut drained = false;
     let exit = {
@@ -41,11 +42,11 @@ pub(super) async fn supervise(command: &Rc<Command>, pipes: Pipes) {
         let mut killed_for = None;
         let ending = loop {
             tokio::select! {
-                ending = command.process.wait() => break ending,
+                ending = process.wait() => break ending,
                 _ = &mut pumps, if !drained => drained = true,
                 reason = &mut limits, if killed_for.is_none() => {
                     killed_for = Some(reason);
-                    command.process.kill_all();
+                    process.kill_all();
                 }
             }
         };
@@ -97,16 +98,11 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-/// Waits until no client has been attached for that long.
+/// Waits until its last client has been gone for that long.
 async fn abandoned(output: &Output, time: Option<Duration>) {
-    loop {
-        if time.is_some() {
-            output.until_clients(false).await;
-        }
-        tokio::select! {
-            () = after(time) => return,
-            () = output.until_clients(true), if time.is_some() => {}
-        }
+    match time {
+        Some(time) => output.until_abandoned(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -19,7 +19,8 @@ pub(crate) fn explain(error: &io::Error, path: &impl fmt::Display) -> Error {
         Some(libc::EISDIR) => Error::invalid(format!("{path} is a directory")),
         Some(libc::ELOOP) => Error::invalid(format!("{path} leads through too many symbolic links")),
         Some(libc::ENAMETOOLONG) => Error::invalid(format!("{path} or a part of it is too long")),
-        Some(libc::EINVAL | libc::EILSEQ | libc::ENXIO | libc::ENODEV | libc::ENOTSUP) => {
+        // EIO: what the kernel says of its own files, like /proc/self/mem. A disk that fails is the host's to see.
+        Some(libc::EINVAL | libc::EILSEQ | libc::ENXIO | libc::ENODEV | libc::ENOTSUP | libc::EIO) => {
             Error::invalid(format!("{path} cannot be used this way: {text}"))
         }
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => disk_full(path),

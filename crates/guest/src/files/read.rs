@@ -46,7 +46,11 @@ pub(crate) fn open(path: &GuestPath) -> Result<Opened> {
         return Ok(Opened { size: meta.len(), content: Content::OnDisk(file) });
     }
     let mut bytes = Vec::new();
-    file.take(MAX_UNSIZED + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(MAX_UNSIZED + 1).read_to_end(&mut bytes).map_err(|error| match error.raw_os_error() {
+        // Not a broken disk: some of these cannot be read from their beginning, such as the memory of a process.
+        Some(libc::EIO) => Error::invalid(format!("{path} cannot be read as a file")),
+        _ => failed(error),
+    })?;
     if bytes.len() as u64 > MAX_UNSIZED {
         return Err(Error::new(
             ErrorKind::TooLarge,

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use warren_types::Error;
 use warren_types::error::Result;
@@ -37,6 +37,15 @@ pub(crate) fn remove(path: &GuestPath) -> Result<()> {
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(explain(&error.into(), path)),
     };
+    if path.says_folder() {
+        // It must be one itself: what a link leads to is not deleted by the link's name.
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {}
+            Ok(_) => return Err(Error::invalid(format!("{path} ends in a slash and is no directory"))),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(explain(&error.into(), path)),
+        }
+    }
     let name =
         CString::new(name.as_encoded_bytes()).map_err(|_| Error::invalid("path contains a NUL byte"))?;
     match remove_at(&parent, &name) {

@@ -1,21 +1,24 @@
-//! Writing a file: beside its place under another name, and put there only once it is complete.
+//! Writing a file: without a name, and put in its place only once it is complete.
 //!
 //! Whoever reads the old file meanwhile sees all of it; an upload that breaks off leaves nothing behind.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, Mode, OFlags};
-use warren_types::Error;
+use rustix::fs::Mode;
+use rustix::io::Errno;
 use warren_types::error::Result;
+use warren_types::{Error, ErrorKind};
 
 use super::errors::{disk_full, explain};
-use super::{Owner, check_is_file, make_folders, unmake_folders};
+use super::folders::{self, Made};
+use super::fresh::Fresh;
+use super::{Owner, check_is_file};
 use crate::account::Account;
 use crate::paths::GuestPath;
 
@@ -26,16 +29,13 @@ const MAX_LINKS: usize = 40;
 /// A file under way. Dropping it takes everything back.
 pub(crate) struct Upload {
     path: GuestPath,
-    folder: OwnedFd,
+    made: Made,
     /// Where it will be, in that folder.
     name: OsString,
-    /// Where it is until then.
-    unfinished: String,
-    file: File,
+    /// None once it is there.
+    fresh: Option<Fresh<OwnedFd>>,
     owner: Owner,
     mode: u32,
-    made: Vec<PathBuf>,
-    complete: bool,
 }
 
 /// Prepares to write a file; `length` is its size, if that is known.
@@ -55,15 +55,17 @@ pub(crate) fn begin(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(explain(&error, &path)),
     };
-    let made = make_folders(&path, parent, account)?;
-    let opened = open_unfinished(parent, length, &path);
-    let (folder, unfinished, file) = opened.inspect_err(|_| unmake_folders(&made))?;
+    if target.says_folder() {
+        return Err(Error::invalid(format!("{path} ends in a slash, so it cannot be a file")));
+    }
+    let mut made = folders::ensure(&path, parent, account)?;
+    let fresh = make(&made.folder, length, &path).inspect_err(|_| made.unmake())?;
     let owner = match &present {
         Some(meta) => Owner { uid: meta.uid(), gid: meta.gid() },
-        None => Owner::of_new(target.as_path(), account),
+        None => made.owner(account),
     };
     let mode = mode.or(present.map(|meta| meta.mode() & 0o7777)).unwrap_or(NEW_MODE);
-    Ok(Upload { name: name.to_owned(), path, folder, unfinished, file, owner, mode, made, complete: false })
+    Ok(Upload { name: name.to_owned(), path, made, fresh: Some(fresh), owner, mode })
 }
 
 /// The path a final symlink leads to, whether there is something or not.
@@ -82,23 +84,24 @@ fn follow(path: &GuestPath) -> Result<GuestPath> {
     Err(Error::invalid(format!("{path} leads through too many symbolic links")))
 }
 
-fn open_unfinished(parent: &Path, length: Option<u64>, path: &GuestPath) -> Result<(OwnedFd, String, File)> {
-    let failed = |error: rustix::io::Errno| explain(&error.into(), path);
-    let folder =
-        rustix::fs::open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed)?;
+fn make(folder: &OwnedFd, length: Option<u64>, path: &GuestPath) -> Result<Fresh<OwnedFd>> {
+    let failed = |error: Errno| explain(&error.into(), path);
     if let Some(length) = length {
-        let free = rustix::fs::fstatvfs(&folder).map_err(failed)?;
-        if length > free.f_bavail.saturating_mul(free.f_frsize) {
+        let space = rustix::fs::fstatvfs(folder).map_err(failed)?;
+        // File systems that the kernel makes up have no blocks at all, which says nothing about room.
+        if space.f_blocks > 0 && length > space.f_bavail.saturating_mul(space.f_frsize) {
             return Err(disk_full(path));
         }
     }
-    let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
-    let name = format!(".warren-upload-{:016x}", u64::from_ne_bytes(random));
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&folder, &name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-    Ok((folder, name, file.into()))
+    let folder = folder.try_clone().map_err(|error| explain(&error, path))?;
+    match Fresh::make(folder) {
+        Ok(fresh) => Ok(fresh),
+        // The folder is open. In some that the kernel makes up, nothing can be made.
+        Err(Errno::NOENT) => {
+            Err(Error::new(ErrorKind::Forbidden, format!("no file can be made in the folder of {path}")))
+        }
+        Err(error) => Err(failed(error)),
+    }
 }
 
 impl Upload {
@@ -107,8 +110,11 @@ impl Upload {
         let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         let mut rest = &mut slices[..];
         IoSlice::advance_slices(&mut rest, 0);
+        let Some(fresh) = &mut self.fresh else {
+            return Err(Error::internal("the file is complete already"));
+        };
         while !rest.is_empty() {
-            match self.file.write_vectored(rest) {
+            match fresh.file.write_vectored(rest) {
                 Ok(0) => return Err(disk_full(&self.path)),
                 Ok(count) => IoSlice::advance_slices(&mut rest, count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -120,21 +126,24 @@ impl Upload {
 
     /// Puts it in its place.
     pub(crate) fn complete(mut self) -> Result<()> {
-        let failed = |error: rustix::io::Errno| explain(&error.into(), &self.path);
+        let failed = |error: Errno| explain(&error.into(), &self.path);
+        let Some(fresh) = &self.fresh else { return Ok(()) };
         // The owner first: changing it takes the set-id bits away.
-        self.owner.give_file(self.file.as_fd());
-        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.mode)).map_err(failed)?;
-        rustix::fs::renameat(&self.folder, &self.unfinished, &self.folder, &self.name).map_err(failed)?;
-        self.complete = true;
-        Ok(())
+        self.owner.give_file(fresh.file.as_fd());
+        rustix::fs::fchmod(&fresh.file, Mode::from_raw_mode(self.mode)).map_err(failed)?;
+        let put = self.fresh.take().map_or(Ok(()), |fresh| fresh.put(&self.name));
+        put.map_err(|error| {
+            self.made.unmake();
+            explain(&error.into(), &self.path)
+        })
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if !self.complete {
-            let _ = rustix::fs::unlinkat(&self.folder, &self.unfinished, AtFlags::empty());
-            unmake_folders(&self.made);
+        // The folders can go when nothing is in them any more.
+        if self.fresh.take().is_some() {
+            self.made.unmake();
         }
     }
 }

@@ -2,8 +2,7 @@
 //! size. The answer says that all of it is done.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +13,7 @@ use warren_types::error::Result;
 use warren_types::{Error, ErrorKind};
 
 use super::{doing, network};
-use crate::sys;
+use crate::{machine_id, sys};
 
 const MACHINE_ID: &str = "/etc/machine-id";
 const HOST_KEYS: &str = "/etc/ssh";
@@ -36,7 +35,7 @@ pub(crate) fn renew(renew: &Renew) -> Result<Renewed> {
         doing("set the packet size", network::set_mtu(renew.mtu))?;
         if renew.identity == Identity::New {
             doing("make new host keys", renew_host_keys(Path::new(HOST_KEYS)))?;
-            doing("make a new machine id", new_machine_id())
+            doing("make a new machine id", machine_id::renew(Path::new(MACHINE_ID)))
         } else {
             Ok(fs::read_to_string(MACHINE_ID).unwrap_or_default().trim_end().to_owned())
         }
@@ -57,20 +56,6 @@ fn set_clock(unix_time_us: u64) -> io::Result<()> {
     let nanoseconds = i64::try_from(unix_time_us % 1_000_000 * 1000).map_err(io::Error::other)?;
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     rustix::time::clock_settime(ClockId::Realtime, time).map_err(Into::into)
-}
-
-fn new_machine_id() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    // The bits that make it a version 4 UUID, as systemd's are.
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    // In place: as long as the one before, and what is emptied first the file system writes out at once.
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o444).open(MACHINE_ID)?;
-    file.write_all(format!("{id}\n").as_bytes())?;
-    Ok(id)
 }
 
 /// Replaces each key that is there by a new one of its kind. A plain template has none.

@@ -24,6 +24,10 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             let (command, _) = agent.commands.start(request::json(call.body).await?, false).await?;
             reply::json(StatusCode::CREATED, &command.view())
         }
+        (["keep"], &Method::POST) => {
+            agent.keep_results().await?;
+            Ok(reply::empty(StatusCode::NO_CONTENT))
+        }
         (["run"], &Method::POST) => run(agent, call).await,
         ([id], &Method::GET) => reply::json(StatusCode::OK, &agent.commands.get(id)?.view()),
         ([id, "wait"], &Method::GET) => {

@@ -43,7 +43,8 @@ async fn dispatch(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answer {
         }
         (["stat"], &Method::GET) => {
             let path = path(agent, &call)?;
-            reply::json(StatusCode::OK, &on_worker(agent, move || files::stat(&path)).await?)
+            let follow = call.query.get("follow") == Some(&b"true"[..]);
+            reply::json(StatusCode::OK, &on_worker(agent, move || files::stat(&path, follow)).await?)
         }
         (["mkdir"], &Method::POST) => {
             let (path, account) = (path(agent, &call)?, agent.account());

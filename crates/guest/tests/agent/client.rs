@@ -152,6 +152,13 @@ impl Agent {
         self.folder.path().join(name)
     }
 
+    /// What the kernel calls the files that the agent has open.
+    pub(crate) fn open_files(&self) -> Vec<String> {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().flatten();
+        open.filter_map(|each| Some(std::fs::read_link(each.path()).ok()?.to_string_lossy().into_owned()))
+            .collect()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }

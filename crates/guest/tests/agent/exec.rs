@@ -268,7 +268,6 @@ async fn a_command_outlives_its_callers_but_not_longer_than_allowed() {
 
     let short = json!({"max_run_after_disconnect_ms": 200});
     let never_attached = agent.exec("sleep", &["1000"], short.clone()).await;
-    assert_eq!(agent.wait(&never_attached).await, Exit { code: 137, reason: ExitReason::Abandoned });
     let exec = agent.exec("sh", &["-c", "sleep 0.6; echo alive; sleep 1000"], short).await;
     let (input, mut frames) = agent.attach(&format!("/v1/exec/{}/attach", exec.id)).await;
     frames.replay().await;
@@ -277,7 +276,12 @@ async fn a_command_outlives_its_callers_but_not_longer_than_allowed() {
     // All clients go with the connection.
     agent.reconnect().await;
     drop((input, frames));
-    assert_eq!(agent.wait(&exec).await.reason, ExitReason::Abandoned);
+    assert_eq!(agent.wait(&exec).await, Exit { code: 137, reason: ExitReason::Abandoned });
+    assert!(agent.status(&never_attached).await.running, "nobody has left it");
+    let (input, frames) = agent.attach(&format!("/v1/exec/{}/attach", never_attached.id)).await;
+    agent.reconnect().await;
+    drop((input, frames));
+    assert_eq!(agent.wait(&never_attached).await.reason, ExitReason::Abandoned);
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -112,11 +112,13 @@ async fn replacing_keeps_owner_and_mode_and_is_all_or_nothing() {
         let uri = format!("/v1/files?path={}", query(&agent.path(target)));
         let sending = agent.try_open(Method::PUT, &uri, &[], Sent::Live(body));
         let folder = agent.path(target).parent().unwrap().to_owned();
+        // A file without a name: the agent has it open, and nobody else sees it.
         let unfinished =
-            || folder.exists() && names(&folder).iter().any(|name| name.starts_with(".warren-upload-"));
+            || agent.open_files().iter().any(|open| open.starts_with(&format!("{}/#", folder.display())));
         let breaking = async {
             pieces.send(Ok(Bytes::from(vec![1; 2_000_000]))).await.unwrap();
             until("something is written", || async { unfinished() }).await;
+            assert!(names(&folder).iter().all(|name| !name.starts_with(".warren-upload-")));
             pieces.send(Err(Broken)).await.unwrap();
         };
         let (result, ()) = tokio::join!(sending, breaking);
@@ -131,6 +133,8 @@ async fn replacing_keeps_owner_and_mode_and_is_all_or_nothing() {
     let refused =
         agent.open_with(Method::PUT, &uri, &[("content-length", "9000000000000000")], Sent::Live(body)).await;
     assert_eq!(refused.status(), 413);
+    let made_up = agent.put("/proc/warren", vec![b'x'; 10]).await;
+    assert!(matches!(made_up.status.as_u16(), 403 | 404), "there is no room to speak of: {made_up:?}");
     let body = http_body_util::BodyExt::collect(refused.into_body()).await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&body).contains("disk_full"));
 }
@@ -248,6 +252,10 @@ async fn hostile_paths_get_plain_answers() {
         ("/dev/null".to_owned(), 400, 400),
         ("/..".to_owned(), 400, 400),
         (query(&agent.path(&long)), 400, 400),
+        (query(&agent.path("file/")), 400, 400),
+        (query(&agent.path("file/.")), 400, 400),
+        (query(&agent.path("new/")), 404, 400),
+        ("/proc/self/mem".to_owned(), 400, 403),
         (longest, 400, 400),
         (query(&agent.path("missing")), 404, 204),
         ("/proc/sys/kernel/nothing".to_owned(), 404, 403),
@@ -265,6 +273,30 @@ async fn hostile_paths_get_plain_answers() {
     for what in ["files", "files/list", "files/stat"] {
         agent.get(&format!("/v1/{what}")).await.error(400);
     }
+    // A slash at the end says that a folder is meant, of a link the one it leads to.
+    symlink("file", agent.path("to-file")).unwrap();
+    symlink(agent.folder.path(), agent.path("to-folder")).unwrap();
+    let stat = |path: &str, more: &str| {
+        let uri = format!("/v1/files/stat?path={}{more}", query(&agent.path(path)));
+        let agent = &agent;
+        async move { agent.get(&uri).await }
+    };
+    for (path, more, kind) in [
+        ("to-folder/.", "", FileKind::Directory),
+        ("to-folder/", "", FileKind::Directory),
+        ("to-folder", "", FileKind::Symlink),
+        ("to-folder", "&follow=true", FileKind::Directory),
+        ("to-file", "&follow=true", FileKind::File),
+    ] {
+        let found: Stat = stat(path, more).await.json();
+        assert_eq!((found.kind, found.path.ends_with('/')), (kind, false), "{path} {more}");
+    }
+    stat("to-file/.", "").await.error(400);
+    for bad in ["file/", "to-folder/"] {
+        let uri = format!("/v1/files?path={}", query(&agent.path(bad)));
+        agent.call(Method::DELETE, &uri, "").await.error(400);
+    }
+    assert!(agent.path("file").exists() && agent.path("to-folder").is_symlink());
     agent.get("/v1/files/list?path=/etc/passwd").await.error(400);
     agent.get("/v1/files/list?path=/no/such").await.error(404);
     agent.put(&format!("{}&mode=9", query(&agent.path("m"))), "").await.error(400);
@@ -311,10 +343,41 @@ async fn folders_travel_as_archives() {
         assert_eq!(unpack(&to, tar.stdout.into()).await.status, 204);
         assert_eq!(std::fs::read(to.join("sub/deep/file")).unwrap(), vec![7; 700_000], "{format}");
     }
+    // What breaks off or is no archive leaves what was there before as it was.
+    std::fs::write(to.join("sub/deep/file"), "old").unwrap();
     unpack(&to, packed.body.slice(..packed.body.len() / 2)).await.error(400);
+    assert_eq!(std::fs::read(to.join("sub/deep/file")).unwrap(), b"old");
+    assert_eq!(names(&to.join("sub/deep")), ["file"]);
     unpack(&to, Bytes::from(vec![b'x'; 2000])).await.error(400);
+    unpack(&agent.path("fresh/folder"), Bytes::from(vec![b'x'; 2000])).await.error(400);
+    assert!(!agent.path("fresh").exists());
+    // Links are replaced in one step too, and a second name of a file stays one.
+    let linked = |dir: &Path| {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::write(dir.join("one"), "one").unwrap();
+        std::fs::hard_link(dir.join("one"), dir.join("two")).unwrap();
+        symlink("one", dir.join("three")).unwrap();
+    };
+    linked(&agent.path("linked"));
+    let tar = std::process::Command::new("tar")
+        .args(["-c", "-C"])
+        .arg(agent.path("linked"))
+        .args(["one", "two", "three"])
+        .output()
+        .unwrap();
+    let to = agent.path("again");
+    for _ in 0..2 {
+        assert_eq!(unpack(&to, tar.stdout.clone().into()).await.status, 204);
+        assert_eq!(names(&to), ["one", "three", "two"]);
+        assert_eq!(
+            std::fs::metadata(to.join("one")).unwrap().ino(),
+            std::fs::metadata(to.join("two")).unwrap().ino()
+        );
+    }
     agent.get(&format!("/v1/files/archive?path={}", query(&agent.path("none")))).await.error(404);
     agent.get("/v1/files/archive?path=/etc/passwd").await.error(400);
+    let made_up = agent.get("/v1/files/archive?path=/proc/sys").await.error(400).message;
+    assert!(made_up.contains("made up by the kernel"), "{made_up}");
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -367,7 +430,8 @@ async fn an_archive_cannot_write_outside_its_folder() {
         answer.error(400);
         assert_eq!(names(&outside), ["secret"], "{last}");
         assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"untouched", "{last}");
-        std::fs::remove_dir_all(&to).unwrap();
+        // Taken back where nothing had been put into it.
+        let _ = std::fs::remove_dir_all(&to);
     }
     // A symlink that is replaced by a file of the same name is replaced, not followed.
     let mut archive = tar::Builder::new(Vec::new());

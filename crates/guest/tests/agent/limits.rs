@@ -72,6 +72,23 @@ async fn with_nobody_attached_the_oldest_output_goes() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn output_that_is_not_to_be_kept_reaches_its_reader_and_no_file() {
+    let Some(agent) = Agent::start().await else { return };
+    let total = 24 << 20;
+    let unkept = || json!({"unkept": true});
+    let ran = agent.run(&format!("yes a line of it | head -c {total}; echo end >&2"), unkept()).await;
+    assert_eq!((ran.stdout.len(), ran.stderr.as_slice(), ran.code()), (total, &b"end\n"[..], 0));
+    // With nobody who reads it, it goes on.
+    let exec = agent.exec("head", &["-c", &total.to_string(), "/dev/zero"], unkept()).await;
+    assert_eq!(agent.wait(&exec).await.code, 0);
+    let exec = agent.status(&exec).await;
+    assert!(exec.log_end == total as u64 && exec.log_start > 16 << 20, "memory has the newest: {exec:?}");
+    let logged = agent.call(Method::POST, "/v1/logs", json!({"filter": {}, "limit": 10}).to_string()).await;
+    assert_eq!(logged.body, "\n", "and there are no rows of it");
+    assert!(!agent.path("output").exists() && !agent.path("journal").exists());
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn garbage_on_a_connection_harms_nothing() {
     let Some(agent) = Agent::start().await else { return };
     let socket = agent.path("socket");

@@ -77,6 +77,10 @@ async fn token(
             };
             return Err(denied(why));
         }
+        StatusCode::TOO_MANY_REQUESTS => {
+            let or = if login.is_some() { "" } else { ", or with a login" };
+            return Err(ImageError::Busy { registry: host, or, said: String::new() });
+        }
         _ => return Err(wrong(format!("asked for a token, it answered {status}"))),
     }
     let json = Secret::new(body(response, &host, "a token", LARGEST_TOKEN, timed).await?);

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::mpsc::{Receiver, channel};
+use http::StatusCode;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::guard::shown_host;
 use super::session::{Session, Timed, network};
@@ -22,6 +24,11 @@ const AT_ONCE: usize = 3;
 /// Pieces of a body that wait to be written.
 const WAITING: usize = 64;
 const BUFFER: usize = 1 << 20;
+/// Connections that one layer may take, and how many of them in turn may bring nothing of it.
+const MOST_CONNECTIONS: usize = 100;
+const MOST_IN_VAIN: u32 = 4;
+/// Before a layer is asked for again, doubled each time in vain.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a layer is put.
 pub(super) fn file(folder: &Path, digest: Digest) -> PathBuf {
@@ -82,6 +89,17 @@ impl<F: Fn(Step) + Send + Sync> Done<'_, F> {
     }
 }
 
+/// A layer that comes in, in as many pieces as the connection breaks it into.
+struct Incoming<'a, F> {
+    session: &'a Session,
+    layer: &'a Descriptor,
+    timed: Timed,
+    done: &'a Done<'a, F>,
+    pieces: Sender<Bytes>,
+    /// Bytes of it that came.
+    received: u64,
+}
+
 async fn one<F: Fn(Step) + Send + Sync>(
     session: &Session,
     layer: &Descriptor,
@@ -89,46 +107,87 @@ async fn one<F: Fn(Step) + Send + Sync>(
     timed: Timed,
     done: &Done<'_, F>,
 ) -> Result<(), ImageError> {
-    let (digest, size) = (layer.digest, layer.size);
-    let mut response = session.get(&format!("blobs/{digest}"), "", timed).await?;
-    let host = shown_host(response.url());
-    let lies = |sent: u64| {
-        ImageError::Broken(format!("{host} has {sent} bytes of {digest}, its manifest says {size}"))
-    };
-    if let Some(length) = response.content_length().filter(|length| *length != size) {
-        return Err(lies(length));
-    }
     let (pieces, received) = channel(WAITING);
     // Hashing and writing are done beside the connection.
     let writing = tokio::task::spawn_blocking(move || write(&path, received));
-    let mut left = size;
-    let sent: Result<(), ImageError> = async {
-        while let Some(piece) =
-            timed.wait(&host, response.chunk()).await?.map_err(|error| network(&host, &error))?
-        {
-            let length = piece.len() as u64;
-            left = left.checked_sub(length).ok_or_else(|| {
-                ImageError::Broken(format!("{host} sent more than the {size} bytes of {digest}"))
-            })?;
-            done.add(length);
-            if pieces.send(piece).await.is_err() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-    .await;
-    drop(pieces);
+    let mut incoming = Incoming { session, layer, timed, done, pieces, received: 0 };
+    let came = incoming.all().await;
+    drop(incoming);
     let found = writing.await.map_err(|_| ImageError::CalledOff)?;
-    sent?;
-    let found = found?;
-    if left > 0 {
-        return Err(lies(size - left));
-    }
+    let host = came?;
+    let (found, digest) = (found?, layer.digest);
     if found != digest {
         return Err(ImageError::Broken(format!("what {host} sent as {digest} is {found}")));
     }
     Ok(())
+}
+
+impl<F: Fn(Step) + Send + Sync> Incoming<'_, F> {
+    /// The whole of it. A connection that is cut is taken up again where it broke off, and whoever cannot answer for the moment is
+    /// asked again, as long as not too many in turn bring nothing.
+    async fn all(&mut self) -> Result<String, ImageError> {
+        let mut in_vain = 0;
+        for _ in 0..MOST_CONNECTIONS {
+            let before = self.received;
+            let error = match self.some().await {
+                Err(error) if error.may_pass() => error,
+                end => return end,
+            };
+            in_vain = if self.received > before { 0 } else { in_vain + 1 };
+            if in_vain > MOST_IN_VAIN {
+                return Err(error);
+            }
+            tracing::debug!(%error, digest = %self.layer.digest, at = self.received, "a download goes on");
+            tokio::time::sleep(PAUSE * (1 << in_vain)).await;
+        }
+        Err(ImageError::Network {
+            host: self.session.host(),
+            why: format!("it was cut off {MOST_CONNECTIONS} times within one layer"),
+        })
+    }
+
+    /// What one connection brings, to the end; who sent it.
+    async fn some(&mut self) -> Result<String, ImageError> {
+        let Descriptor { digest, size, .. } = *self.layer;
+        let path = format!("blobs/{digest}");
+        let mut response = self.session.get_from(&path, "", self.received, self.timed).await?;
+        let host = shown_host(response.url());
+        let lies = |sent: u64| {
+            ImageError::Broken(format!("{host} has {sent} bytes of {digest}, its manifest says {size}"))
+        };
+        // Who does not know of parts sends all of it, and what is there already is passed over.
+        let begin = if response.status() == StatusCode::PARTIAL_CONTENT { self.received } else { 0 };
+        let mut known = self.received - begin;
+        let mut left = size - begin;
+        if let Some(length) = response.content_length().filter(|length| *length != left) {
+            return Err(lies(begin + length));
+        }
+        let timed = self.timed;
+        while let Some(mut piece) =
+            timed.wait(&host, response.chunk()).await?.map_err(|error| network(&host, &error))?
+        {
+            left = left.checked_sub(piece.len() as u64).ok_or_else(|| {
+                ImageError::Broken(format!("{host} sent more than the {size} bytes of {digest}"))
+            })?;
+            let again = known.min(piece.len() as u64);
+            known -= again;
+            piece.advance(usize::try_from(again).unwrap_or(usize::MAX));
+            if piece.is_empty() {
+                continue;
+            }
+            let length = piece.len() as u64;
+            self.done.add(length);
+            self.received += length;
+            if self.pieces.send(piece).await.is_err() {
+                // The writer says why.
+                return Ok(host);
+            }
+        }
+        if left > 0 {
+            return Err(lies(size - left));
+        }
+        Ok(host)
+    }
 }
 
 fn write(path: &Path, mut pieces: Receiver<Bytes>) -> Result<Digest, ImageError> {

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use http::{HeaderValue, StatusCode};
 use reqwest::{Response, Url};
 use tokio::sync::Mutex;
@@ -112,25 +112,36 @@ impl Session {
 
     /// A successful answer, the body of which is still to be read.
     pub(super) async fn get(&self, path: &str, accept: &str, timed: Timed) -> Result<Response, ImageError> {
+        self.get_from(path, accept, 0, timed).await
+    }
+
+    /// The same from a byte on, or, of a server that does not know of parts, all of it.
+    pub(super) async fn get_from(
+        &self,
+        path: &str,
+        accept: &str,
+        from: u64,
+        timed: Timed,
+    ) -> Result<Response, ImageError> {
         let path = format!("v2/{}/{path}", self.repository);
         let wrong =
             |_| ImageError::Reference { text: self.image.clone(), wrong: "it makes no address".to_owned() };
         let url = self.url.join(&path).map_err(wrong)?;
         let used = self.authorization.lock().await.clone();
-        let (response, is_own) = self.follow(&url, accept, used.as_ref(), timed).await?;
+        let (response, is_own) = self.follow(&url, (accept, from), used.as_ref(), timed).await?;
         if response.status() != StatusCode::UNAUTHORIZED || !is_own {
-            return self.check(response, timed).await;
+            return self.check(response, from, timed).await;
         }
         let answer = self.answer(&response, used.as_ref(), timed).await?;
-        let (response, _) = self.follow(&url, accept, Some(&answer), timed).await?;
-        self.check(response, timed).await
+        let (response, _) = self.follow(&url, (accept, from), Some(&answer), timed).await?;
+        self.check(response, from, timed).await
     }
 
     /// Asks, and follows redirects. Whether the answer is the registry's own.
     async fn follow(
         &self,
         url: &Url,
-        accept: &str,
+        (accept, from): (&str, u64),
         authorization: Option<&HeaderValue>,
         timed: Timed,
     ) -> Result<(Response, bool), ImageError> {
@@ -141,6 +152,9 @@ impl Session {
             let mut request = self.guard.client(&url)?.get(url.clone());
             if !accept.is_empty() {
                 request = request.header(ACCEPT, accept);
+            }
+            if from > 0 {
+                request = request.header(RANGE, format!("bytes={from}-"));
             }
             // Once away from the registry, nothing that comes back to it is asked in our name.
             if let Some(authorization) = authorization.filter(|_| is_own) {
@@ -184,12 +198,23 @@ impl Session {
         Ok(authorization.insert(answer).clone())
     }
 
-    async fn check(&self, response: Response, timed: Timed) -> Result<Response, ImageError> {
+    async fn check(&self, response: Response, from: u64, timed: Timed) -> Result<Response, ImageError> {
         let status = response.status();
         if status == StatusCode::OK {
             return Ok(response);
         }
         let host = shown_host(response.url());
+        if status == StatusCode::PARTIAL_CONTENT {
+            let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+            let is_asked_for = range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")));
+            return match from > 0 && is_asked_for {
+                true => Ok(response),
+                false => Err(ImageError::Registry {
+                    host,
+                    why: "it sent another part than was asked for".to_owned(),
+                }),
+            };
+        }
         let said = said(response, &host, timed).await;
         Err(match status {
             StatusCode::NOT_FOUND => ImageError::NotFound { what: format!("the image {}{said}", self.image) },
@@ -202,10 +227,20 @@ impl Session {
                 self.denied(&format!("{why}{said}"))
             }
             StatusCode::TOO_MANY_REQUESTS => {
-                self.denied(&format!("too much was asked of it; try again later, or with a login{said}"))
+                let or = if self.login.is_some() { "" } else { ", or with a login" };
+                ImageError::Busy { registry: self.registry.clone(), or, said }
             }
+            StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => ImageError::Down { host, status, said },
             _ => ImageError::Registry { host, why: format!("it answered {status}{said}") },
         })
+    }
+
+    /// The registry's, for errors.
+    pub(super) fn host(&self) -> String {
+        shown_host(&self.url)
     }
 
     fn denied(&self, why: &str) -> ImageError {
@@ -213,7 +248,7 @@ impl Session {
     }
 
     fn wrong(&self, why: String) -> ImageError {
-        ImageError::Registry { host: shown_host(&self.url), why }
+        ImageError::Registry { host: self.host(), why }
     }
 }
 

@@ -3,9 +3,11 @@
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
+use futures_util::StreamExt;
 use serde_json::json;
 use warren_images::{ImageError, Limits, Registries};
 
@@ -183,4 +185,132 @@ async fn what_is_not_there_is_not_found() {
     let reference = format!("{}/team/image@{}", server.host, digest(b"other")).parse().unwrap();
     let error = server.registries().resolve(&reference, None).await.unwrap_err();
     assert!(matches!(error, ImageError::NotFound { .. }), "{error:?}");
+}
+
+/// A layer in pieces: each connection ends after `each` bytes. Without `parts` it always begins at the beginning.
+fn cut_off(blob: &[u8], seen: &Seen, each: usize, parts: bool) -> Response {
+    let range = seen.headers.get(header::RANGE).and_then(|range| range.to_str().ok());
+    let from = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let begin = from.filter(|_| parts).unwrap_or(0);
+    let end = blob.len().min(from.unwrap_or(0) + each);
+    let mut pieces = vec![Ok(blob[begin..end].to_vec())];
+    if end < blob.len() {
+        pieces.push(Err(std::io::Error::other("cut off")));
+    }
+    // What is there has to be on its way before the connection is cut.
+    let pieces = futures_util::stream::iter(pieces).then(|piece| async move {
+        if piece.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        piece
+    });
+    let body = Body::from_stream(pieces);
+    let length = blob.len() - begin;
+    let response = Response::builder().header(header::CONTENT_LENGTH, length);
+    let response = match begin {
+        0 => response,
+        _ => response
+            .status(StatusCode::PARTIAL_CONTENT)
+            .header(header::CONTENT_RANGE, format!("bytes {begin}-{}/{}", blob.len() - 1, blob.len())),
+    };
+    response.body(body).unwrap()
+}
+
+#[tokio::test]
+async fn a_download_that_is_cut_off_goes_on_where_it_was() {
+    for parts in [true, false] {
+        let image = image();
+        let (blobs, _) = image.blobs();
+        let large = blobs.values().map(Vec::len).max().unwrap();
+        let server = Server::answering(image, move |seen| {
+            let blob = blobs.get(seen.path.strip_prefix("/v2/team/image/blobs/")?)?;
+            (blob.len() == large).then(|| cut_off(blob, seen, large / 3, parts))
+        })
+        .await;
+        server.fetch().await.unwrap();
+        let ranges = server.seen().iter().filter(|seen| seen.headers.contains_key(header::RANGE)).count();
+        assert!(ranges >= 2, "it was asked for the rest: {ranges}");
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_gets_no_further_is_given_up() {
+    let image = image();
+    let (blobs, _) = image.blobs();
+    let large = blobs.values().map(Vec::len).max().unwrap();
+    let server = Server::answering(image, move |seen| {
+        let blob = blobs.get(seen.path.strip_prefix("/v2/team/image/blobs/")?)?;
+        let first = Seen { headers: Default::default(), ..seen.clone() };
+        (blob.len() == large).then(|| cut_off(blob, &first, large / 3, false))
+    })
+    .await;
+    let error = server.fetch().await.unwrap_err();
+    assert!(matches!(error, ImageError::Network { .. }), "{error:?}");
+}
+
+/// A registry the large layer of which is cut off after a third, and then asked for with answers of `status`, `times` of them.
+async fn with_bad_answers(status: StatusCode, times: usize) -> Server {
+    let image = image();
+    let (blobs, _) = image.blobs();
+    let large = blobs.values().map(Vec::len).max().unwrap();
+    let asked = Mutex::new(0);
+    Server::answering(image, move |seen| {
+        let blob = blobs.get(seen.path.strip_prefix("/v2/team/image/blobs/")?)?;
+        if blob.len() < large {
+            return None;
+        }
+        let mut asked = asked.lock().unwrap();
+        *asked += 1;
+        let error = r#"{"errors":[{"code":"SOME","message":"a reason"}]}"#;
+        Some(match *asked {
+            1 => cut_off(blob, seen, large / 3, true),
+            now if now - 1 <= times => (status, error).into_response(),
+            _ => cut_off(blob, seen, large, true),
+        })
+    })
+    .await
+}
+
+fn asked_for_the_rest(server: &Server) -> usize {
+    server.seen().iter().filter(|seen| seen.headers.contains_key(header::RANGE)).count()
+}
+
+#[tokio::test]
+async fn a_registry_that_cannot_answer_for_the_moment_is_asked_again() {
+    for status in [503, 500, 502, 504, 429] {
+        let server = with_bad_answers(StatusCode::from_u16(status).unwrap(), 1).await;
+        server.fetch().await.unwrap();
+        assert_eq!(asked_for_the_rest(&server), 2, "{status}");
+    }
+    let server = with_bad_answers(StatusCode::SERVICE_UNAVAILABLE, usize::MAX).await;
+    let sentence = server.refused().await;
+    assert!(sentence.contains("503") && sentence.contains("`a reason`"), "{sentence}");
+    assert_eq!(asked_for_the_rest(&server), 5, "not for ever");
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_the_rest_is_not_asked_again() {
+    for (status, words) in [(401, "login"), (403, "login"), (404, "not found"), (418, "418")] {
+        let server = with_bad_answers(StatusCode::from_u16(status).unwrap(), 1).await;
+        let sentence = server.refused().await;
+        assert!(sentence.contains(words), "{status}: {sentence}");
+        assert_eq!(asked_for_the_rest(&server), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn another_part_than_the_one_asked_for_is_refused() {
+    let image = image();
+    let (blobs, _) = image.blobs();
+    let large = blobs.values().map(Vec::len).max().unwrap();
+    let server = Server::answering(image, move |seen| {
+        let blob = blobs.get(seen.path.strip_prefix("/v2/team/image/blobs/")?)?;
+        let mut response = cut_off(blob, seen, large / 3, true);
+        if blob.len() == large && seen.headers.contains_key(header::RANGE) {
+            response.headers_mut().insert(header::CONTENT_RANGE, "bytes 0-9/10".parse().unwrap());
+        }
+        (blob.len() == large).then_some(response)
+    })
+    .await;
+    assert!(server.refused().await.contains("another part than was asked for"));
 }

@@ -328,6 +328,7 @@ async fn layers_that_are_not_what_was_promised_are_refused() {
     let error = with_layer(|_| StatusCode::PARTIAL_CONTENT.into_response()).await;
     assert!(matches!(error, ImageError::Registry { .. }), "{error:?}");
     let error = with_layer(|_| StatusCode::TOO_MANY_REQUESTS.into_response()).await;
+    assert!(matches!(error, ImageError::Busy { .. }), "{error:?}");
     assert!(error.to_string().contains("try again later"), "{error}");
 }
 

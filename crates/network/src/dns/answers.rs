@@ -159,7 +159,8 @@ mod tests {
     use warren_types::{EgressPolicy, SandboxId};
 
     fn session(policy: &str, sealed: bool) -> std::sync::Arc<Session> {
-        Session::new(SandboxId::generate(), serde_json::from_str::<EgressPolicy>(policy).unwrap(), sealed)
+        let policy: EgressPolicy = serde_json::from_str(policy).unwrap();
+        Session::new(SandboxId::generate(), policy, sealed, crate::Limits::default())
     }
 
     fn query(name: &str, kind: RecordType) -> Query {

@@ -5,29 +5,30 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::net::TcpStream;
 use tracing::debug;
 use warren_types::{EgressMode, EgressPolicy};
 
 use super::Gateway;
-use super::client_hello::{self, ClientHello, Parsed};
+use super::client_hello::ClientHello;
 use super::dial::UpstreamTls;
+use super::first::{FIRST_BYTES, First, SILENCE, first, first_of_both};
 use super::io::{Io, Peeked, tunnel};
+use super::meter::Metered;
 use super::open::{Held, Kind, Open};
 use super::proxy::{Proxy, Site};
 use super::refusal::{NOT_ALLOWED, Refusal};
 use super::session::Session;
-use super::sniff::{Sniffed, sniff};
+use super::sniff::Sniffed;
 use super::tls::{HTTP_1, HTTP_2, Protocols};
 
-/// For what a client says first, once it has begun to; and for all of it where it has to speak first.
-const FIRST_BYTES: Duration = Duration::from_secs(10);
-/// A client that has said nothing by then waits for the server to speak.
-const SILENCE: Duration = Duration::from_millis(300);
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Most that is looked at before it is decided.
-const MAX_SEEN: usize = client_hello::MAX_BYTES;
-const WEB_PORTS: [u16; 2] = [80, 443];
+pub(crate) const WEB_PORTS: [u16; 2] = [80, 443];
+
+/// A client that was refused is told so after this, unless it speaks before.
+const REFUSED_SILENCE: Duration = Duration::from_secs(3);
+
+const UNFINISHED: &str = "a request or a client hello that was begun and not ended";
 
 /// Where a connection wants to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,17 +61,6 @@ impl Destination {
     }
 }
 
-/// What a client says first.
-enum First {
-    Tls(ClientHello),
-    Http(Sniffed),
-    /// Something else, or nothing for a while.
-    Other,
-    /// It begins like TLS and is not.
-    Malformed(&'static str),
-    Gone,
-}
-
 /// A connection, with what everything that handles it needs.
 struct Connection<'a> {
     gateway: &'a Arc<Gateway>,
@@ -83,11 +73,15 @@ struct Connection<'a> {
 impl Gateway {
     /// Carries one connection of a sandbox until it ends, or until its session closes it.
     pub async fn handle<S: Io>(self: Arc<Self>, stream: S, to: Destination, session: Arc<Session>) {
-        let places = (self.places.clone().try_acquire_owned(), session.places.clone().try_acquire_owned());
-        let (Ok(_gateway), Ok(_session)) = places else {
+        let Some(_place) = self.place(&session) else {
             session.note_blocked(&to.shown(), to.port, "too many connections");
             return;
         };
+        let stream = Metered::new(stream, session.meter.clone());
+        self.carry(stream, to, session).await;
+    }
+
+    async fn carry<S: Io>(self: Arc<Self>, stream: S, to: Destination, session: Arc<Session>) {
         let held = session.hold(Open {
             host: to.host.clone(),
             address: to.addresses.first().copied(),
@@ -101,29 +95,60 @@ impl Gateway {
 }
 
 impl Gateway {
-    /// The same, of a connection that comes out of one: boxed, or its type would contain itself.
+    /// The same, of a connection that comes out of one and has its place and its meter: boxed, or its type would contain
+    /// itself.
     pub(crate) fn handle_inner<S: Io>(
         self: Arc<Self>,
         stream: S,
         to: Destination,
         session: Arc<Session>,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.handle(stream, to, session))
+        Box::pin(self.carry(stream, to, session))
+    }
+
+    /// A tunnel to where the sandbox may not go: its client is told so in what it speaks, inside TLS if it begins that.
+    pub(crate) fn refuse_inner<S: Io>(
+        self: Arc<Self>,
+        stream: S,
+        to: Destination,
+        session: Arc<Session>,
+        refusal: Refusal,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let (host, port) = (to.host.clone(), to.port);
+            let held = session.hold(Open { host, address: None, port, kind: Kind::Refused });
+            let policy = session.policy();
+            let connection = Connection { gateway: &self, session: &session, policy, held: &held, to };
+            let _ = held.close().run_until_cancelled(connection.refuse(stream, refusal)).await;
+        })
     }
 }
 
 impl Connection<'_> {
-    async fn carry<S: Io>(self, stream: S) {
+    async fn carry<S: Io>(mut self, stream: S) {
         let mut stream = Peeked::new(stream);
-        let first = first(&mut stream, self.to.is_web()).await;
+        let patience = if self.to.is_web() || !self.may_be_raw() { FIRST_BYTES } else { SILENCE };
+        let mut said = first(&mut stream, patience).await;
+        let mut server = None;
+        if matches!(said, First::Silent) && self.may_be_raw() {
+            match self.dial_raw(self.to.host.as_deref()).await {
+                Ok(mut joined) => {
+                    said = first_of_both(&mut stream, &mut joined).await;
+                    server = Some(joined);
+                }
+                Err(refusal) => return self.session.note_refusal(&refusal, self.to.port),
+            }
+            self.policy = self.session.policy();
+        }
         match self.policy.mode {
             EgressMode::None => self.block(&self.to.shown(), "this sandbox may reach nothing"),
-            EgressMode::Open => self.open(stream, first).await,
-            EgressMode::Allowlist => self.allowlist(stream, first).await,
+            EgressMode::Open => self.open(stream, said, server).await,
+            EgressMode::Allowlist => self.allowlist(stream, said, server).await,
         }
     }
 
-    async fn open<S: Io>(&self, stream: Peeked<S>, first: First) {
+    /// `server`: the connection of a client that was silent.
+    async fn open<S: Io>(&self, stream: Peeked<S>, first: First, server: Option<TcpStream>) {
         match first {
             First::Gone => {}
             First::Tls(hello) => {
@@ -133,31 +158,39 @@ impl Connection<'_> {
                     Some(host) if hello.may_speak_http() && self.session.has_secrets_for(&host) => {
                         self.inspect(stream, host, &hello).await;
                     }
-                    host => self.raw(stream, host, true).await,
+                    host => self.raw(stream, host, true, server).await,
                 }
             }
-            _ => self.raw(stream, self.to.host.clone(), false).await,
+            First::Unfinished { tls: true } => self.block(&self.to.shown(), UNFINISHED),
+            _ => self.raw(stream, self.to.host.clone(), false, server).await,
         }
     }
 
-    async fn allowlist<S: Io>(&self, stream: Peeked<S>, first: First) {
+    async fn allowlist<S: Io>(&self, stream: Peeked<S>, first: First, server: Option<TcpStream>) {
         match first {
             First::Gone => {}
             First::Tls(hello) => self.allowlist_tls(stream, hello).await,
             First::Malformed(why) => self.block(&self.to.shown(), why),
+            First::Unfinished { .. } => self.block(&self.to.shown(), UNFINISHED),
             First::Http(Sniffed::Http2) => self.block(&self.to.shown(), "HTTP/2 without TLS"),
             First::Http(_) => self.plain(stream).await,
-            First::Other => {
-                let host = self.to.host.as_deref();
-                let address = self.to.addresses.first().copied();
-                if self.session.allows_raw(&self.policy, host, address, self.to.port) {
-                    self.raw(stream, self.to.host.clone(), false).await;
-                } else if self.to.is_web() {
-                    self.block(&self.to.shown(), "neither HTTP nor TLS");
-                } else {
-                    self.block(&self.to.shown(), NOT_ALLOWED);
-                }
+            First::Other if self.may_be_raw() => {
+                self.raw(stream, self.to.host.clone(), false, server).await;
             }
+            First::Other | First::Silent if self.to.is_web() => {
+                self.block(&self.to.shown(), "neither HTTP nor TLS");
+            }
+            First::Other | First::Silent => self.block(&self.to.shown(), NOT_ALLOWED),
+        }
+    }
+
+    /// Whether bytes that nobody reads may go where this connection wants to.
+    fn may_be_raw(&self) -> bool {
+        let (host, address) = (self.to.host.as_deref(), self.to.addresses.first().copied());
+        match self.policy.mode {
+            EgressMode::None => false,
+            EgressMode::Open => true,
+            EgressMode::Allowlist => self.session.allows_raw(&self.policy, host, address, self.to.port),
         }
     }
 
@@ -170,7 +203,7 @@ impl Connection<'_> {
         if hello.may_speak_http() || !self.policy.allows(&host, port) {
             self.inspect(stream, host, &hello).await;
         } else if self.session.allows_raw(&self.policy, Some(&host), None, port) {
-            self.raw(stream, Some(host), true).await;
+            self.raw(stream, Some(host), true, None).await;
         } else {
             self.block(&host, "only HTTP is allowed there");
         }
@@ -187,13 +220,24 @@ impl Connection<'_> {
                 self.gateway.dial_tls(self.session, &host, &self.to, protocols).await
             }
         };
+        self.inside_tls(stream, host, hello, upstream).await;
+    }
+
+    /// Is the host for the client, with a connection to it or the reason why there is none.
+    async fn inside_tls<S: Io>(
+        &self,
+        stream: Peeked<S>,
+        host: String,
+        hello: &ClientHello,
+        upstream: Result<UpstreamTls, Refusal>,
+    ) {
         let protocols: &[&[u8]] = match &upstream {
             Ok(upstream) if speaks_http_2(upstream) => &[HTTP_2],
             Ok(_) => &[HTTP_1],
             Err(_) => &[HTTP_2, HTTP_1],
         };
-        let accepted =
-            tokio::time::timeout(HANDSHAKE, self.gateway.tls.accept(stream, &host, protocols)).await;
+        let accept = self.gateway.tls.accept(stream, &host, protocols, self.session.is_crowded());
+        let accepted = tokio::time::timeout(HANDSHAKE, accept).await;
         let Ok(Ok(stream)) = accepted else {
             // Otherwise it is noted with the request that it answers.
             if let Err(refusal) = &upstream {
@@ -205,10 +249,13 @@ impl Connection<'_> {
         let mut stream = Peeked::new(stream);
         let upstream = match upstream {
             // It has not said that it speaks HTTP; whatever else it may speak, a rule can let through.
-            Ok(upstream) if hello.protocols.is_empty() && self.is_other(&mut stream, &host).await => {
-                self.decide(Some(&host), Kind::Raw { tls: false });
-                self.session.note_allowed(&host, self.to.port, None);
-                return tunnel(stream, upstream).await;
+            Ok(mut upstream) if hello.protocols.is_empty() && self.may_be_other(&host) => {
+                if matches!(first_of_both(&mut stream, &mut upstream).await, First::Other) {
+                    self.decide(Some(&host), Kind::Raw { tls: false });
+                    self.session.note_allowed(&host, self.to.port, None);
+                    return tunnel(stream, upstream).await;
+                }
+                Ok(upstream)
             }
             upstream => upstream,
         };
@@ -216,11 +263,24 @@ impl Connection<'_> {
         self.proxy(site).carry_secure(stream, is_http_2, upstream).await;
     }
 
-    /// Whether what comes inside TLS is not HTTP, and may be anything.
-    async fn is_other<S: Io>(&self, stream: &mut Peeked<S>, host: &str) -> bool {
-        let may = self.policy.mode == EgressMode::Open
-            || self.session.allows_raw(&self.policy, Some(host), None, self.to.port);
-        may && matches!(first(stream, self.to.port == 443).await, First::Other)
+    async fn refuse<S: Io>(&self, stream: S, refusal: Refusal) {
+        let mut stream = Peeked::new(stream);
+        match first(&mut stream, REFUSED_SILENCE).await {
+            First::Gone => {}
+            First::Tls(hello) => {
+                let host = hello.server_name.clone().unwrap_or_else(|| self.to.shown());
+                self.inside_tls(stream, host, &hello, Err(Refusal { of_tunnel: true, ..refusal })).await;
+            }
+            _ => {
+                let _ = refusal.write(&mut stream).await;
+            }
+        }
+    }
+
+    /// Whether what comes inside TLS may be something else than HTTP.
+    fn may_be_other(&self, host: &str) -> bool {
+        self.policy.mode == EgressMode::Open
+            || self.session.allows_raw(&self.policy, Some(host), None, self.to.port)
     }
 
     /// HTTP without TLS: each request names its host. No secret is put into it.
@@ -230,18 +290,32 @@ impl Connection<'_> {
         self.proxy(site).carry_plain(stream, false).await;
     }
 
-    /// Nobody reads it from here on.
-    async fn raw<S: Io>(&self, stream: Peeked<S>, host: Option<String>, tls: bool) {
+    /// Nobody reads it from here on. `server`: it has been joined with it already.
+    async fn raw<S: Io>(
+        &self,
+        stream: Peeked<S>,
+        host: Option<String>,
+        tls: bool,
+        server: Option<TcpStream>,
+    ) {
+        let server = match server {
+            Some(server) => Ok(server),
+            None => self.dial_raw(host.as_deref()).await,
+        };
         self.decide(host.as_deref(), Kind::Raw { tls });
-        self.session.note_allowed(host.as_deref().unwrap_or(&self.to.shown()), self.to.port, None);
+        match server {
+            Ok(server) => tunnel(stream, server).await,
+            Err(refusal) => self.session.note_refusal(&refusal, self.to.port),
+        }
+    }
+
+    async fn dial_raw(&self, host: Option<&str>) -> Result<TcpStream, Refusal> {
+        self.decide(host, Kind::Raw { tls: false });
+        self.session.note_allowed(host.unwrap_or(&self.to.shown()), self.to.port, None);
         // Under an allowlist a name decides where it goes. Otherwise it goes where it wants.
-        let upstream = match (&host, self.policy.mode) {
+        match (host, self.policy.mode) {
             (Some(host), EgressMode::Allowlist) => self.gateway.dial(self.session, host, &self.to).await,
             _ => self.gateway.connect(&self.to.shown(), &self.to.addresses, self.to.port).await,
-        };
-        match upstream {
-            Ok(upstream) => tunnel(stream, upstream).await,
-            Err(refusal) => self.session.note_refusal(&refusal, self.to.port),
         }
     }
 
@@ -273,39 +347,4 @@ impl Connection<'_> {
 
 fn speaks_http_2(upstream: &UpstreamTls) -> bool {
     upstream.get_ref().1.alpn_protocol() == Some(HTTP_2)
-}
-
-/// Looks at what the client says first. `patient`: it has to say something.
-async fn first<S: Io>(stream: &mut Peeked<S>, patient: bool) -> First {
-    let begin = Instant::now() + if patient { FIRST_BYTES } else { SILENCE };
-    let end = Instant::now() + FIRST_BYTES;
-    loop {
-        let deadline = if stream.seen().is_empty() { begin } else { end };
-        match timeout_at(deadline, stream.look()).await {
-            // A client that only waits for the end still may get what the server says.
-            Ok(Ok(0)) if stream.seen().is_empty() => return First::Gone,
-            Ok(Err(_)) => return First::Gone,
-            Err(_) | Ok(Ok(0)) => return First::Other,
-            Ok(Ok(_)) => {}
-        }
-        if let Some(first) = judge(stream.seen()) {
-            return first;
-        }
-    }
-}
-
-/// None while it cannot be told.
-fn judge(seen: &[u8]) -> Option<First> {
-    if seen.first() == Some(&22) && seen.get(1).is_none_or(|major| *major == 3) {
-        return match client_hello::parse(seen) {
-            Parsed::Complete(hello) => Some(First::Tls(hello)),
-            Parsed::Malformed(why) => Some(First::Malformed(why)),
-            Parsed::Partial => None,
-        };
-    }
-    match sniff(seen) {
-        Sniffed::Partial if seen.len() < MAX_SEEN => None,
-        Sniffed::Partial | Sniffed::Other => Some(First::Other),
-        http => Some(First::Http(http)),
-    }
 }

@@ -3,8 +3,12 @@
 //! The first of a kind in a minute can be taken at once. What repeats it is counted and can be taken when the minute is over, so
 //! that a sandbox which asks a thousand times a second is told of twice a minute. A sandbox has room for [`MAX_KINDS`] kinds at a
 //! time; what is beyond is counted together.
+//!
+//! Uses of secrets, and the first of any other kind, are kept over a kill of this process. What is recorded in the moment before
+//! one is told again.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +16,7 @@ use tracing::warn;
 use warren_node_api::{NetworkEvent, NetworkEventKind, NetworkEvents, NetworkEventsQuery};
 use warren_types::SandboxId;
 
+use super::journal::Journal;
 use super::now_ms;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -43,19 +48,45 @@ struct State {
     given_out: Vec<NetworkEvent>,
     kinds: HashMap<SandboxId, HashMap<Key, Counted>>,
     all: usize,
+    journal: Journal<NetworkEvent>,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        let state = State { batch: now_ms(), given_out: Vec::new(), kinds: HashMap::new(), all: 0 };
-        Self(Mutex::new(state))
+        Self(Mutex::new(State {
+            batch: now_ms(),
+            given_out: Vec::new(),
+            kinds: HashMap::new(),
+            all: 0,
+            journal: Journal::default(),
+        }))
     }
 }
 
 impl EventLog {
+    /// With what a process before this one kept and nobody has taken.
+    pub(crate) fn open(folder: &Path) -> Self {
+        let (journal, left) = Journal::<NetworkEvent>::open(folder, "events");
+        let log = Self::default();
+        let mut state = log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in left.given.into_iter().chain(left.new) {
+            let kinds = state.kinds.entry(event.sandbox).or_default();
+            let counted = kinds.entry((event.kind, event.host, event.port)).or_default();
+            counted.count += event.count;
+            counted.folded = event.folded;
+        }
+        state.all = state.kinds.values().map(HashMap::len).sum();
+        state.journal = journal;
+        let lines = state.kept();
+        state.journal.replace(&lines);
+        state.journal.taken();
+        drop(state);
+        log
+    }
+
     pub(crate) fn note(&self, sandbox: &SandboxId, kind: NetworkEventKind, host: &str, port: u16) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { kinds, all, .. } = &mut *state;
+        let State { kinds, all, journal, .. } = &mut *state;
         let kinds = kinds.entry(sandbox.clone()).or_default();
         let host: String = host.chars().filter(|letter| !letter.is_control()).take(MAX_HOST).collect();
         let mut key = (kind, host, port);
@@ -79,23 +110,34 @@ impl EventLog {
             warn!(%sandbox, "events of the network are not taken by the control plane; some are not noted");
             return;
         }
+        if matches!(key.0, NetworkEventKind::SecretUse { .. }) || !kinds.contains_key(&key) {
+            let (kind, host, port) = key.clone();
+            journal.add(&NetworkEvent { sandbox: sandbox.clone(), kind, host, port, count: 1, folded });
+        }
         let counted = kinds.entry(key).or_insert_with(|| {
             *all += 1;
             Counted { folded, ..Counted::default() }
         });
         counted.count += 1;
+        if state.journal.is_long() {
+            let lines = state.kept();
+            state.journal.replace(&lines);
+        }
     }
 
     pub(crate) fn take(&self, query: NetworkEventsQuery) -> NetworkEvents {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if query.acknowledged == state.batch {
+        if query.acknowledged == state.batch && !state.given_out.is_empty() {
             state.given_out.clear();
+            state.journal.taken();
         }
         if state.given_out.is_empty() {
             let events = state.collect(query.all);
             if !events.is_empty() {
                 state.batch += 1;
                 state.given_out = events;
+                let rest = state.kept();
+                state.journal.hand_over(&rest);
             }
         }
         NetworkEvents { batch: state.batch, events: state.given_out.clone() }
@@ -103,6 +145,25 @@ impl EventLog {
 }
 
 impl State {
+    /// What was not taken yet and is kept.
+    fn kept(&self) -> Vec<NetworkEvent> {
+        let all = self.kinds.iter().flat_map(|(sandbox, kinds)| {
+            let noted = kinds.iter().filter(|((kind, ..), counted)| {
+                let is_use = matches!(kind, NetworkEventKind::SecretUse { .. });
+                counted.count > 0 && (is_use || counted.taken.is_none())
+            });
+            noted.map(|((kind, host, port), counted)| NetworkEvent {
+                sandbox: sandbox.clone(),
+                kind: kind.clone(),
+                host: host.clone(),
+                port: *port,
+                count: counted.count,
+                folded: counted.folded,
+            })
+        });
+        all.collect()
+    }
+
     /// What can be taken now; what has not happened again for a minute is forgotten.
     fn collect(&mut self, all: bool) -> Vec<NetworkEvent> {
         let mut events = Vec::new();
@@ -175,5 +236,30 @@ mod tests {
         let folded: Vec<_> = events.iter().filter(|event| event.folded).collect();
         assert_eq!((folded.len(), folded[0].count), (1, 10_000 - MAX_KINDS as u64));
         assert_eq!(events.iter().map(|event| event.count).sum::<u64>(), 10_001, "none is lost");
+    }
+
+    #[test]
+    fn uses_of_secrets_and_what_is_new_are_kept_over_a_kill() {
+        let (folder, sandbox) = (tempfile::tempdir().unwrap(), SandboxId::generate());
+        let open = || EventLog::open(folder.path());
+        let take = |log: &EventLog, acknowledged| log.take(NetworkEventsQuery { acknowledged, all: false });
+        let used = || NetworkEventKind::SecretUse { name: "KEY".into() };
+        let log = open();
+        log.note(&sandbox, used(), "a.example", 443);
+        log.note(&sandbox, refused(), "b.example", 443);
+        let first = take(&log, 0);
+        assert_eq!(first.events.len(), 2);
+        // Counted until its minute is over, beside what was given out and is not acknowledged.
+        log.note(&sandbox, used(), "a.example", 443);
+        log.note(&sandbox, refused(), "b.example", 443);
+        let log = open();
+        let mut all = take(&log, 0);
+        all.events.sort_by_key(|event| event.count);
+        let counts: Vec<_> = all.events.iter().map(|event| (event.count, event.kind.clone())).collect();
+        assert_eq!(counts, [(1, refused()), (2, used())]);
+        assert!(take(&log, all.batch).events.is_empty());
+        log.note(&sandbox, used(), "a.example", 443);
+        assert!(take(&log, 0).events.is_empty(), "the minute is not over");
+        assert_eq!(take(&open(), 0).events[0].count, 1);
     }
 }

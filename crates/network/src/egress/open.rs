@@ -1,10 +1,11 @@
-//! The open connections of one sandbox, so that they can be closed.
+//! The open connections of one sandbox, and the requests under way on them, so that they can be ended.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::Method;
 use tokio_util::sync::CancellationToken;
 
 /// What is known of one.
@@ -24,8 +25,9 @@ pub(crate) enum Kind {
     Refused,
     /// Every request is read.
     Inspected,
-    /// A WebSocket that a request of this path became.
-    Upgraded { path: String },
+    /// A request, until the last byte of its answer, or the end of the WebSocket that it became. `unread`: the answer could
+    /// be read and is not, because no secret was meant for the host.
+    Request { method: Method, path: String, unread: bool },
     /// Nothing is read.
     Raw { tls: bool },
 }
@@ -36,7 +38,7 @@ pub(crate) struct OpenConnections {
     all: Mutex<HashMap<u64, (Open, CancellationToken)>>,
 }
 
-/// One connection's place in the list, given up when dropped.
+/// A place in the list, given up when dropped.
 pub(crate) struct Held {
     id: u64,
     all: Arc<OpenConnections>,
@@ -62,13 +64,19 @@ impl OpenConnections {
         }
     }
 
+    pub(crate) fn close_one_unless(&self, held: &Held, keep: impl Fn(&Open) -> bool) {
+        if self.lock().get(&held.id).is_some_and(|(open, _)| !keep(open)) {
+            held.close.cancel();
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (Open, CancellationToken)>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Held {
-    /// Cancelled when the connection has to end, and when it has ended.
+    /// Cancelled when it has to end, and when it has ended.
     pub(crate) fn close(&self) -> &CancellationToken {
         &self.close
     }

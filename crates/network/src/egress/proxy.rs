@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,14 +20,16 @@ use tokio_util::sync::CancellationToken;
 use warren_node_api::NetworkEventKind;
 
 use super::Gateway;
-use super::body::Body;
+use super::body::{Body, Bound};
+use super::budget::Budget;
 use super::connection::Destination;
 use super::dial::UpstreamTls;
 use super::form::{self, Target, Way};
 use super::framing::{Ambiguous, Framed, MAX_HEAD};
 use super::io::{Activity, Io, Watched};
-use super::open::{Kind, Open};
-use super::refusal::{NOT_ALLOWED, PRIVATE, Refusal};
+use super::live::{Live, Sought};
+use super::open::{Held, Kind, Open};
+use super::refusal::{NOT_ALLOWED, Refusal, Shown};
 use super::reply;
 use super::request;
 use super::secrets::HostSecrets;
@@ -37,12 +39,28 @@ use super::websocket;
 
 /// Without a byte from or to the client a connection ends after this.
 const IDLE: Duration = Duration::from_secs(5 * 60);
+/// A request waits so long for the values of its sandbox's secrets, which come right after the server has started.
+const GRANT_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) const MAX_HEADERS: usize = 256;
-const MAX_STREAMS: u32 = 128;
-/// Bytes that may be under way over HTTP/2, for one request and for all of a connection.
-pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
-pub(crate) const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
-pub(crate) const SEND_BUFFER: usize = 128 * 1024;
+/// Bytes that may wait on one HTTP/2 connection, and requests under way on it. A sandbox with many has less on each.
+#[derive(Clone, Copy)]
+pub(crate) struct Windows {
+    pub(crate) stream: u32,
+    pub(crate) connection: u32,
+    pub(crate) send: usize,
+    pub(crate) streams: u32,
+}
+
+impl Windows {
+    const FULL: Self =
+        Self { stream: 1024 * 1024, connection: 2 * 1024 * 1024, send: 128 * 1024, streams: 128 };
+    /// What the protocol has anyway. Each stream may have as much to send as is said here, to a client that does not read.
+    const SMALL: Self = Self { stream: 65_535, connection: 65_535, send: 16 * 1024, streams: 16 };
+
+    pub(crate) fn of(session: &Session) -> Self {
+        if session.is_crowded() { Self::SMALL } else { Self::FULL }
+    }
+}
 
 /// Where the requests of a connection go.
 pub(crate) struct Site {
@@ -59,8 +77,10 @@ pub(crate) struct Proxy {
     close: CancellationToken,
     site: Site,
     upstream: Upstream,
-    /// Answered to the first request: why the host was not reached.
+    /// Why the host was not reached; see [`Self::failed`] for who is told.
     failed: Mutex<Option<Refusal>>,
+    /// No request is taken after those that are under way.
+    last: CancellationToken,
     /// What the connection becomes after its last request.
     after: Mutex<Option<After>>,
     ambiguous: Ambiguous,
@@ -86,6 +106,7 @@ impl Proxy {
             site,
             upstream,
             failed: Mutex::default(),
+            last: CancellationToken::new(),
             after: Mutex::default(),
             ambiguous: Ambiguous::default(),
         })
@@ -130,8 +151,13 @@ impl Proxy {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
+        let mut connection = pin!(connection);
         tokio::select! {
-            _ = connection => {}
+            _ = &mut connection => {}
+            () = self.last.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(IDLE, connection).await;
+            }
             () = activity.silent_for(IDLE) => return,
         }
         let after = lock(&self.after).take();
@@ -143,16 +169,22 @@ impl Proxy {
     async fn carry_http_2<S: Io>(self: Arc<Self>, stream: S) {
         let activity = Activity::new();
         let service = service_fn(|request| self.clone().serve(request, Way::Tls));
+        let windows = Windows::of(&self.session);
         let connection = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(windows.stream)
+            .initial_connection_window_size(windows.connection)
+            .max_concurrent_streams(windows.streams)
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-            .max_send_buf_size(SEND_BUFFER)
+            .max_send_buf_size(windows.send)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(Watched::new(stream, activity.clone())), service);
+        let mut connection = pin!(connection);
         tokio::select! {
-            _ = connection => {}
+            _ = &mut connection => {}
+            () = self.last.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(IDLE, connection).await;
+            }
             () = activity.silent_for(IDLE) => {}
         }
     }
@@ -162,14 +194,14 @@ impl Proxy {
         request: Request<Incoming>,
         way: Way,
     ) -> Result<Response<Body>, Infallible> {
-        let version = request.version();
+        let (version, shown) = (request.version(), Shown::to(&request));
         let answer = self.close.run_until_cancelled(self.answer(request, way)).await;
         // Nobody reads this one: the connection is closed.
         let answer = answer.unwrap_or_else(|| Err(ended(self.site.host.as_deref().unwrap_or_default())));
         let mut response = answer.unwrap_or_else(|refusal| {
             let port = if self.site.to.port == 0 { 80 } else { self.site.to.port };
             self.session.note_refusal(&refusal, port);
-            refusal.response()
+            refusal.response(shown)
         });
         *response.version_mut() = version;
         Ok(response)
@@ -186,15 +218,23 @@ impl Proxy {
         let port = if self.site.to.port == 0 { target.port.unwrap_or(80) } else { self.site.to.port };
         self.may(&target.host, port, request.method(), request.uri().path())?;
         self.session.note_allowed(&target.host, port, Some(request.method()));
-        let secrets = self.secrets(&target.host, &request)?;
+        let secrets = self.secrets(&target.host).await?;
         let mut request = request;
         let upgrade = request::wants_websocket(&request).then(|| hyper::upgrade::on(&mut request));
-        let method = request.method().clone();
-        let path = request.uri().path().to_owned();
         let (parts, body) = request.into_parts();
-        let host = target.host.clone();
-        let outgoing = self.outgoing(target, port, parts, body, &secrets, upgrade.is_some()).await?;
-        let reply = self.upstream.send(outgoing).await?;
+        let (method, path, host) = (parts.method.clone(), parts.uri.path().to_owned(), target.host.clone());
+        let kind = Kind::Request { method: method.clone(), path: path.clone(), unread: false };
+        let held = Arc::new(self.session.hold(Open { host: Some(host.clone()), address: None, port, kind }));
+        let carried = async {
+            let mut outgoing = self.outgoing(target, port, parts, body, &secrets, upgrade.is_some()).await?;
+            outgoing.request = outgoing.request.map(|body| Bound::body(body, &held));
+            self.upstream.send(outgoing).await
+        };
+        let reply = held.close().run_until_cancelled(carried).await.unwrap_or_else(|| {
+            self.may(&host, port, &method, &path)?;
+            Err(ended(&host))
+        })?;
+        let seal = self.seal(&host, &held);
         if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgrade = upgrade.ok_or_else(|| {
                 Refusal::upstream(
@@ -203,21 +243,43 @@ impl Proxy {
                     "the host changed the protocol without being asked",
                 )
             })?;
-            let open = Open { host: Some(host), address: None, port, kind: Kind::Upgraded { path } };
-            return Ok(self.upgraded(upgrade, reply, open, &secrets));
+            return Ok(self.upgraded(upgrade, reply, (host, port), held, seal));
         }
-        reply::seal(reply, &method, secrets.seal.as_ref())
-            .map_err(|error| Refusal::upstream(StatusCode::BAD_GATEWAY, &host, error))
+        let reply = reply::seal(reply, &method, seal)
+            .map_err(|error| Refusal::upstream(StatusCode::BAD_GATEWAY, &host, error))?;
+        Ok(reply.map(|body| Bound::body(body, &held)))
+    }
+
+    /// What is looked for in what the host says. If that is nothing now, the request ends when it becomes something.
+    fn seal(&self, host: &str, held: &Held) -> Option<Live> {
+        if !self.site.secure {
+            return None;
+        }
+        let mut live = Live::new(self.session.clone(), host.to_owned(), Sought::Values);
+        if live.current().is_some() {
+            return Some(live);
+        }
+        self.session.decide(held, |open| {
+            if let Kind::Request { unread, .. } = &mut open.kind {
+                *unread = true;
+            }
+        });
+        None
     }
 
     /// Why the host was not reached when the connection began. Said once, since the next request may try again, but
-    /// for a connection that is not as it should be, or to a host that is not allowed.
+    /// for a connection that is not as it should be, to a host that is not allowed, or in a tunnel that was refused.
     fn failed(&self) -> Option<Refusal> {
         let mut failed = lock(&self.failed);
-        match failed.as_ref()?.rule {
-            "form" | "allowlist" => failed.clone(),
-            _ => failed.take(),
+        let refusal = failed.as_ref()?;
+        if refusal.of_tunnel || refusal.rule == "allowlist" {
+            // It is of the moment when the connection began; what comes next may be allowed.
+            self.last.cancel();
         }
+        if refusal.of_tunnel || matches!(refusal.rule, "form" | "allowlist") {
+            return failed.clone();
+        }
+        failed.take()
     }
 
     /// Whom the request is for, when it is one that this connection may carry.
@@ -260,19 +322,17 @@ impl Proxy {
         Ok(())
     }
 
-    /// Those that are meant for the host. Over TLS only: without it nobody has proved to be the host.
-    fn secrets(&self, host: &str, request: &Request<Incoming>) -> Result<Arc<HostSecrets>, Refusal> {
+    /// Those that are meant for the host. Over TLS only: without it nobody has proved to be the host. As long as they are not
+    /// known nothing goes there: what it answers with could not be read.
+    async fn secrets(&self, host: &str) -> Result<Arc<HostSecrets>, Refusal> {
         if !self.site.secure {
             return Ok(Arc::default());
         }
-        match self.session.secrets() {
-            Some(secrets) => Ok(secrets.for_host(host)),
-            None if self.session.waits_for_grant() && request::holds_token(request) => {
-                let error = "the values of this sandbox's secrets are not here yet; try again in a moment";
-                Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "secrets", host, error))
-            }
-            None => Ok(Arc::default()),
+        if !self.session.is_granted_within(GRANT_PATIENCE).await {
+            let error = "the values of this sandbox's secrets are not here yet; try again in a moment";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "secrets", host, error));
         }
+        Ok(self.session.secrets().map(|secrets| secrets.for_host(host)).unwrap_or_default())
     }
 
     async fn outgoing(
@@ -297,22 +357,23 @@ impl Proxy {
         if websocket {
             request::ask_for_websocket(&mut parts.headers, secrets.seal.is_none());
         }
-        let body = match &secrets.body {
-            Some(substitutes) => {
-                let (uses, sandbox) = (self.gateway.uses.clone(), self.session.id().clone());
-                let (host, session) = (target.host.clone(), self.session.clone());
-                let note = move |name: &str| {
-                    if used.insert(name.to_owned()) {
-                        uses.note(&sandbox, name, &host);
-                        let kind = NetworkEventKind::SecretUse { name: name.to_owned() };
-                        session.note_event(kind, &host, port);
-                    }
-                };
-                request::substitute_in_body(&mut parts, body, substitutes, note).await.map_err(|_| {
-                    Refusal::form(&target.host, "the body of the request ended before its end")
-                })?
-            }
-            None => request::pass(body),
+        let body = if secrets.body.is_some() {
+            let (uses, sandbox) = (self.gateway.uses.clone(), self.session.id().clone());
+            let (host, session) = (target.host.clone(), self.session.clone());
+            let note = move |name: &str| {
+                if used.insert(name.to_owned()) {
+                    uses.note(&sandbox, name, &host);
+                    let kind = NetworkEventKind::SecretUse { name: name.to_owned() };
+                    session.note_event(kind, &host, port);
+                }
+            };
+            let live = Live::new(self.session.clone(), target.host.clone(), Sought::Tokens);
+            let budget = Budget::new(self.gateway.bodies.clone(), self.session.bodies.clone());
+            request::substitute_in_body(&mut parts, body, live, &budget, Box::new(note))
+                .await
+                .map_err(|_| Refusal::form(&target.host, "the body of the request ended before its end"))?
+        } else {
+            request::pass(body)
         };
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         Ok(Outgoing { target, port, path, request: Request::from_parts(parts, body) })
@@ -323,13 +384,13 @@ impl Proxy {
         &self,
         client: hyper::upgrade::OnUpgrade,
         mut reply: Response<Incoming>,
-        open: Open,
-        secrets: &HostSecrets,
+        (host, port): (String, u16),
+        held: Arc<Held>,
+        mut seal: Option<Live>,
     ) -> Response<Body> {
         let upstream = hyper::upgrade::on(&mut reply);
-        let (seal, session) = (secrets.seal.clone(), self.session.clone());
-        let (host, port) = (open.host.clone().unwrap_or_default(), open.port);
-        let held = self.session.hold(open);
+        let substitutes = seal.as_mut().and_then(Live::current);
+        let session = self.session.clone();
         self.then(Box::pin(async move {
             let carry = async {
                 let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
@@ -342,8 +403,8 @@ impl Proxy {
         }));
         let (mut parts, _) = reply.into_parts();
         request::strip_hop_by_hop(&mut parts.headers);
-        if let Some(table) = &secrets.seal {
-            super::body::replace_in_headers(&mut parts.headers, table);
+        if let Some(substitutes) = substitutes {
+            super::body::replace_in_headers(&mut parts.headers, &substitutes);
         }
         request::ask_for_websocket(&mut parts.headers, true);
         parts.extensions.clear();
@@ -371,13 +432,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Session {
     pub(crate) fn note_refusal(&self, refusal: &Refusal, port: u16) {
-        let reason = match refusal.rule {
-            "allowlist" => NOT_ALLOWED,
-            "reach" => PRIVATE,
-            // What a host did wrong was not blocked.
-            "upstream" => return,
-            _ => &refusal.error,
-        };
-        self.note_blocked(&refusal.host, port, reason);
+        if refusal.of_tunnel {
+            return;
+        }
+        // What a host did wrong was not blocked.
+        if refusal.rule != "upstream" {
+            let reason = refusal.reason().unwrap_or(&refusal.error);
+            self.note_blocked(&refusal.host, port, reason);
+        }
     }
 }

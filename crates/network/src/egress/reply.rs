@@ -1,7 +1,5 @@
 //! What is changed in a reply on its way in.
 
-use std::sync::Arc;
-
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::response::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -10,19 +8,20 @@ use hyper::body::Incoming;
 
 use super::body::{Body, Replacing, replace_in_headers};
 use super::decode::{Decoded, Encoding};
-use super::replace::Table;
+use super::live::Live;
 use super::request::{pass, strip_hop_by_hop};
 
 /// The reply as the sandbox may have it: with tokens where values stood. In words why it may not.
 pub(crate) fn seal(
     reply: Response<Incoming>,
     method: &Method,
-    seal: Option<&Arc<Table>>,
+    seal: Option<Live>,
 ) -> Result<Response<Body>, String> {
     let (mut parts, body) = reply.into_parts();
     strip_hop_by_hop(&mut parts.headers);
-    let Some(table) = seal else { return Ok(Response::from_parts(parts, pass(body))) };
-    replace_in_headers(&mut parts.headers, table);
+    let sealing = seal.and_then(|mut live| Some((live.current()?, live)));
+    let Some((substitutes, live)) = sealing else { return Ok(Response::from_parts(parts, pass(body))) };
+    replace_in_headers(&mut parts.headers, &substitutes);
     parts.extensions.remove::<hyper::ext::ReasonPhrase>();
     let has_no_body = *method == Method::HEAD
         || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
@@ -32,19 +31,19 @@ pub(crate) fn seal(
         return Ok(Response::from_parts(parts, pass(body)));
     }
     let encoding = encoding(&parts.headers)?;
-    let body = changed(&mut parts, body, encoding, table.clone());
+    let body = changed(&mut parts, body, encoding, live);
     Ok(Response::from_parts(parts, body))
 }
 
-fn changed(parts: &mut Parts, body: Incoming, encoding: Option<Encoding>, table: Arc<Table>) -> Body {
+fn changed(parts: &mut Parts, body: Incoming, encoding: Option<Encoding>, live: Live) -> Body {
     parts.headers.remove(CONTENT_LENGTH);
-    let ignore = Box::new(|_| {});
+    let ignore = Box::new(|_: &str| {});
     match encoding {
         Some(encoding) => {
             parts.headers.remove(CONTENT_ENCODING);
-            Body::new(Replacing::new(Decoded::new(body, encoding), table, ignore))
+            Body::new(Replacing::new(Decoded::new(body, encoding), live, ignore))
         }
-        None => Body::new(Replacing::new(body, table, ignore)),
+        None => Body::new(Replacing::new(body, live, ignore)),
     }
 }
 

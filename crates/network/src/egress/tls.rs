@@ -23,6 +23,8 @@ const SESSIONS: usize = 4096;
 /// Bytes that are encrypted before they are sent. More than a piece of a body with the length before it, which would go out
 /// in two otherwise, the second of a few bytes.
 const SEND_BUFFER: usize = 512 * 1024;
+/// The same for a sandbox with many connections, whose pieces are small.
+const SEND_BUFFER_OF_MANY: usize = 64 * 1024;
 
 pub(crate) struct Tls {
     authority: Authority,
@@ -55,19 +57,21 @@ impl Tls {
         })
     }
 
-    /// Is the host for a client, speaking one of `protocols`; none of them when the client asks for none.
+    /// Is the host for a client, speaking one of `protocols`; none of them when the client asks for none. `of_many`: its sandbox
+    /// has many connections.
     pub(crate) async fn accept<S: Io>(
         &self,
         stream: S,
         host: &str,
         protocols: &[&[u8]],
+        of_many: bool,
     ) -> io::Result<server::TlsStream<S>> {
         let leaf = self.authority.leaf(host)?;
         let mut config = self.server.clone();
         config.cert_resolver = Arc::new(SingleCertAndKey::from(leaf));
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
-        stream.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
+        stream.get_mut().1.set_buffer_limit(Some(if of_many { SEND_BUFFER_OF_MANY } else { SEND_BUFFER }));
         Ok(stream)
     }
 

@@ -21,13 +21,15 @@ use super::dial::UpstreamTls;
 use super::form::Target;
 use super::framing::MAX_HEAD;
 use super::io::Io;
-use super::proxy::{CONNECTION_WINDOW, MAX_HEADERS, SEND_BUFFER, STREAM_WINDOW};
+use super::proxy::{MAX_HEADERS, Windows};
 use super::refusal::Refusal;
 use super::session::Session;
 use super::tls::{HTTP_2, Protocols};
 
 /// Bytes of a reply that are passed on at once, and the most that its head may have. Each piece wakes the task of the other side.
 const MAX_PIECE: usize = 256 * 1024;
+/// The same for a sandbox with many connections: one that is not read holds a few pieces.
+const MAX_PIECE_OF_MANY: usize = 32 * 1024;
 
 pub(crate) struct Upstream {
     gateway: Arc<Gateway>,
@@ -157,11 +159,12 @@ impl Upstream {
         if stream.get_ref().1.alpn_protocol() != Some(HTTP_2) {
             return self.begin_http_1(host, stream).await;
         }
+        let windows = Windows::of(&self.session);
         let begun = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(windows.stream)
+            .initial_connection_window_size(windows.connection)
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-            .max_send_buf_size(SEND_BUFFER)
+            .max_send_buf_size(windows.send)
             .handshake(TokioIo::new(stream))
             .await;
         let (sender, connection) = begun.map_err(|error| not_begun(host, &error))?;
@@ -170,8 +173,9 @@ impl Upstream {
     }
 
     async fn begin_http_1<S: Io>(&self, host: &str, stream: S) -> Result<Sender, Refusal> {
+        let piece = if self.session.is_crowded() { MAX_PIECE_OF_MANY } else { MAX_PIECE };
         let begun = http1::Builder::new()
-            .max_buf_size(MAX_PIECE)
+            .max_buf_size(piece)
             .max_headers(MAX_HEADERS)
             .preserve_header_case(true)
             .handshake(TokioIo::new(stream))

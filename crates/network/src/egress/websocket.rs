@@ -10,7 +10,9 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 
 use super::io::tunnel;
-use super::replace::{Stream, Table};
+use super::live::Live;
+use super::replace::Stream;
+use super::secrets::Substitutes;
 
 const BUFFER: usize = 16 * 1024;
 const MASKED: u8 = 0x80;
@@ -19,17 +21,17 @@ const CONTROL: u8 = 0x08;
 const LAST: u8 = 0x80;
 /// Bytes of a control frame, as the protocol has it.
 const MAX_CONTROL: u64 = 125;
+/// Heads of frames and control frames that may stand within what may be the beginning of a secret, and wait with it. A host that
+/// sends more of them does so on purpose.
+const MAX_BETWEEN: usize = 64 * 1024;
+/// Bytes of heads that each held byte of a message may have besides, when each comes in a frame of its own.
+const HEADS_EACH: usize = 8;
 
-/// Until either side ends it. `leaked` is called when a message has the value of a secret in it: it is not passed on,
-/// and the connection ends.
-pub(crate) async fn carry(
-    client: Upgraded,
-    upstream: Upgraded,
-    seal: Option<Arc<Table>>,
-    leaked: impl FnOnce(),
-) {
+/// Until either side ends it. `seal`: what the host says is read. `leaked` is called when a message has the value of a secret
+/// in it: it is not passed on, and the connection ends.
+pub(crate) async fn carry(client: Upgraded, upstream: Upgraded, seal: Option<Live>, leaked: impl FnOnce()) {
     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-    let Some(table) = seal else { return tunnel(client, upstream).await };
+    let Some(mut live) = seal else { return tunnel(client, upstream).await };
     let (mut client_in, mut client_out) = io::split(client);
     let (mut upstream_in, mut upstream_out) = io::split(upstream);
     let out = async {
@@ -39,7 +41,7 @@ pub(crate) async fn carry(
         std::future::pending::<()>().await;
     };
     let back = async {
-        let mut frames = Frames::new(table);
+        let mut frames = Frames::default();
         let mut buffer = BytesMut::with_capacity(BUFFER);
         loop {
             buffer.reserve(BUFFER);
@@ -47,6 +49,8 @@ pub(crate) async fn carry(
                 Ok(0) | Err(_) => return Ok(()),
                 Ok(_) => {}
             }
+            // When there is nothing to look for any more, what was is.
+            frames.substitutes = live.current().or(frames.substitutes);
             let pass = frames.push(&buffer.split().freeze())?;
             let passed = async {
                 client_out.write_all(&pass).await?;
@@ -72,15 +76,16 @@ pub(crate) async fn carry(
 enum Unfit {
     /// The value of a secret.
     Leak,
-    /// No frame that a host may send: it could not be read.
+    /// No frame that a host may send, or more than is kept: it could not be read.
     Malformed,
 }
 
 /// Reads the frames of a host. Bytes that may be the beginning of a secret are held back, with all that follow them,
 /// also over the ends of frames: a message may be sent in many. The end of a message lets them go, or a program that
 /// waits for one would wait for the next.
+#[derive(Default)]
 struct Frames {
-    table: Arc<Table>,
+    substitutes: Option<Arc<Substitutes>>,
     /// Of the present message, and of the present control frame, which may stand in the middle of one.
     data: Stream,
     control: Stream,
@@ -98,21 +103,6 @@ struct Frames {
 }
 
 impl Frames {
-    fn new(table: Arc<Table>) -> Self {
-        Self {
-            table,
-            data: Stream::default(),
-            control: Stream::default(),
-            header: Vec::new(),
-            left: 0,
-            is_control: false,
-            is_last: false,
-            held: BytesMut::new(),
-            pieces: VecDeque::new(),
-            control_at: None,
-        }
-    }
-
     /// What can be passed on.
     fn push(&mut self, bytes: &Bytes) -> Result<BytesMut, Unfit> {
         let mut at = 0;
@@ -133,15 +123,21 @@ impl Frames {
             self.left -= length as u64;
             self.frame_ended();
         }
-        Ok(self.release())
+        let free = self.release();
+        if self.held.len() > MAX_BETWEEN + self.data.holds() * HEADS_EACH {
+            return Err(Unfit::Malformed);
+        }
+        Ok(free)
     }
 
     fn read(&mut self, payload: &Bytes) -> Result<(), Unfit> {
         let (begin, length) = (self.held.len(), payload.len());
         self.held.extend_from_slice(payload);
         let mut found = false;
-        let stream = if self.is_control { &mut self.control } else { &mut self.data };
-        stream.push(&self.table, payload, |_| found = true);
+        if let Some(substitutes) = &self.substitutes {
+            let stream = if self.is_control { &mut self.control } else { &mut self.data };
+            stream.push(&substitutes.table, payload, |_| found = true);
+        }
         if found {
             return Err(Unfit::Leak);
         }
@@ -221,7 +217,9 @@ mod tests {
 
     fn frames() -> Frames {
         let pair = (b"the-secret".to_vec(), b"token".to_vec());
-        Frames::new(Arc::new(Table::new(vec![pair]).unwrap()))
+        let table = super::super::replace::Table::new(vec![pair]).unwrap();
+        let substitutes = Some(Arc::new(Substitutes { table, names: vec!["KEY".into()], in_names: None }));
+        Frames { substitutes, ..Frames::default() }
     }
 
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -277,6 +275,17 @@ mod tests {
         }
         // And the end of a message lets go of it.
         assert!(frames.push(&Bytes::from(frame(0x80, b"the-"))).unwrap().ends_with(b"the-"));
+    }
+
+    #[test]
+    fn a_beginning_that_is_never_ended_does_not_hold_all_that_comes_after_it() {
+        for between in [frame(0x89, &[b'x'; 125]), frame(0x00, b"")] {
+            let mut frames = frames();
+            frames.push(&Bytes::from(frame(0x01, b"the-"))).unwrap();
+            let many = Bytes::from(between.repeat(100));
+            let ended = (0..1000).any(|_| frames.push(&many) == Err(Unfit::Malformed));
+            assert!(ended && frames.held.len() < 2 * MAX_BETWEEN, "{}", frames.held.len());
+        }
     }
 
     #[test]

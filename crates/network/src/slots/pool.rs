@@ -5,14 +5,15 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 use warren_netlink::Netlink;
 
-use super::firewall::{self, Gate};
-use super::{Limits, Plan, SLOTS, Slot};
+use super::firewall::{self, Firewall, Gate};
+use super::upkeep::{self, Watch};
+use super::{Limits, Listeners, Plan, SLOTS, Slot};
 use crate::reach::Reach;
 
 /// Slots kept ready.
@@ -21,11 +22,17 @@ const STOCK: usize = 32;
 const MAKERS: usize = 4;
 /// How long a stock that is not low waits to be filled up.
 const REFILL_AFTER: Duration = Duration::from_millis(100);
+/// Between two looks at whether the host still passes packets on.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Pause after the rules could not be put in force again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait for a slot.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 pub struct Pool {
-    plan: Plan,
+    firewall: Firewall,
+    /// Held for writing by whoever installs the whole table, for reading by whoever changes it.
+    table: RwLock<()>,
     state: Mutex<State>,
     /// The stock has shrunk.
     wanted: Notify,
@@ -47,33 +54,49 @@ struct State {
 }
 
 impl Pool {
-    /// Sets up the firewall and starts filling the stock. `adopted` are the slots of sandboxes that are running;
-    /// `gateway` is the port of 127.0.0.1 that the gateway listens on.
+    /// Sets up the firewall and starts filling the stock. `adopted` are the slots of sandboxes that are running.
     pub async fn start(
         plan: Plan,
         limits: Limits,
         reach: &Reach,
-        gateway: u16,
+        listeners: Listeners,
         adopted: &BTreeMap<u16, Gate>,
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> io::Result<Arc<Self>> {
-        firewall::install(&plan, limits, reach, gateway, adopted).await?;
+        // Before the table is there, so that nothing of what happens to it is missed.
+        let watch = Watch::begin(&plan)?;
+        let firewall = Firewall { plan, limits, reach: reach.clone(), listeners };
+        firewall.install(adopted).await?;
+        let plan = &firewall.plan;
         let used: BTreeSet<u16> = adopted.keys().copied().collect();
-        remove_stray_links(&plan, &used);
+        remove_stray_links(plan, &used);
         let gates =
             adopted.iter().filter(|(_, gate)| **gate != Gate::Open).map(|(slot, gate)| (*slot, *gate));
         let state = State { used, gates: gates.collect(), ..State::default() };
-        let pool =
-            Arc::new(Self { plan, state: Mutex::new(state), wanted: Notify::new(), made: Notify::new() });
+        let pool = Arc::new(Self {
+            firewall,
+            table: RwLock::default(),
+            state: Mutex::new(state),
+            wanted: Notify::new(),
+            made: Notify::new(),
+        });
+        upkeep::pass_iptables(pool.plan()).await;
+        tasks.spawn(stop.clone().run_until_cancelled_owned(pool.clone().keep_rules(watch)));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(keep_forwarding()));
         for _ in 0..MAKERS {
             tasks.spawn(pool.clone().fill(stop.clone()));
         }
         Ok(pool)
     }
 
+    /// Of each sandbox.
+    pub fn limits(&self) -> Limits {
+        self.firewall.limits
+    }
+
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.firewall.plan
     }
 
     /// Takes a slot from the stock, or waits for one to be made.
@@ -123,14 +146,51 @@ impl Pool {
         if before == gate {
             return Ok(());
         }
-        firewall::set_gate(&self.plan, slot.index, gate).await
+        let set = self.change_gate(slot.index, gate).await;
+        if set.is_err() {
+            // It still has the one it had, and who asks again is not told otherwise.
+            self.lock().gates.insert(slot.index, before);
+        }
+        set
+    }
+
+    /// The gate is known already: should the table be gone, it has it when it is there again.
+    async fn change_gate(&self, index: u16, gate: Gate) -> io::Result<()> {
+        {
+            let _nobody_installs = self.table.read().await;
+            if self.firewall.set_gate(index, gate).await.is_ok() {
+                return Ok(());
+            }
+        }
+        self.install().await
+    }
+
+    async fn install(&self) -> io::Result<()> {
+        let _alone = self.table.write().await;
+        let gates = self.lock().gates.clone();
+        self.firewall.install(&gates).await
+    }
+
+    async fn keep_rules(self: Arc<Self>, mut watch: Watch) {
+        loop {
+            let changed = watch.next().await;
+            if changed.ours {
+                while let Err(error) = self.install().await {
+                    warn!(%error, "another program has removed rules of sandboxes, and they cannot be put in force again");
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+                warn!("another program has removed rules of sandboxes; they are in force again");
+            }
+            upkeep::pass_iptables(self.plan()).await;
+        }
     }
 
     /// Removes everything of this pool from the host. No sandbox may be running.
     pub async fn stop(&self) {
         self.lock().ready.clear();
-        remove_stray_links(&self.plan, &BTreeSet::new());
-        if let Err(error) = firewall::remove(&self.plan).await {
+        remove_stray_links(self.plan(), &BTreeSet::new());
+        upkeep::leave_iptables(self.plan()).await;
+        if let Err(error) = self.firewall.remove().await {
             warn!(%error, "could not remove the firewall table");
         }
     }
@@ -151,7 +211,7 @@ impl Pool {
             if stop.is_cancelled() {
                 return;
             }
-            let plan = self.plan.clone();
+            let plan = self.plan().clone();
             let made =
                 tokio::task::spawn_blocking(move || Slot::make(&plan, index)).await.map_err(io::Error::other);
             match made.flatten() {
@@ -193,12 +253,12 @@ impl Pool {
     async fn free_retired(&self) {
         let retired = std::mem::take(&mut self.lock().retired);
         let (waiting, gone): (Vec<u16>, Vec<u16>) =
-            retired.into_iter().partition(|index| link_exists(&self.plan.link(*index)));
+            retired.into_iter().partition(|index| link_exists(&self.plan().link(*index)));
         for index in &gone {
             if self.lock().gates.remove(index).unwrap_or_default() == Gate::Open {
                 continue;
             }
-            if let Err(error) = firewall::set_gate(&self.plan, *index, Gate::Open).await {
+            if let Err(error) = self.change_gate(*index, Gate::Open).await {
                 warn!(%error, "could not reopen a network slot");
             }
         }
@@ -211,6 +271,20 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nobody tells of this setting, and a file below /etc/sysctl.d may say something else each time all of them are loaded.
+async fn keep_forwarding() {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match firewall::forward() {
+            Ok(false) => {}
+            Ok(true) => warn!(
+                "another program has turned net.ipv4.ip_forward off, which sandboxes need; it is on again"
+            ),
+            Err(error) => warn!(%error, "net.ipv4.ip_forward cannot be turned on: sandboxes reach nothing"),
+        }
     }
 }
 

@@ -20,10 +20,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use warren_network::egress::Destination;
-use warren_network::{Authority, Gateway, GatewaySettings, Reach, Session};
+use warren_network::{Authority, Gateway, GatewaySettings, Limits, Reach, Session};
 use warren_node_api::{GrantedSecret, Place, SecretGrant, SecretUse, SecretUsesQuery};
 use warren_types::{EgressPolicy, SandboxId, Secret};
 
@@ -68,6 +69,16 @@ pub(crate) fn pieces(pieces: Vec<Bytes>) -> Sent {
     Sent::new(http_body_util::StreamBody::new(futures_util::stream::iter(frames)))
 }
 
+/// A body that a test writes piece by piece.
+pub(crate) fn channel() -> (mpsc::UnboundedSender<Bytes>, Sent) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let frames =
+        futures_util::stream::unfold(receiver, |mut receiver: mpsc::UnboundedReceiver<Bytes>| async {
+            Some((Ok::<_, Infallible>(http_body::Frame::data(receiver.recv().await?)), receiver))
+        });
+    (sender, Sent::new(http_body_util::StreamBody::new(frames)))
+}
+
 pub(crate) struct World {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) session: Arc<Session>,
@@ -88,6 +99,7 @@ pub(crate) struct Setting {
     /// The certificate's names.
     pub(crate) names: Vec<String>,
     pub(crate) answer: Answer,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Setting {
@@ -99,6 +111,7 @@ impl Default for Setting {
             tls: true,
             names: vec!["api.test".into(), "other.test".into()],
             answer: Arc::new(|_| text("fine")),
+            limits: Limits::default(),
         }
     }
 }
@@ -111,7 +124,7 @@ pub(crate) fn allowlist(rules: &str) -> EgressPolicy {
 }
 
 pub(crate) fn grant(value: &str, hosts: &[&str], places: &[Place]) -> SecretGrant {
-    SecretGrant { secrets: vec![granted(1, value, hosts, places)] }
+    SecretGrant { secrets: vec![granted(1, value, hosts, places)], former: Vec::new() }
 }
 
 pub(crate) fn granted(number: u32, value: &str, hosts: &[&str], places: &[Place]) -> GrantedSecret {
@@ -150,8 +163,8 @@ impl World {
             reach: Reach::new(vec![(Ipv4Addr::new(127, 0, 0, 0), 8)]),
             extra_roots: Some(folder.path().join("roots.pem")),
         };
-        let gateway = Gateway::new(authority, settings).unwrap();
-        let session = Session::new(SandboxId::generate(), setting.policy, setting.sealed);
+        let gateway = Gateway::new(authority, settings, folder.path()).unwrap();
+        let session = Session::new(SandboxId::generate(), setting.policy, setting.sealed, setting.limits);
         Self { gateway, session, port, seen, connections, authority: pem, folder }
     }
 

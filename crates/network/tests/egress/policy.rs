@@ -8,6 +8,7 @@ use http::{Request, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use warren_network::egress::Destination;
+use warren_node_api::Place;
 use warren_types::{EgressMode, EgressPolicy};
 
 use crate::harness::*;
@@ -133,11 +134,12 @@ async fn raw_bytes_go_where_a_rule_names_the_port_of_a_pinned_name() {
     let world = world(|_| format!(r#"{{"host":"mail.test","ports":[{port}]}},{{"host":"half.test","ports":[{port}],"methods":["GET"]}}"#)).await;
     let to = || Destination::address(Ipv4Addr::LOCALHOST, port);
     // Not before its sandbox has asked for the name.
-    let mut stream = world.connect_to(to());
-    assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0);
-    world.session.pin("half.test", &[Ipv4Addr::LOCALHOST], Duration::from_secs(60));
-    let mut stream = world.connect_to(to());
-    assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0);
+    for name in ["half.test", "else.test"] {
+        let mut stream = world.connect_to(to());
+        stream.write_all(b"EHLO me\r\n").await.unwrap();
+        assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0);
+        world.session.pin(name, &[Ipv4Addr::LOCALHOST], Duration::from_secs(60));
+    }
     world.session.pin("mail.test", &[Ipv4Addr::LOCALHOST], Duration::from_secs(60));
     let mut stream = world.connect_to(to());
     let mut line = [0; 11];
@@ -152,6 +154,42 @@ async fn raw_bytes_go_where_a_rule_names_the_port_of_a_pinned_name() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 403");
+}
+
+#[tokio::test]
+async fn who_speaks_late_is_judged_like_who_speaks_at_once() {
+    let world = world(|port| format!(r#"{{"host":"api.test","ports":[{port}]}}"#)).await;
+    world.session.pin("api.test", &[Ipv4Addr::LOCALHOST], Duration::from_secs(60));
+    let late = async || {
+        let stream = world.connect();
+        // It has been joined with the server by then.
+        tokio::time::sleep(Duration::from_millis(450)).await;
+        stream
+    };
+    for protocols in [&[&b"http/1.1"[..]][..], &[]] {
+        let stream = world.tls_over(late().await, "evil.test", protocols).await.unwrap();
+        let answer = send1(&mut http1_over(stream).await, get("https://evil.test/")).await;
+        assert_eq!((answer.status, answer.refusal().1.as_str()), (StatusCode::FORBIDDEN, "evil.test"));
+        let stream = world.tls_over(late().await, "api.test", protocols).await.unwrap();
+        let answer = send1(&mut http1_over(stream).await, get("https://evil.test/")).await;
+        assert_eq!(answer.status, StatusCode::MISDIRECTED_REQUEST);
+    }
+    let answer = send1(&mut http1_over(late().await).await, get("http://evil.test/")).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    assert_eq!(world.arrived(), 0);
+    assert_eq!(world.session.report().blocked[0].host, "evil.test");
+}
+
+#[tokio::test]
+async fn a_slow_client_has_its_secrets_put_in_on_any_port() {
+    let world = World::with_secret(&[Place::Header], Arc::new(|_| text("fine"))).await;
+    let stream = world.connect();
+    tokio::time::sleep(Duration::from_millis(450)).await;
+    // It does not say that it speaks HTTP, and takes its time after the handshake too.
+    let stream = world.tls_over(stream, "api.test", &[]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(450)).await;
+    let answer = send1(&mut http1_over(stream).await, get_with("https://api.test/", "x", &token(1))).await;
+    assert_eq!((answer.text(), world.last().header("x")), ("fine", VALUE));
 }
 
 #[tokio::test]

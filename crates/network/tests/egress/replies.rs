@@ -10,8 +10,8 @@ use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
-use http_body_util::StreamBody;
-use warren_node_api::Place;
+use http_body_util::{BodyExt as _, StreamBody};
+use warren_node_api::{Place, SecretGrant};
 
 use crate::harness::*;
 
@@ -110,6 +110,15 @@ async fn other_ways_to_write_the_value_are_found() {
             assert!(!reply.text().contains(&core[4..core.len() - 4]));
         }
     }
+    for (columns, end) in [(60, "\\n"), (64, "\n"), (76, "\r\n")] {
+        let digits = STANDARD.encode(format!("{}{VALUE}{}", "x".repeat(columns / 4 * 3 - 8), "y".repeat(50)));
+        let lines: Vec<_> =
+            digits.as_bytes().chunks(columns).map(|line| str::from_utf8(line).unwrap()).collect();
+        let reply = answered(lines.join(end), None).await;
+        assert!(reply.text().contains(&token(1)), "{}", reply.text());
+        let before = reply.text().split_once(&token(1)).unwrap().0;
+        assert!(before.len() < columns && !before.contains(&STANDARD.encode("xx:sk-live")[4..10]));
+    }
     for written in ["sk-live%2B%2Freal-value%3D1", "sk-live%2b%2freal-value%3d1", "sk-live+\\/real-value=1"] {
         assert_eq!(answered(format!("<{written}>"), None).await.text(), format!("<{}>", token(1)));
     }
@@ -142,6 +151,16 @@ async fn trailers_are_sealed() {
 }
 
 #[tokio::test]
+async fn a_field_that_is_named_after_a_value_is_left_out() {
+    let (world, next) = answering().await;
+    world.session.set_grant(grant("Value-Of-A-Key", &["api.test"], &[Place::Header]));
+    let response = Response::builder().header("x-value-of-a-key-y", "1").header("x-kept", "1");
+    *next.lock().unwrap() = Some(response.body(full("")).unwrap());
+    let reply = world.ask(get("https://api.test/")).await;
+    assert!(reply.headers.contains_key("x-kept") && !reply.headers.contains_key("x-value-of-a-key-y"));
+}
+
+#[tokio::test]
 async fn replies_without_a_body_keep_their_length() {
     let (world, next) = answering().await;
     let response = Response::builder().header("content-length", "1234").header("content-encoding", "br");
@@ -153,8 +172,6 @@ async fn replies_without_a_body_keep_their_length() {
 
 #[tokio::test]
 async fn pieces_of_a_stream_do_not_wait_for_each_other() {
-    use http_body_util::BodyExt as _;
-    use tokio_stream_like::channel;
     let (world, next) = answering().await;
     let (sender, body) = channel();
     *next.lock().unwrap() = Some(Response::new(body));
@@ -170,17 +187,55 @@ async fn pieces_of_a_stream_do_not_wait_for_each_other() {
     }
 }
 
-/// A body that a test writes piece by piece.
-mod tokio_stream_like {
-    use super::*;
-    use tokio::sync::mpsc;
-
-    pub(crate) fn channel() -> (mpsc::UnboundedSender<Bytes>, Sent) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let frames =
-            futures_util::stream::unfold(receiver, |mut receiver: mpsc::UnboundedReceiver<Bytes>| async {
-                Some((Ok::<_, std::convert::Infallible>(Frame::data(receiver.recv().await?)), receiver))
-            });
-        (sender, Sent::new(StreamBody::new(frames)))
+#[tokio::test]
+async fn a_stream_that_is_open_is_read_for_the_values_of_the_moment() {
+    let (world, next) = answering().await;
+    let second = "the-second-value-2";
+    for (first_grant, last_grant, said) in [
+        (
+            grant(VALUE, &["api.test"], &[Place::Header]),
+            grant(second, &["api.test"], &[Place::Header]),
+            second,
+        ),
+        // What was replaced and what is gone is still taken out.
+        (
+            grant(VALUE, &["api.test"], &[Place::Header]),
+            grant(second, &["api.test"], &[Place::Header]),
+            VALUE,
+        ),
+        (grant(VALUE, &["api.test"], &[Place::Header]), SecretGrant::default(), VALUE),
+    ] {
+        world.session.set_grant(first_grant);
+        for http_2 in [false, true] {
+            let (sender, body) = channel();
+            *next.lock().unwrap() = Some(Response::new(body));
+            let mut reply = if http_2 {
+                world.http2("api.test").await.send_request(get("https://api.test/")).await.unwrap()
+            } else {
+                let request = get_with("/", "host", "api.test");
+                world.http1("api.test").await.send_request(request).await.unwrap()
+            };
+            sender.send("begun\n".into()).unwrap();
+            assert_eq!(reply.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "begun\n");
+            world.session.set_grant(last_grant.clone());
+            sender.send(format!("<{said}>\n").into()).unwrap();
+            let frame = reply.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(frame, format!("<{}>\n", token(1)));
+        }
     }
+}
+
+#[tokio::test]
+async fn an_unread_stream_ends_when_its_host_gets_a_secret() {
+    let (world, next) = answering().await;
+    world.session.set_policy(allowlist(&format!(r#"{{"host":"*.test","ports":[{}]}}"#, world.port)));
+    let (sender, body) = channel();
+    *next.lock().unwrap() = Some(Response::new(body));
+    let mut client = world.http1("other.test").await;
+    let mut reply = client.send_request(get_with("/", "host", "other.test")).await.unwrap();
+    sender.send("begun".into()).unwrap();
+    assert!(reply.body_mut().frame().await.unwrap().is_ok());
+    world.session.set_grant(grant(VALUE, &[], &[Place::Header]));
+    sender.send(VALUE.into()).unwrap();
+    assert!(reply.body_mut().frame().await.unwrap().is_err());
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -46,7 +47,7 @@ async fn several_tokens_and_unknown_ones() {
         granted(1, "value-one", &[], &[Place::Header]),
         granted(2, "value-two", &["else.test"], &[Place::Header]),
     ];
-    world.session.set_grant(SecretGrant { secrets });
+    world.session.set_grant(SecretGrant { secrets, former: Vec::new() });
     let value = format!("{} {} {} osb_sealed_12", token(1), token(2), token(3));
     world.ask(get_with("https://api.test/", "x", &value)).await;
     assert_eq!(world.last().header("x"), format!("value-one {} {} osb_sealed_12", token(2), token(3)));
@@ -119,25 +120,30 @@ async fn a_secret_of_another_host_stays_sealed_where_requests_are_read() {
 }
 
 #[tokio::test]
-async fn nothing_sealed_goes_out_before_the_values_are_known() {
+async fn nothing_goes_out_before_the_values_are_known() {
     let world = World::new(Setting::default()).await;
-    let mut client = world.http1("api.test").await;
     let basic = format!("Basic {}", STANDARD.encode(format!("me:{}", token(1))));
-    for request in [
+    // The last has no token: but the host may answer with a value, which could not be told yet.
+    let requests = [
         get_with("https://api.test/", "x", &token(1)),
         get_with("https://api.test/", "authorization", &basic),
         get(&format!("https://api.test/?k={}", token(1))),
-    ] {
-        let answer = send1(&mut client, request).await;
+        get("https://api.test/"),
+    ];
+    let mut client = world.http1("api.test").await;
+    for answer in futures_util::future::join_all(requests.map(|request| world.ask(request))).await {
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(answer.refusal().2, "secrets");
     }
     assert_eq!(world.arrived(), 0);
-    assert_eq!(send1(&mut client, get("https://api.test/")).await.status, StatusCode::OK);
-    // And on the same connection, once they are.
-    world.session.set_grant(grant(VALUE, &[], &[Place::Header]));
-    send1(&mut client, get_with("https://api.test/", "x", &token(1))).await;
-    assert_eq!(world.last().header("x"), VALUE);
+    // One that waits goes on once they are.
+    let waiting = send1(&mut client, get_with("https://api.test/", "x", &token(1)));
+    let granted = async {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        world.session.set_grant(grant(VALUE, &[], &[Place::Header]));
+    };
+    let (answer, ()) = tokio::join!(waiting, granted);
+    assert_eq!((answer.status, world.last().header("x")), (StatusCode::OK, VALUE));
 }
 
 #[tokio::test]
@@ -159,6 +165,28 @@ async fn a_new_grant_counts_for_the_next_request_of_an_open_connection() {
         assert_eq!(world.last().header("x"), expected);
     }
     assert_eq!(world.connections.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_removed_is_not_put_into_a_body_that_has_begun() {
+    let world = World::with_secret(&[Place::Body], Arc::new(|_| text("got it"))).await;
+    for length in [None, Some(3 + token(1).len())] {
+        world.session.set_grant(grant(VALUE, &["api.test"], &[Place::Body]));
+        let (sender, body) = channel();
+        let mut request = Request::post("/").header("host", "api.test").body(body).unwrap();
+        if let Some(length) = length {
+            request.headers_mut().insert("content-length", length.into());
+        }
+        let mut client = world.http1("api.test").await;
+        let answer = tokio::spawn(client.send_request(request));
+        sender.send("one".into()).unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.session.set_grant(SecretGrant::default());
+        sender.send(token(1).into()).unwrap();
+        drop(sender);
+        assert_eq!(reply(answer.await.unwrap().unwrap()).await.text(), "got it");
+        assert_eq!(world.last().body, format!("one{}", token(1)));
+    }
 }
 
 #[tokio::test]

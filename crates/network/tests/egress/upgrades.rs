@@ -10,7 +10,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use warren_node_api::Place;
+use warren_node_api::{Place, SecretGrant};
 
 use crate::harness::*;
 
@@ -89,6 +89,26 @@ async fn a_message_with_the_value_ends_it() {
         assert!(!message.to_string().contains("sk-live"), "{message}");
     }
     assert!(world.session.report().blocked[0].reason.contains("WebSocket"));
+}
+
+#[tokio::test]
+async fn an_open_one_is_read_for_the_values_of_the_moment() {
+    for (said, then) in [
+        ("the-second-value-2", grant("the-second-value-2", &["api.test"], &[Place::Header])),
+        (VALUE, grant("the-second-value-2", &["api.test"], &[Place::Header])),
+        (VALUE, SecretGrant::default()),
+    ] {
+        let world = World::with_secret(&[Place::Header], Arc::new(|_| text(""))).await;
+        let mut socket = socket(&world).await;
+        socket.send(Message::text("hello")).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap().into_text().unwrap(), "hello");
+        world.session.set_grant(then);
+        socket.send(Message::text(said)).await.unwrap();
+        while let Some(Ok(message)) = socket.next().await {
+            assert!(!message.to_string().contains(said), "{message}");
+        }
+        assert!(world.session.report().blocked[0].reason.contains("WebSocket"));
+    }
 }
 
 #[tokio::test]

@@ -187,9 +187,28 @@ mod tests {
             pause_us: Some(9),
             spec: SandboxSpec { isolation: Isolation::Container, ..spec("original") },
             lineage: Some(Lineage { checkpoint: CheckpointId::generate(), patches_applied: 3 }),
+            writes_lost: false,
         };
         manifest.save(&own).unwrap();
         (Arc::new(Checkpoints::open(folder.to_owned(), |_| {}).unwrap()), manifest)
+    }
+
+    #[tokio::test]
+    async fn one_that_is_deleted_while_it_is_opened_is_not_called_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let (checkpoints, original) = with_original(folder.path());
+        let checking = checkpoints.lock().get(&original.id).unwrap().checking.clone();
+        let turn = checking.lock().await;
+        let opening = async {
+            let opened = checkpoints.open_whole(&original.id).await;
+            opened.err().expect("there is nothing to open")
+        };
+        let removing = async {
+            checkpoints.remove(&original.id).await.unwrap();
+            drop(turn);
+        };
+        let (error, ()) = tokio::join!(opening, removing);
+        assert_eq!(error.kind, ErrorKind::NotFound, "{}", error.message);
     }
 
     #[tokio::test]
@@ -238,6 +257,24 @@ mod tests {
             assert_eq!(made.unwrap().state, CheckpointState::Ready);
         }
         assert_eq!(checkpoints.list().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_being_removed_is_not_there_rather_than_damaged() {
+        let Some(scratch) = Scratch::make() else { return };
+        let (checkpoints, original) = with_original(&scratch.path().join("checkpoints"));
+        let id = original.id.clone();
+        checkpoints.lock()[&id].called_off.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(checkpoints.open_whole(&id).await.is_ok(), "as long as it is there it can be used");
+        fs::remove_dir_all(checkpoints.folder.join(id.as_str())).unwrap();
+        let error = checkpoints.open_whole(&id).await.err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+        assert_eq!(checkpoints.set_patches(&id, Vec::new()).await.unwrap_err().kind, ErrorKind::NotFound);
+        assert_eq!(checkpoints.get(&id).unwrap().state, CheckpointState::Ready);
+
+        checkpoints.lock()[&id].called_off.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(checkpoints.open_whole(&id).await.err().unwrap().kind, ErrorKind::Conflict);
+        assert_eq!(checkpoints.get(&id).unwrap().state, CheckpointState::Failed, "nobody has removed it");
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use warren_types::{CheckpointId, Error, Isolation};
 
 use super::manifest::{DiskPart, Manifest, VmPart};
 use super::{Checkpoints, Entry, IMAGE, Progress, UNFINISHED};
-use crate::disk;
+use crate::disk::{self, digest};
 use crate::sandbox::capture::Taken;
 use crate::sandbox::machine::Target;
 use crate::sandbox::record::Suspended;
@@ -183,6 +183,7 @@ impl Checkpoints {
             pause_us: taken.pause_us,
             spec: taken.spec,
             lineage: taken.lineage,
+            writes_lost: taken.writes_lost,
         };
         if called_off.load(Ordering::Relaxed) {
             return Err(CALLED_OFF.into());
@@ -221,9 +222,13 @@ impl Checkpoints {
         let memory = File::open(folder.join(MEMORY))?;
         memory.sync_all()?;
         File::open(folder.join(STATE))?.sync_all()?;
+        let not_kept = || io::Error::other("it is not what was kept when the sandbox hibernated");
+        if digest::of_bytes(&fs::read(folder.join(STATE))?) != suspended.state_digest {
+            return Err(not_kept());
+        }
         let found = self.verified.measure(&memory, called_off)?;
         if suspended.memory_digest.as_ref().is_some_and(|expected| *expected != found) {
-            return Err(io::Error::other("it is not what was kept when the sandbox hibernated"));
+            return Err(not_kept());
         }
         let memory_bytes = memory.metadata()?.blocks() * 512;
         Ok(VmPart { suspended: Suspended { memory_digest: Some(found), ..suspended }, memory_bytes })

@@ -37,6 +37,9 @@ pub(crate) struct Manifest {
     /// The checkpoint the sandbox itself had come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lineage: Option<Lineage>,
+    /// Some of what was written to the disk had not come there, for want of room.
+    #[serde(default)]
+    pub(crate) writes_lost: bool,
 }
 
 /// The writable image, `disk.img`.
@@ -115,6 +118,7 @@ mod tests {
                 image: warren_node_api::ImageSettings::default(),
             },
             lineage: Some(Lineage { checkpoint: CheckpointId::generate(), patches_applied: 3 }),
+            writes_lost: false,
         }
     }
 

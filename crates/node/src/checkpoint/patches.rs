@@ -18,11 +18,14 @@ impl Checkpoints {
     /// Replaces the patches of a checkpoint.
     pub(crate) async fn set_patches(&self, id: &CheckpointId, mut patches: Vec<Patch>) -> Result<(), Error> {
         patches.sort_by_key(|patch| patch.sequence);
-        self.get(id)?;
+        let patching = self.lock().get(id).ok_or_else(|| not_found(id))?.patching.clone();
+        let _turn = patching.lock().await;
         let (folder, kept) = (self.folder.join(id.as_str()), patches.clone());
         let saved = tokio::task::spawn_blocking(move || save(&folder, &kept)).await;
-        saved.map_err(io::Error::other).flatten().map_err(|error| {
-            Error::unavailable(format!("the patches of checkpoint {id} could not be written: {error}"))
+        saved.map_err(io::Error::other).flatten().map_err(|error| match error.kind() {
+            // It was removed meanwhile, and its folder with it.
+            io::ErrorKind::NotFound => not_found(id),
+            _ => Error::unavailable(format!("the patches of checkpoint {id} could not be written: {error}")),
         })?;
         let mut entries = self.lock();
         let entry = entries.get_mut(id).ok_or_else(|| not_found(id))?;
@@ -31,10 +34,9 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The first patch of a checkpoint after `applied`. A checkpoint that is gone has none.
-    pub(crate) fn next_patch(&self, id: &CheckpointId, applied: u32) -> Option<Patch> {
-        let patches = self.lock().get(id)?.patches.clone();
-        patches.iter().find(|patch| patch.sequence > applied).cloned()
+    /// The patches of a checkpoint, in order; `None` when it is gone.
+    pub(crate) fn patches(&self, id: &CheckpointId) -> Option<Arc<Vec<Patch>>> {
+        Some(self.lock().get(id)?.patches.clone())
     }
 }
 
@@ -54,5 +56,34 @@ pub(super) fn load(folder: &Path) -> Vec<Patch> {
             Vec::new()
         }),
         Err(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn lists_that_are_sent_at_once_are_each_written_whole_and_the_last_counts() {
+        let folder = std::env::temp_dir().join(format!("warren-patches-{}", std::process::id()));
+        let id: CheckpointId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
+        fs::create_dir_all(folder.join(id.as_str())).unwrap();
+        let checkpoints = Arc::new(Checkpoints::open(folder.clone(), |_| {}).unwrap());
+        let sending: Vec<_> = (1..=24)
+            .map(|count| {
+                let (checkpoints, id) = (checkpoints.clone(), id.clone());
+                let patch = |sequence| Patch { sequence, script: format!("echo {sequence}") };
+                let patches = (1..=count).map(patch).collect();
+                tokio::spawn(async move { checkpoints.set_patches(&id, patches).await })
+            })
+            .collect();
+        for sent in sending {
+            sent.await.unwrap().unwrap();
+        }
+        let counted: Vec<u32> =
+            checkpoints.patches(&id).unwrap().iter().map(|patch| patch.sequence).collect();
+        let written: Vec<u32> = load(&folder.join(id.as_str())).iter().map(|patch| patch.sequence).collect();
+        assert_eq!(counted, written);
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -12,6 +12,12 @@ use tokio::sync::OnceCell;
 use super::volume::run_command;
 use crate::config::CommandError;
 
+/// Counts the ways they were made in. WHEN CHANGING HOW: raise it, or those that are there stay in use.
+const FORMAT: u32 = 2;
+/// `resize` is the blocks that one can be grown to while it is mounted. Room for their descriptors is set aside, and with more
+/// of it (mke2fs itself prepares for a thousand times the size) growing it is too much at once for a journal of that size.
+const EXTENDED: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,resize=134217728";
+
 pub(super) struct Blanks {
     folder: PathBuf,
     /// By size in MiB; a cell is filled by the first who asks.
@@ -40,7 +46,7 @@ impl Blanks {
     }
 
     async fn make(&self, disk_mb: u32) -> Result<PathBuf, BlankError> {
-        let image = self.folder.join(format!("{disk_mb}.img"));
+        let image = self.folder.join(format!("{disk_mb}-{FORMAT}.img"));
         if image.exists() {
             return Ok(image);
         }
@@ -59,20 +65,8 @@ impl Blanks {
             .map_err(|source| trouble(&unfinished, source))?;
         // No blocks kept back for root; a journal just large enough, because every sandbox writes its own; tables are
         // left unwritten until they are needed.
-        let args = [
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-m",
-            "0",
-            "-J",
-            "size=16",
-            "-E",
-            "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
-            "-d",
-        ]
-        .map(OsStr::new);
+        let args =
+            ["-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=16", "-E", EXTENDED, "-d"].map(OsStr::new);
         run_command(
             "mke2fs",
             "e2fsprogs",
@@ -101,5 +95,20 @@ mod tests {
             std::process::Command::new("debugfs").args(["-R", "stat /upper"]).arg(image).output().unwrap();
         let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
         assert!(seen.contains("Mode:  0755"), "{seen}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_can_be_grown_by_who_has_it_mounted() {
+        let folder = tempfile::tempdir().unwrap();
+        let blanks = Blanks::new(folder.path().to_owned());
+        for disk_mb in [warren_types::size::MIN_DISK_MB, warren_types::size::MAX_DISK_MB] {
+            let image = File::open(blanks.ensure(disk_mb).await.unwrap()).unwrap();
+            assert!(super::super::grows_while_mounted(&image).unwrap(), "{disk_mb}");
+        }
+        // As one that was made with what mke2fs takes by itself.
+        let old = File::create_new(folder.path().join("old.img")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&old, &1024_u16.to_le_bytes(), 1024 + 0xCE).unwrap();
+        let old = File::open(folder.path().join("old.img")).unwrap();
+        assert!(!super::super::grows_while_mounted(&old).unwrap());
     }
 }

@@ -24,7 +24,7 @@ const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Digest of the template `digest` with that certificate in it.
 pub(super) fn digest_with(digest: &str, pem: &str) -> String {
     let digest = Sha256::new().chain_update(digest).chain_update([0]).chain_update(pem).finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    warren_types::hex(&digest)
 }
 
 /// Puts the certificate of the authority `name` into an image that nobody uses yet. `mount_at` is an empty folder.

@@ -14,6 +14,8 @@ use crate::config::{CommandError, StartError};
 
 /// Smallest volume worth making: the template, and some sandboxes' changes.
 const MIN_BYTES: u64 = 8 << 30;
+/// Of the volume's file, beside the folder it is mounted at.
+const IMAGE_EXTENSION: &str = "img";
 /// Bytes of a helper's complaint that are kept.
 const MAX_STDERR: usize = 2000;
 
@@ -23,7 +25,7 @@ pub(super) async fn ensure(
     size: Option<u64>,
 ) -> Result<(PathBuf, Option<PathBuf>), StartError> {
     let folder = data_dir.join("volume");
-    let file = data_dir.join("volume.img");
+    let file = folder.with_extension(IMAGE_EXTENSION);
     create_folder("the volume", &folder)?;
     if is_mount_point(&folder) {
         return Ok((folder.clone(), Some(folder)));
@@ -74,6 +76,18 @@ async fn mount(file: &Path, folder: &Path) -> Result<(), StartError> {
     run_command("mount", "mount", &[&args[..], &[source, folder.as_os_str()]].concat())
         .await
         .map_err(|source| StartError::Command { what: "mount the volume".into(), source })
+}
+
+/// Bytes that can still be written to a volume in a file before the file system below it is full: that file is sparse, and others
+/// may have used what it was to grow into. What cannot be written there, the volume forgets, or it shuts down.
+pub(super) fn backed_bytes(mounted: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let file = mounted.with_extension(IMAGE_EXTENSION);
+    let (volume, below) = (rustix::fs::statvfs(mounted).ok()?, rustix::fs::statvfs(&file).ok()?);
+    let used = (volume.f_blocks - volume.f_bfree) * volume.f_frsize;
+    // What was used once and is free again has its place still.
+    let to_use_again = (fs::metadata(&file).ok()?.blocks() * 512).saturating_sub(used);
+    Some(below.f_bavail * below.f_frsize + to_use_again)
 }
 
 /// The loop device that has `file` already.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tokio::process::Command;
 use warren_runtime::cgroup::Hierarchies;
 
 use super::{Check, DEADLINE};
@@ -62,11 +63,50 @@ add rule inet {table} pass ct state established accept
 delete table inet {table}
 END"
     );
-    Check::of(
-        "firewall",
-        script(Path::new("/"), &text).await.map(|()| "nftables takes filter and NAT rules".into()),
-        "apt-get install nftables; modprobe -a nf_tables nft_chain_nat nft_masq",
-    )
+    if let Err(error) = script(Path::new("/"), &text).await {
+        return Check::fail(
+            "firewall",
+            error.to_string(),
+            "apt-get install nftables; modprobe -a nf_tables nft_chain_nat nft_masq",
+        );
+    }
+    let chains = Command::new("nft").args(["-j", "list", "chains"]).kill_on_drop(true).output().await;
+    match chains.ok().and_then(|chains| in_the_way(&chains.stdout)) {
+        Some((chain, fix)) => Check::warn(
+            "firewall",
+            format!(
+                "the chain {chain} drops what none of its rules accepts; if none accepts links named w*, nothing leaves sandboxes"
+            ),
+            &fix,
+        ),
+        None => Check::ok("firewall", "nftables takes filter and NAT rules"),
+    }
+}
+
+/// A chain that drops by its policy what is a sandbox's, and rules that let it through. In those of iptables the server adds
+/// them itself.
+fn in_the_way(chains: &[u8]) -> Option<(String, String)> {
+    let listed: serde_json::Value = serde_json::from_slice(chains).ok()?;
+    let objects = listed["nftables"].as_array()?;
+    objects.iter().map(|object| &object["chain"]).find_map(|chain| {
+        let text = |field: &str| chain[field].as_str();
+        let (family, table, hook) = (text("family")?, text("table")?, text("hook")?);
+        let concerned = matches!(family, "ip" | "inet") && (family, table) != ("ip", "filter");
+        if !concerned || text("policy") != Some("drop") {
+            return None;
+        }
+        let chain = format!("{family} {table} {}", text("name")?);
+        let rule = |matches: &str| format!("nft add rule {chain} {matches} accept");
+        let fix = match hook {
+            "forward" => {
+                let answers = rule("oifname 'w*' ct state established,related");
+                format!("{}; {answers}", rule("iifname 'w*'"))
+            }
+            "input" => rule("iifname 'w*' ct status dnat"),
+            _ => return None,
+        };
+        Some((chain, fix))
+    })
 }
 
 pub(super) async fn links() -> Check {
@@ -111,5 +151,34 @@ pub(super) async fn lxcfs(folder: &Path) -> Check {
         Err(error) => {
             Check::warn(name, format!("programs in sandboxes see the host's memory in `free`: {error}"), fix)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_of_another_firewall_that_drops_is_named_with_what_lets_sandboxes_through() {
+        let chains = |family: &str, table: &str, hook: &str, policy: &str| {
+            format!(
+                r#"{{"nftables": [{{"metainfo": {{}}}}, {{"chain": {{"family": "inet", "table": "x", "name": "jumped"}}}}, {{"chain":
+                {{"family": "{family}", "table": "{table}", "name": "c", "hook": "{hook}", "policy": "{policy}"}}}}]}}"#
+            )
+        };
+        let found = |family, table, hook, policy| in_the_way(chains(family, table, hook, policy).as_bytes());
+        let (chain, fix) = found("inet", "filter", "forward", "drop").unwrap();
+        assert_eq!(chain, "inet filter c");
+        assert!(fix.starts_with("nft add rule inet filter c iifname 'w*' accept; nft add rule"), "{fix}");
+        assert!(found("inet", "filter", "input", "drop").is_some());
+        for (family, table, hook, policy) in [
+            ("ip", "filter", "forward", "drop"),
+            ("inet", "filter", "forward", "accept"),
+            ("inet", "filter", "output", "drop"),
+            ("ip6", "filter", "forward", "drop"),
+        ] {
+            assert_eq!(found(family, table, hook, policy), None);
+        }
+        assert_eq!(in_the_way(b"not JSON"), None);
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use warren_images::{ImageError, Login, Reference};
-use warren_node_api::{ResolvedImage, TemplateImport, TemplateLine};
+use warren_node_api::{ImageLookup, RegistryAuth, ResolvedImage, TemplateImport, TemplateLine};
 use warren_types::Error;
 
 use super::{Result, Shared, decode, json};
@@ -19,18 +19,19 @@ pub(super) async fn list(State(registry): Shared) -> Response {
 
 /// Answers in lines, the last of which says how it ended: an import takes longer than a client waits for nothing.
 pub(super) async fn import(State(registry): Shared, body: Body) -> Result<Response> {
-    let (reference, login) = asked_for(body).await?;
-    Ok(lines(registry.import(Wanted::Registry { reference, login })?))
+    let TemplateImport { reference, digest, auth } = decode(body).await?;
+    let (reference, login) = asked_for(&reference, auth)?;
+    Ok(lines(registry.import(Wanted::Registry { reference, digest, login })?))
 }
 
 pub(super) async fn resolve(State(registry): Shared, body: Body) -> Result<Response> {
-    let (reference, login) = asked_for(body).await?;
+    let ImageLookup { reference, auth } = decode(body).await?;
+    let (reference, login) = asked_for(&reference, auth)?;
     let digest = registry.templates().resolve(&reference, login.as_ref()).await?;
     Ok(json(StatusCode::OK, &ResolvedImage { digest }))
 }
 
-async fn asked_for(body: Body) -> Result<(Reference, Option<Login>)> {
-    let TemplateImport { reference, auth } = decode(body).await?;
+fn asked_for(reference: &str, auth: Option<RegistryAuth>) -> Result<(Reference, Option<Login>)> {
     let reference = reference.parse().map_err(|error: ImageError| Error::invalid(error.to_string()))?;
     Ok((reference, auth.map(|auth| Login { username: auth.username, password: auth.password })))
 }

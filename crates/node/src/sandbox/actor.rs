@@ -12,12 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 use warren_network::Session;
 use warren_node_api::{Report, SandboxSpec, Wake};
+use warren_runtime::process::Exit;
 use warren_types::{EgressPolicy, Error, ErrorKind, Isolation, SandboxId, SandboxState, Size};
 
 use super::activity::{Activity, Call};
@@ -29,6 +31,7 @@ use super::patch::Patching;
 use super::record::Record;
 use super::restore::Order;
 use crate::guest::Guest;
+use crate::metadata::Meter;
 use crate::registry::Host;
 
 /// Requests that may wait; callers of a sandbox with more wait for room.
@@ -36,7 +39,16 @@ const MAILBOX: usize = 64;
 /// An idle time-out is looked at again this much later when a call was under way.
 const RECHECK: Duration = Duration::from_secs(1);
 
+/// Longest time between the last word of an agent and word of its end.
+const END_IS_HEARD: Duration = Duration::from_millis(300);
+
+/// What can be done about one that has failed.
+pub(crate) const DISK_IS_KEPT: &str =
+    "its disk is kept: wake or reboot it to start it from that, or restore a checkpoint";
+
 pub(super) type Answer<T> = oneshot::Sender<Result<T, Error>>;
+/// The right to change the whole sandbox. Given back before the answer, so that who asks in turn is never refused.
+pub(super) type Changing = tokio::sync::OwnedMutexGuard<()>;
 
 pub(super) enum Request {
     /// The gate: makes it run, and hands out the connection to its agent.
@@ -54,12 +66,16 @@ pub(super) enum Request {
     SetTimeout(u32, Answer<Report>),
     SetEgress(EgressPolicy, Answer<Report>),
     Resize(Size, Answer<Report>),
-    Begin(Order, Answer<Report>),
+    Begin(Order, Changing, Answer<Report>),
     /// What could be written out before a capture, while it runs.
     Unwritten(Answer<Option<Unwritten>>),
+    /// Some of it could not be written out; of the processes that began at that time.
+    NotWritten {
+        processes_since_ms: Option<u64>,
+    },
     Capture(Target, Answer<Taken>),
-    /// Bytes that cannot be taken back without harm, while it runs.
-    MemoryInUse(Answer<Option<u64>>),
+    /// Where to read what it uses, while it runs.
+    Meter(Answer<Option<Meter>>),
     Delete(Answer<()>),
 }
 
@@ -74,7 +90,7 @@ pub(crate) struct Handle {
     pub(crate) template_digest: Arc<str>,
     /// As it was last published.
     latest: watch::Receiver<Report>,
-    /// Held by a change of the whole sandbox from its beginning to its end; a second one is refused meanwhile.
+    /// Held by a change of the whole sandbox until it is answered; a second one is refused meanwhile.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -129,33 +145,32 @@ impl Handle {
         self.ask(|answer| Request::Resize(size, answer)).await
     }
 
-    /// Has it started anew. Refused while another such change is under way. The answer of a restore comes when it is
-    /// certain to happen, that of a reboot when it has happened.
+    /// Has it started anew. Refused while another such change is asked for and not answered. The answer of a restore comes
+    /// when it is certain to happen, that of a reboot when it has happened; what is asked for after either waits for its end.
     pub(crate) async fn begin(&self, order: Order) -> Result<Report, Error> {
         let changing = self.changing.clone().try_lock_owned().map_err(|_| {
             Error::conflict("another operation is in progress on this sandbox; try again shortly")
                 .with_code("operation_in_progress")
         })?;
-        let report = self.ask(|answer| Request::Begin(order, answer)).await;
-        let settled = self.clone();
-        // Given back by whoever has seen the end of it.
-        tokio::spawn(async move {
-            let _ = settled.report().await;
-            drop(changing);
-        });
-        report
+        self.ask(|answer| Request::Begin(order, changing, answer)).await
     }
 
     pub(super) async fn unwritten(&self) -> Result<Option<Unwritten>, Error> {
         self.ask(Request::Unwritten).await
     }
 
+    pub(super) async fn not_written(&self, processes_since_ms: Option<u64>) {
+        // A sandbox that is gone has lost everything.
+        let _ = self.mailbox.send(Request::NotWritten { processes_since_ms }).await;
+    }
+
     pub(super) async fn take(&self, target: Target) -> Result<Taken, Error> {
         self.ask(|answer| Request::Capture(target, answer)).await
     }
 
-    pub(crate) async fn memory_in_use(&self) -> Result<Option<u64>, Error> {
-        self.ask(Request::MemoryInUse).await
+    /// Where to read what it uses, while it runs.
+    pub(crate) async fn meter(&self) -> Result<Option<Meter>, Error> {
+        self.ask(Request::Meter).await
     }
 
     /// Returns once nothing of it is left.
@@ -165,9 +180,8 @@ impl Handle {
 
     async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let gone = || Error::not_found("this sandbox is no longer on its node");
-        self.mailbox.send(request(answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        self.mailbox.send(request(answer)).await.map_err(|_| no_longer_there())?;
+        answered.await.map_err(|_| no_longer_there())?
     }
 }
 
@@ -188,6 +202,12 @@ pub(super) struct Actor {
     dying: Option<JoinHandle<()>>,
     /// A hibernation failed; the next one of its own accord is not before this.
     pub(super) hibernate_not_before: Option<Instant>,
+    /// It stands still for want of room, and this is when to look whether there is some.
+    pub(super) look_for_room: Option<Instant>,
+    /// When it was last looked whether it stands still, of its own accord.
+    pub(super) glanced: Instant,
+    /// At that time.
+    pub(super) there_was_little_room: bool,
     mailbox: mpsc::Receiver<Request>,
 }
 
@@ -250,6 +270,9 @@ fn spawn(
         measuring: Measuring::default(),
         dying: None,
         hibernate_not_before: None,
+        look_for_room: None,
+        glanced: Instant::now(),
+        there_was_little_room: true,
         mailbox,
     };
     let life = async move {
@@ -286,7 +309,7 @@ impl Actor {
 
     async fn run(&mut self) -> Ended {
         loop {
-            let idle = self.idle_deadline();
+            let (idle, glance) = (self.idle_deadline(), self.next_glance());
             tokio::select! {
                 request = self.mailbox.recv() => match request {
                     None => return Ended::NodeStopping,
@@ -299,6 +322,9 @@ impl Actor {
                 },
                 () = ended(self.machine.as_ref()) => self.on_end().await,
                 () = sleep_until(idle) => self.on_idle().await,
+                // Whether there is some is all that matters here.
+                () = sleep_until(self.look_for_room) => drop(self.check_room().await),
+                () = sleep_until(glance) => self.glance_at_room().await,
                 run = self.patching.ended() => self.on_patch_ended(run).await,
                 digest = self.measuring.ended() => self.on_measured(digest),
             }
@@ -314,6 +340,7 @@ impl Actor {
                 false => self.answer_report(answer),
             },
             Request::Doubt => self.check_agent().await,
+            Request::NotWritten { processes_since_ms } => self.on_not_written(processes_since_ms),
             Request::Report(answer) => self.answer_report(answer),
             Request::Log(answer) => {
                 let running = self.record.state == SandboxState::Running;
@@ -322,9 +349,9 @@ impl Actor {
             }
             Request::Hibernate(answer) => self.hibernate(answer).await,
             Request::SetTimeout(seconds, answer) => {
-                self.record.spec.timeout_seconds = seconds;
+                let before = std::mem::replace(&mut self.record.spec.timeout_seconds, seconds);
                 self.activity.touch();
-                let saved = self.save();
+                let saved = self.save().inspect_err(|_| self.record.spec.timeout_seconds = before);
                 let _ = answer.send(saved.map(|()| self.record.report()));
             }
             Request::SetEgress(policy, answer) => {
@@ -335,15 +362,18 @@ impl Actor {
                 let resized = self.resize(size).await;
                 let _ = answer.send(resized.map(|()| self.record.report()));
             }
-            Request::Begin(order, answer) => self.begin(order, answer).await,
+            Request::Begin(order, changing, answer) => self.begin(order, changing, answer).await,
             Request::Unwritten(answer) => {
                 let _ = answer.send(self.unwritten());
+            }
+            Request::Capture(target, answer) if self.patching.is_running() => {
+                self.patching.wait_to_capture(target, answer);
             }
             Request::Capture(target, answer) => {
                 let _ = answer.send(self.take(&target).await);
             }
-            Request::MemoryInUse(answer) => {
-                let _ = answer.send(Ok(self.machine.as_ref().and_then(Machine::memory_in_use)));
+            Request::Meter(answer) => {
+                let _ = answer.send(Ok(self.machine.as_ref().map(|machine| machine.meter(&self.host))));
             }
             Request::Delete(_) => unreachable!("deletion is served by the loop"),
         }
@@ -363,6 +393,7 @@ impl Actor {
     async fn check_agent(&mut self) {
         if let Some(machine) = &self.machine
             && machine.guest.check().await.is_err()
+            && self.check_room().await.is_ok()
         {
             self.reconnect().await;
         }
@@ -373,23 +404,57 @@ impl Actor {
         if let Some(machine) = &mut self.machine
             && let Err(error) = machine.reconnect(&self.folder).await
         {
+            if error.kind == ErrorKind::Unavailable {
+                // It may be as well as ever; the next use tries again.
+                warn!(id = %self.record.id, %error, "a sandbox's agent cannot be reached for want of something here");
+                return;
+            }
+            // That its agent is silent can be noticed before its end is, which says more.
+            if tokio::time::timeout(END_IS_HEARD, machine.ended()).await.is_ok() {
+                return self.on_end().await;
+            }
             self.fail(format!("its agent stopped answering, or answers nonsense: {}", error.message)).await;
         }
     }
 
     async fn on_end(&mut self) {
         let starved = self.machine.as_ref().is_some_and(|machine| machine.out_of_memory_kills() > 0);
-        let reason = match (self.record.spec.isolation, starved) {
-            (Isolation::Container, true) => "its guest agent ended after the sandbox ran out of memory",
-            (Isolation::Container, false) => "its guest agent ended: it was killed from inside, or failed",
-            (Isolation::Vm, true) => "its virtual machine ended for want of memory on its host",
-            (Isolation::Vm, false) => "its virtual machine ended: from inside, or it failed",
+        let exit = match (&self.machine, self.record.spec.isolation) {
+            (Some(machine), Isolation::Vm) => machine.exit().await,
+            _ => None,
         };
-        self.fail(reason.into()).await;
+        let how = match (self.record.spec.isolation, starved, exit) {
+            (Isolation::Container, true, _) => {
+                "its guest agent ended after the sandbox ran out of memory".into()
+            }
+            (Isolation::Container, false, _) => {
+                "its guest agent ended: it was killed from inside, or failed".into()
+            }
+            (Isolation::Vm, true, _) => "its virtual machine ended for want of memory on its host".into(),
+            // Its memory is a file: a page that the volume has no room for ends whoever touches it.
+            (Isolation::Vm, false, Some(Exit::Killed(signal))) if signal == Signal::BUS.as_raw() => {
+                let free = self.host.disks.free_bytes() >> 20;
+                format!(
+                    "its virtual machine was ended, because its memory could not be kept on the node's volume ({free} MiB free)"
+                )
+            }
+            (Isolation::Vm, false, Some(Exit::Killed(signal))) => {
+                format!("its virtual machine ended by signal {signal}, which came from its host")
+            }
+            (Isolation::Vm, false, Some(Exit::Code(0))) => {
+                "its virtual machine ended: it was turned off from inside".into()
+            }
+            (Isolation::Vm, false, Some(Exit::Code(code))) => {
+                format!("its virtual machine ended with code {code}: it failed")
+            }
+            (Isolation::Vm, false, None) => "its virtual machine ended: from inside, or it failed".into(),
+        };
+        self.fail(how).await;
     }
 
     /// Ends what runs and keeps the disk; the reason is there to read.
-    async fn fail(&mut self, reason: String) {
+    async fn fail(&mut self, how: String) {
+        let reason = format!("{how}; {DISK_IS_KEPT}");
         info!(reason, "failed");
         log::note_failure(&self.folder, &reason).await;
         self.end_machine().await;
@@ -491,6 +556,10 @@ impl Actor {
     }
 }
 
+fn no_longer_there() -> Error {
+    Error::not_found("this sandbox is no longer on its node")
+}
+
 fn refuse(request: Request, error: &Error) {
     let error = error.clone();
     match request {
@@ -502,14 +571,17 @@ fn refuse(request: Request, error: &Error) {
         | Request::Hibernate(answer)
         | Request::SetTimeout(_, answer)
         | Request::SetEgress(_, answer)
-        | Request::Resize(_, answer)
-        | Request::Begin(_, answer) => drop(answer.send(Err(error))),
+        | Request::Resize(_, answer) => drop(answer.send(Err(error))),
+        Request::Begin(_, changing, answer) => {
+            drop(changing);
+            let _ = answer.send(Err(error));
+        }
         Request::Unwritten(answer) => drop(answer.send(Err(error))),
         Request::Capture(_, answer) => drop(answer.send(Err(error))),
-        Request::MemoryInUse(answer) => drop(answer.send(Err(error))),
+        Request::Meter(answer) => drop(answer.send(Err(error))),
         // There is nothing of it; that is what was asked for.
         Request::Delete(answer) => drop(answer.send(Ok(()))),
-        Request::Doubt => {}
+        Request::Doubt | Request::NotWritten { .. } => {}
     }
 }
 

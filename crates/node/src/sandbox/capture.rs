@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::time::Duration;
 
 use warren_node_api::{Consistency, SandboxSpec};
 use warren_types::{Error, Isolation, SandboxState};
@@ -17,14 +18,17 @@ use super::{DISK, MEMORY, STATE};
 use crate::checkpoint::manifest::Lineage;
 use crate::disk::{self, digest};
 
-/// Rounds of writing out before the pause; each leaves what was written during it.
-const ROUNDS: usize = 2;
+/// Rounds of writing out before the pause; each leaves what was written during it. How long the guest of a machine gets for its
+/// part of each: it goes on meanwhile, and may be slow on a busy host. Together less than whoever asked waits for the capture.
+const ROUNDS: [Duration; 2] = [Duration::from_secs(7), Duration::from_secs(2)];
 
 /// A disk, and what it was the disk of.
 pub(crate) struct Taken {
     pub(crate) spec: SandboxSpec,
     pub(crate) template_digest: String,
     pub(crate) lineage: Option<Lineage>,
+    /// Some of what was written to it did not come there.
+    pub(crate) writes_lost: bool,
     pub(crate) consistency: Consistency,
     /// Microseconds; absent when it was not running.
     pub(crate) pause_us: Option<u64>,
@@ -37,14 +41,28 @@ pub(crate) struct Taken {
 impl Handle {
     /// Makes the target the same as the sandbox at one moment between now and the answer.
     pub(crate) async fn capture(&self, target: Target) -> Result<Taken, Error> {
-        for _ in 0..ROUNDS {
+        for patience in ROUNDS {
+            let processes_since_ms = self.latest().processes_since_ms;
             let Some(unwritten) = self.unwritten().await? else { break };
-            let written = tokio::task::spawn_blocking(move || unwritten.write_out()).await;
-            written.map_err(io::Error::other).flatten().map_err(|error| {
-                Error::unavailable(format!("the sandbox's disk could not be written out: {error}"))
-            })?;
+            unwritten.ask_guest(patience).await;
+            if let Err(error) = unwritten.write_out_on_a_thread().await {
+                // The kernel tells that once, so whoever asks after this would hear that all is well.
+                self.not_written(processes_since_ms).await;
+                return Err(error);
+            }
         }
         self.take(target).await
+    }
+}
+
+impl Unwritten {
+    pub(super) async fn write_out_on_a_thread(self) -> Result<(), Error> {
+        let written = tokio::task::spawn_blocking(move || self.write_out()).await;
+        written.map_err(io::Error::other).flatten().map_err(|error| {
+            Error::unavailable(format!(
+                "what the sandbox has written could not all be brought to its disk: {error}"
+            ))
+        })
     }
 }
 
@@ -52,6 +70,15 @@ impl Actor {
     pub(super) fn unwritten(&self) -> Result<Option<Unwritten>, Error> {
         let opened = self.machine.as_ref().map(|machine| machine.unwritten(&self.folder)).transpose();
         opened.map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be reached: {error}")))
+    }
+
+    /// What could not be written out is lost, unless the disk was only gone because what ran on it has ended.
+    pub(super) fn on_not_written(&mut self, processes_since_ms: Option<u64>) {
+        let runs_on = self.machine.as_ref().is_some_and(|machine| !machine.has_ended());
+        if runs_on && processes_since_ms == self.record.report().processes_since_ms {
+            self.record.lose_writes();
+            self.note();
+        }
     }
 
     pub(super) async fn take(&mut self, target: &Target) -> Result<Taken, Error> {
@@ -73,6 +100,12 @@ impl Actor {
                 let suspended = suspended.transpose().map_err(|error| not_taken(&error))?;
                 (consistency, Some(captured.pause_us), suspended)
             }
+            // Whoever was made from it would have half of it, and not the rest.
+            (SandboxState::Hibernated, _) if self.record.patch.is_some() => {
+                return Err(Error::conflict(
+                    "the sandbox was hibernated while a patch ran; wake it, which brings the patch to its end, and try again",
+                ));
+            }
             (SandboxState::Hibernated, _) => {
                 let suspended = self.record.suspended.clone().filter(|_| !target.disk_only);
                 // A disk whose memory is left behind is as after a loss of power.
@@ -86,6 +119,7 @@ impl Actor {
             spec: self.record.spec.clone(),
             template_digest: self.record.template_digest.clone(),
             lineage: self.record.lineage.clone(),
+            writes_lost: self.record.writes_lost,
             consistency,
             pause_us,
             digest: self.record.disk.as_ref().map(|kept| kept.digest.clone()),

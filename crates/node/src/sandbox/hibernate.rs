@@ -25,6 +25,8 @@ use crate::checkpoint::make::now_ms;
 const LAST_CALLS: Duration = Duration::from_secs(2);
 /// How long who asked for a hibernation waits for the digest.
 const DIGEST_WAIT: Duration = Duration::from_secs(5);
+/// Bytes that must be free on the volume beside what is to be written: a disk that grows needs some for itself.
+const SPARE_BYTES: u64 = 32 << 20;
 /// Between two tries to hibernate an idle sandbox, when the first failed.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -84,6 +86,7 @@ impl Actor {
         while self.activity.has_calls() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        self.write_out().await?;
         self.begin_transition(Transition::Hibernate)?;
         if let Err(error) = self.bring_to_rest().await {
             // It runs on as if nothing had been asked.
@@ -118,8 +121,47 @@ impl Actor {
             return saved;
         }
         machine.ask_to_end().await;
+        machine.keep_results().await;
         log::take_over(&machine.guest, &self.folder).await;
-        Ok(())
+        // What they wrote to the last; it is little.
+        self.write_out().await
+    }
+
+    /// Brings to the disk of a container what it has written, while it still runs: when its processes have ended there is
+    /// nobody left who could keep what has no room. For the same reason nothing is begun that has none: what the kernel
+    /// cannot write it forgets.
+    pub(super) async fn write_out(&mut self) -> Result<(), Error> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        let Some(bytes) = machine.unwritten_bytes() else { return Ok(()) };
+        let free = self.host.disks.free_bytes();
+        if free < bytes + SPARE_BYTES {
+            return Err(Error::unavailable(format!(
+                "{} MiB that the sandbox has written are not on its disk yet, and the node's volume is nearly full ({} MiB \
+                 free); it runs on: delete files or sandboxes, or enlarge the volume",
+                bytes.div_ceil(1 << 20),
+                free >> 20
+            )));
+        }
+        let unwritten = self.unwritten()?;
+        let written = match unwritten {
+            Some(unwritten) => unwritten.write_out_on_a_thread().await,
+            None => Ok(()),
+        };
+        match written {
+            // Said once. Its file system may take nothing any more until it is mounted again, so what there is no place for is
+            // not a reason to keep it from resting for ever.
+            Err(error) if self.record.writes_lost => {
+                warn!(%error, "a sandbox goes on without what could not be written");
+                Ok(())
+            }
+            Err(error) => {
+                warn!(%error, "a sandbox has written what is not on its disk");
+                self.record.lose_writes();
+                self.note();
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Writes down what the end of its processes is for. When that fails nothing has happened.
@@ -163,7 +205,13 @@ impl Actor {
                 if let Some(suspended) = &mut self.record.suspended {
                     suspended.memory_digest = memory;
                 }
-                self.record.disk = Some(Kept { digest, generation: self.record.generation, at_ms: now_ms() });
+                self.record.disk = Some(Kept {
+                    digest,
+                    generation: self.record.generation,
+                    at_ms: now_ms(),
+                    patches_applied: self.record.lineage.as_ref().map(|lineage| lineage.patches_applied),
+                    patch: self.record.patch.clone(),
+                });
                 if let Err(error) = self.save() {
                     // It is made again at the next start of the node.
                     warn!(%error, "the digest of a disk could not be written down");

@@ -6,6 +6,7 @@ mod container;
 mod vm;
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tracing::warn;
 use warren_guest_api::boot::Boot;
 use warren_runtime::cgroup::{Cgroup, CgroupError};
-use warren_runtime::process::Watched;
+use warren_runtime::process::{Exit, Watched};
 use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use self::container::Container;
@@ -24,6 +25,8 @@ use super::stock::Prepared;
 use crate::checkpoint::make::now_ms;
 use crate::disk;
 use crate::guest::Guest;
+use crate::kernel_limits::is_shortage;
+use crate::metadata::Meter;
 use crate::registry::Host;
 use warren_network::{Gate, Session, Slot};
 
@@ -34,6 +37,8 @@ pub(crate) const IO_BYTES_PER_SECOND: u64 = 2 << 30;
 pub(crate) const IO_OPERATIONS_PER_SECOND: u64 = 100_000;
 /// Longest wait for killed processes to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for word of how a process has ended.
+const EXIT_DEADLINE: Duration = Duration::from_millis(300);
 /// How long commands get to end by themselves before a hibernation or a reboot ends them.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a machine that is started again gets to write its disk out.
@@ -62,6 +67,16 @@ pub(crate) enum Ready {
     Vm(VmStart),
 }
 
+impl Ready {
+    /// Whether its processes are some that were there before.
+    pub(crate) fn goes_on(&self) -> bool {
+        match self {
+            Self::Root(_) => false,
+            Self::Vm(start) => start.launch.since_ms.is_some(),
+        }
+    }
+}
+
 /// Where to put what is captured.
 #[derive(Clone)]
 pub(crate) struct Target {
@@ -85,10 +100,10 @@ pub(crate) struct Captured {
 
 /// What of a sandbox is not on the volume yet; it can be written out while the sandbox goes on.
 pub(crate) enum Unwritten {
-    /// Of its own file system, seen through one of its folders.
-    FileSystem(File),
-    /// Of files on the volume.
-    Files(Vec<File>),
+    /// Of the disk on a loop device, `major:minor`.
+    Disk(String),
+    /// What a machine's guest has in memory of its disk, and then what of its files is not on the volume.
+    Guest(Guest, Vec<File>),
 }
 
 /// Starts the sandbox of `record`, on the disk whose image is in `folder`. Writes into the record how to find it again,
@@ -101,7 +116,7 @@ pub(crate) async fn start(
     session: &Arc<Session>,
 ) -> Result<Machine, Error> {
     let (slot, kind) = match ready {
-        Ready::Root(Prepared { slot, root, disk_device }) => (slot, Kind::Root { root, disk_device }),
+        Ready::Root(Prepared { slot, root, disk_device, .. }) => (slot, Kind::Root { root, disk_device }),
         Ready::Vm(start) => (start.slot, Kind::Vm { launch: start.launch }),
     };
     let disk_device = kind.disk_device();
@@ -223,29 +238,45 @@ fn trouble(what: &str, error: &dyn std::fmt::Display) -> Error {
     Error::new(ErrorKind::SandboxFailed, format!("the sandbox could not be started: {what}: {error}"))
 }
 
-/// Takes over the sandbox that `record` says is running. An error means that it is not, or cannot be used; whatever is
-/// left of it has been ended.
+/// Why a sandbox that was running is not taken over.
+pub(crate) enum NotAdopted {
+    /// It does not run any more, or cannot be used; whatever was left of it has been ended.
+    Ended(String),
+    /// This process lacks something; the sandbox runs on.
+    Shortage(String),
+}
+
+impl NotAdopted {
+    fn of(what: &str, error: &io::Error) -> Self {
+        let reason = format!("{what}: {error}");
+        if is_shortage(error) { Self::Shortage(reason) } else { Self::Ended(reason) }
+    }
+}
+
+/// Takes over the sandbox that `record` says is running.
 pub(crate) async fn adopt(
     host: &Arc<Host>,
     record: &Record,
     folder: &Path,
     session: &Arc<Session>,
-) -> Result<Machine, String> {
-    let Some(machine) = &record.machine else { return Err("it has no processes".into()) };
+) -> Result<Machine, NotAdopted> {
+    let Some(machine) = &record.machine else {
+        return Err(NotAdopted::Ended("it has no processes".into()));
+    };
     let cgroup = host.cgroup(record.cgroup());
     let adopted = async {
         if machine.boot_id != boot_id() || machine.pid == 0 || !cgroup.contains(machine.pid) {
-            return Err("its processes have ended".to_owned());
+            return Err(NotAdopted::Ended("its processes have ended".into()));
         }
         // A capture that was killed in every part of it has left it standing still.
-        cgroup.thaw().map_err(|error| error.to_string())?;
+        cgroup.thaw().map_err(|error| NotAdopted::Ended(error.to_string()))?;
         let process =
-            Watched::new(machine.pid).map_err(|error| format!("its processes have ended: {error}"))?;
+            Watched::new(machine.pid).map_err(|error| NotAdopted::of("its processes have ended", &error))?;
         let slot = host
             .network
             .adopt(machine.slot, machine.pid)
             .await
-            .map_err(|error| format!("its network could not be taken over: {error}"))?;
+            .map_err(|error| NotAdopted::of("its network could not be taken over", &error))?;
         let found = match record.spec.isolation {
             Isolation::Container => container::find(machine, folder).await,
             Isolation::Vm => vm::find(machine, folder).await,
@@ -254,7 +285,10 @@ pub(crate) async fn adopt(
             Ok((guest, body)) => Ok((guest, body, process, slot)),
             Err(error) => {
                 disconnect(host, slot);
-                Err(error.message)
+                Err(match error.kind {
+                    ErrorKind::Unavailable => NotAdopted::Shortage(error.message),
+                    _ => NotAdopted::Ended(error.message),
+                })
             }
         }
     };
@@ -265,11 +299,12 @@ pub(crate) async fn adopt(
             host.cpus.adopt(&machine.cpus);
             Ok(Machine { guest, process, pid: machine.pid, slot, cpus: machine.cpus.clone(), cgroup, body })
         }
-        Err(reason) => {
+        Err(NotAdopted::Ended(reason)) => {
             end_processes(&cgroup).await;
             release_disk(&machine.disk_device, folder).await;
-            Err(reason)
+            Err(NotAdopted::Ended(reason))
         }
+        Err(shortage @ NotAdopted::Shortage(_)) => Err(shortage),
     }
 }
 
@@ -279,6 +314,10 @@ impl Machine {
         self.process.ended().await;
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.process.has_ended()
+    }
+
     /// Connects to the agent again, after its connection broke.
     pub(crate) async fn reconnect(&mut self, folder: &Path) -> Result<(), Error> {
         let guest = match &self.body {
@@ -286,7 +325,8 @@ impl Machine {
             Body::Vm(_) => Guest::connect_port(folder).await?,
         };
         // A connection broke for a reason; the next one is believed when it has carried a call.
-        guest.check().await?;
+        let nonsense = |error: Error| Error::new(ErrorKind::SandboxFailed, error.message);
+        guest.check().await.map_err(nonsense)?;
         self.guest = guest;
         Ok(())
     }
@@ -309,6 +349,14 @@ impl Machine {
         }
     }
 
+    /// Has written down what commands have come to, where that would end with its agent. An agent that cannot, or is of before
+    /// this was so, ends without.
+    pub(crate) async fn keep_results(&self) {
+        if let Body::Container(_) = &self.body {
+            container::keep_results(&self.guest).await;
+        }
+    }
+
     /// Has written what only its own memory holds of its disk, if it can be brought to.
     pub(crate) async fn write_out(&self) {
         if let Body::Vm(_) = &self.body {
@@ -324,7 +372,15 @@ impl Machine {
         }
     }
 
-    /// Lets it run on after [`Self::suspend`].
+    /// Whether it stands still, by itself, before a write that its disk has no room for.
+    pub(crate) async fn has_no_room(&mut self) -> bool {
+        match &mut self.body {
+            Body::Container(_) => false,
+            Body::Vm(vm) => vm.has_no_room().await,
+        }
+    }
+
+    /// Lets it run on after [`Self::suspend`], or once there is room again.
     pub(crate) async fn go_on(&mut self) {
         if let Body::Vm(vm) = &mut self.body {
             vm.go_on().await;
@@ -334,8 +390,8 @@ impl Machine {
     /// What of it could be written out before it is captured.
     pub(crate) fn unwritten(&self, folder: &Path) -> std::io::Result<Unwritten> {
         match &self.body {
-            Body::Container(_) => self.open_root().map(Unwritten::FileSystem),
-            Body::Vm(_) => vm::unwritten(folder).map(Unwritten::Files),
+            Body::Container(container) => Ok(Unwritten::Disk(container.disk_device.clone())),
+            Body::Vm(_) => vm::unwritten(folder).map(|files| Unwritten::Guest(self.guest.clone(), files)),
         }
     }
 
@@ -343,7 +399,7 @@ impl Machine {
     fn open_root(&self) -> std::io::Result<File> {
         let root = File::open(format!("/proc/{}/root", self.pid))?;
         // Another process may have got the number since; not while this one was there before and after.
-        if self.process.has_ended() {
+        if self.has_ended() {
             return Err(std::io::Error::other("it has ended"));
         }
         Ok(root)
@@ -368,11 +424,36 @@ impl Machine {
         })
     }
 
-    /// Bytes of memory that cannot be taken back without harm; `None` where only its own kernel knows.
-    pub(crate) fn memory_in_use(&self) -> Option<u64> {
+    /// Bytes that it has written and that only the host's memory has; `None` where they are its own kernel's affair.
+    pub(crate) fn unwritten_bytes(&self) -> Option<u64> {
         match &self.body {
-            Body::Container(_) => Some(self.cgroup.memory_in_use()),
+            Body::Container(_) => Some(self.cgroup.unwritten_bytes()),
             Body::Vm(_) => None,
+        }
+    }
+
+    /// How its process has ended, if the kernel tells: it does a moment after the end, when the launcher has been told.
+    pub(crate) async fn exit(&self) -> Option<Exit> {
+        let deadline = tokio::time::Instant::now() + EXIT_DEADLINE;
+        loop {
+            let exit = self.process.exit();
+            if exit.is_some() || tokio::time::Instant::now() > deadline {
+                return exit;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Where to read what it uses.
+    pub(crate) fn meter(&self, host: &Host) -> Meter {
+        Meter {
+            cgroup: self.cgroup.clone(),
+            link: host.network.plan().link(self.slot.index),
+            pid: self.pid,
+            guest: match &self.body {
+                Body::Container(_) => None,
+                Body::Vm(_) => Some(self.guest.clone()),
+            },
         }
     }
 
@@ -393,6 +474,14 @@ impl Machine {
         let _ = self.cgroup.kill();
         // What was set aside ends in any case; its group is not to look as if somebody had to let it go on.
         let _ = self.cgroup.thaw();
+    }
+
+    /// The size it has to have instead of this one, because what is in its memory does not fit.
+    pub(crate) fn outgrown(&self, size: Size) -> Option<Size> {
+        match &self.body {
+            Body::Container(_) => None,
+            Body::Vm(vm) => vm.outgrown(size),
+        }
     }
 
     pub(crate) fn cpus(&self) -> &[u32] {
@@ -438,11 +527,19 @@ impl Machine {
 }
 
 impl Unwritten {
-    /// Writes it out; blocks.
+    /// Has the guest of a machine write out its part: should its memory ever be of no use, as to a fork of another size, nothing
+    /// that was written is lost with it. One that does not come to it holds nobody up for longer than that.
+    pub(crate) async fn ask_guest(&self, patience: Duration) {
+        if let Self::Guest(guest, _) = self {
+            vm::write_out(guest, patience).await;
+        }
+    }
+
+    /// Writes out the rest; blocks.
     pub(crate) fn write_out(&self) -> std::io::Result<()> {
         match self {
-            Self::FileSystem(root) => rustix::fs::syncfs(root).map_err(Into::into),
-            Self::Files(files) => files.iter().try_for_each(File::sync_data),
+            Self::Disk(device) => warren_runtime_container::write_out(device).map_err(std::io::Error::other),
+            Self::Guest(_, files) => files.iter().try_for_each(File::sync_data),
         }
     }
 }

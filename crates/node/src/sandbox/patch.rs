@@ -6,11 +6,13 @@
 //! ```
 //!
 //! Each patch is an ordinary command of the agent, in order, each once. Which one is running is written down, so a node that
-//! is killed meanwhile goes on waiting for it instead of running it twice. Nobody waits for start commands, and they are
-//! started once for each start of the sandbox.
+//! is killed meanwhile goes on waiting for it instead of running it twice. For the same reason no checkpoint holds half a
+//! patch: a capture waits for the end of them. Nobody waits for start commands, and they are started once for each start of
+//! the sandbox.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
@@ -22,6 +24,8 @@ use warren_types::{Error, ErrorKind};
 
 use super::activity::Call;
 use super::actor::{Actor, Answer};
+use super::capture::Taken;
+use super::machine::Target;
 use super::record::StartedPatch;
 use crate::checkpoint::make::now_ms;
 use crate::guest::Guest;
@@ -45,16 +49,23 @@ const FILE: &str = "patches.json";
 pub(crate) struct Patching {
     task: Option<JoinHandle<PatchRun>>,
     waiters: Vec<Waiter>,
+    /// Those that its checkpoint had when it was forked: they are owed even if the checkpoint goes.
+    owed: Arc<Vec<Patch>>,
 }
 
 enum Waiter {
     Use(Answer<(Guest, Call)>),
     Report(Answer<Report>),
+    Capture(Target, Answer<Taken>),
 }
 
 impl Patching {
     pub(super) fn is_running(&self) -> bool {
         self.task.is_some()
+    }
+
+    pub(super) fn owe(&mut self, patches: Arc<Vec<Patch>>) {
+        self.owed = patches;
     }
 
     pub(super) fn wait(&mut self, answer: Answer<Report>) {
@@ -63,6 +74,10 @@ impl Patching {
 
     pub(super) fn wait_for_use(&mut self, answer: Answer<(Guest, Call)>) {
         self.waiters.push(Waiter::Use(answer));
+    }
+
+    pub(super) fn wait_to_capture(&mut self, target: Target, answer: Answer<Taken>) {
+        self.waiters.push(Waiter::Capture(target, answer));
     }
 
     /// How the patch that runs has ended.
@@ -82,6 +97,7 @@ impl Patching {
             match waiter {
                 Waiter::Use(answer) => drop(answer.send(Err(error.clone()))),
                 Waiter::Report(answer) => drop(answer.send(Err(error.clone()))),
+                Waiter::Capture(_, answer) => drop(answer.send(Err(error.clone()))),
             }
         }
     }
@@ -89,17 +105,21 @@ impl Patching {
 
 impl Actor {
     /// Runs what the sandbox has not had yet, and then lets its callers in.
-    pub(super) async fn begin_patches(&mut self) {
+    async fn begin_patches(&mut self) {
         if !self.begin_next_patch().await {
-            self.end_patches();
+            self.end_patches().await;
         }
     }
 
     /// Goes on with what a start of the sandbox had left to do when the node was killed.
     pub(super) async fn resume_patches(&mut self) {
-        if !self.record.settling {
-            return;
+        if self.record.settling {
+            self.go_on_with_patches().await;
         }
+    }
+
+    /// A patch that is already running, in memory that was kept, is waited for and not begun again.
+    pub(super) async fn go_on_with_patches(&mut self) {
         match (self.record.patch.clone(), &self.machine) {
             (Some(started), Some(machine)) => {
                 self.patching.task = Some(tokio::spawn(follow(machine.guest.clone(), started)));
@@ -111,15 +131,16 @@ impl Actor {
     /// Whether there was one, and it runs.
     async fn begin_next_patch(&mut self) -> bool {
         let (Some(lineage), Some(machine)) = (&self.record.lineage, &self.machine) else { return false };
-        let Some(patch) = self.host.checkpoints.next_patch(&lineage.checkpoint, lineage.patches_applied)
-        else {
+        let patches = self.host.checkpoints.patches(&lineage.checkpoint);
+        let patches = patches.unwrap_or_else(|| self.patching.owed.clone());
+        let Some(patch) = patches.iter().find(|patch| patch.sequence > lineage.patches_applied) else {
             if self.record.patch_error.take().is_some() {
                 self.note();
             }
             return false;
         };
         let guest = machine.guest.clone();
-        match start(&guest, &patch).await {
+        match start(&guest, patch).await {
             Ok(exec) => {
                 let started = StartedPatch { sequence: patch.sequence, exec: exec.id, at_ms: now_ms() };
                 self.record.patch = Some(started.clone());
@@ -138,7 +159,16 @@ impl Actor {
 
     pub(super) async fn on_patch_ended(&mut self, run: PatchRun) {
         if !self.take_run(run) || !self.begin_next_patch().await {
-            self.end_patches();
+            self.end_patches().await;
+        }
+    }
+
+    /// Keeps a run that came to no end, of a patch whose processes are gone. It begins anew with the next start.
+    pub(super) fn give_up_patch(&mut self) {
+        let Some(StartedPatch { sequence, at_ms, .. }) = self.record.patch.take() else { return };
+        let run = failed_run(sequence, "the sandbox was hibernated, or started anew, while it ran");
+        if let Err(error) = keep(&self.folder, PatchRun { started_at_ms: at_ms, ..run }) {
+            warn!(%error, "that a patch was interrupted could not be kept");
         }
     }
 
@@ -158,23 +188,26 @@ impl Actor {
         went_well
     }
 
-    fn end_patches(&mut self) {
+    async fn end_patches(&mut self) {
         let begun = std::mem::take(&mut self.record.settling);
         if begun && let Err(error) = self.save() {
             warn!(%error, "that a sandbox has started could not be written down");
         }
-        let Some(machine) = &self.machine else { return };
+        let Some(guest) = self.machine.as_ref().map(|machine| machine.guest.clone()) else { return };
         for waiter in std::mem::take(&mut self.patching.waiters) {
             match waiter {
                 Waiter::Use(answer) => {
-                    let _ = answer.send(Ok((machine.guest.clone(), self.activity.begin_call())));
+                    let _ = answer.send(Ok((guest.clone(), self.activity.begin_call())));
                 }
                 Waiter::Report(answer) => self.answer_report(answer),
+                Waiter::Capture(target, answer) => {
+                    let _ = answer.send(self.take(&target).await);
+                }
             }
         }
         let resumed = self.record.machine.as_ref().is_some_and(|machine| machine.resumed);
         if begun && !resumed && !self.record.spec.start_commands.is_empty() {
-            tokio::spawn(start_all(machine.guest.clone(), self.record.spec.start_commands.clone()));
+            tokio::spawn(start_all(guest, self.record.spec.start_commands.clone()));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! What is written down of a sandbox, so that a restarted node knows what it had.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use warren_node_api::{PatchProgress, Report, SandboxSpec};
 use warren_runtime_vm::snapshot::Made;
 use warren_types::{ExecId, SandboxId, SandboxState};
@@ -13,7 +15,16 @@ use super::{CURRENT, PREVIOUS};
 use crate::checkpoint::manifest::Lineage;
 
 const FORMAT: u32 = 1;
-const FILE: &str = "record.json";
+pub(crate) const FILE: &str = "record.json";
+/// The newest that has surely been brought to the drive.
+const DURABLE_FILE: &str = "record.durable.json";
+/// One that has stood for this long has been: the volume is synced half a second after each change.
+const DURABLE_AFTER: Duration = Duration::from_secs(10);
+/// More than a sandbox can have gone through before its record was brought to the drive: who has heard of them believes what
+/// comes after them only.
+const LOST_GENERATIONS: u64 = 10_000;
+const WRITES_LOST: &str = "some of what it wrote could not be brought to its disk, because the node's volume was full; files \
+    written at that time may be damaged: write them again, or restore a checkpoint";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -28,6 +39,9 @@ pub(crate) struct Record {
     /// What was tried and did not work.
     #[serde(default)]
     pub(crate) warning: Option<String>,
+    /// Some of what was written to its disk did not come there.
+    #[serde(default)]
+    pub(crate) writes_lost: bool,
     /// What it is on its way to, while its processes are being ended: a restart goes on from there.
     #[serde(default)]
     pub(crate) transition: Option<Transition>,
@@ -62,6 +76,7 @@ pub(crate) struct Record {
 /// Why the processes of a sandbox are being ended. Written down first: from then on there is no way back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a sandbox has at most one")]
 pub(crate) enum Transition {
     /// To hibernate it.
     Hibernate,
@@ -73,6 +88,8 @@ pub(crate) enum Transition {
         lineage: Option<Lineage>,
         #[serde(default)]
         suspended: Option<Suspended>,
+        #[serde(default)]
+        writes_lost: bool,
     },
     /// To resume it from memory. Until it runs nothing is lost: disk and memory are kept as `previous` as well.
     Resume,
@@ -97,6 +114,12 @@ pub(crate) struct Kept {
     pub(crate) generation: u64,
     /// Milliseconds since the Unix epoch.
     pub(crate) at_ms: u64,
+    /// How far the patches of the checkpoint it came from were in it; unknown of one that was kept by an older program.
+    #[serde(default)]
+    pub(crate) patches_applied: Option<u32>,
+    /// The patch that was running.
+    #[serde(default)]
+    pub(crate) patch: Option<StartedPatch>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +156,19 @@ pub(crate) struct MachineRecord {
     pub(crate) made: Option<Made>,
 }
 
+/// Why there is no record.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("there is none")]
+    Absent,
+    #[error("it cannot be read: {0}")]
+    Unreadable(#[source] io::Error),
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+    #[error("it has format {found}, and this server knows {known}")]
+    Foreign { found: u32, known: u32 },
+}
+
 impl Record {
     pub(crate) fn new(id: SandboxId, spec: SandboxSpec, template_digest: String) -> Self {
         Self {
@@ -144,6 +180,7 @@ impl Record {
             generation: 1,
             reason: None,
             warning: None,
+            writes_lost: false,
             transition: None,
             suspended: None,
             disk: None,
@@ -209,8 +246,15 @@ impl Record {
         self.settle();
     }
 
+    /// Remembers that what was written to the disk is not all there. Nobody can tell which of it, so it is said until the disk
+    /// is another one.
+    pub(crate) fn lose_writes(&mut self) {
+        self.writes_lost = true;
+        self.warning = Some(WRITES_LOST.to_owned());
+    }
+
     fn settle(&mut self) {
-        self.warning = None;
+        self.warning = self.writes_lost.then(|| WRITES_LOST.to_owned());
         self.transition = None;
         self.generation += 1;
     }
@@ -221,19 +265,61 @@ impl Record {
     }
 
     /// Replaces the file in one step: a reader sees the old record or this one. Synced a little later, with the whole
-    /// volume.
+    /// volume; should the host lose power before, the file can be empty, and the one that was there before counts again.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        let unfinished = folder.join("record.unfinished");
+        let (unfinished, file) = (folder.join("record.unfinished"), folder.join(FILE));
         fs::write(&unfinished, serde_json::to_vec(self)?)?;
-        fs::rename(unfinished, folder.join(FILE))
+        let age = |there: Metadata| there.modified().ok()?.elapsed().ok();
+        if fs::metadata(&file).ok().and_then(age).is_some_and(|age| age > DURABLE_AFTER) {
+            let durable = folder.join(DURABLE_FILE);
+            let _ = fs::remove_file(&durable);
+            let _ = fs::hard_link(&file, durable);
+        }
+        fs::rename(unfinished, file)
     }
 
-    pub(crate) fn load(folder: &Path) -> io::Result<Self> {
-        let record: Self = serde_json::from_slice(&fs::read(folder.join(FILE))?)?;
-        if record.format == FORMAT {
-            Ok(record)
-        } else {
-            Err(io::Error::other("the record has an unknown format"))
+    pub(crate) fn load(folder: &Path) -> Result<Self, RecordError> {
+        match Self::read(&folder.join(FILE)) {
+            Err(RecordError::Damaged(why)) => {
+                let Ok(durable) = Self::read(&folder.join(DURABLE_FILE)) else {
+                    return Err(RecordError::Damaged(why));
+                };
+                warn!(id = %durable.id, why, "the record of a sandbox is damaged; going on with the one before it");
+                Ok(durable.of_another_time())
+            }
+            read => read,
+        }
+    }
+
+    fn read(file: &Path) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let damaged = |error: serde_json::Error| RecordError::Damaged(error.to_string());
+        let json = fs::read(file).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => RecordError::Absent,
+            _ => RecordError::Unreadable(error),
+        })?;
+        let Head { format } = serde_json::from_slice(&json).map_err(damaged)?;
+        if format != FORMAT {
+            return Err(RecordError::Foreign { found: format, known: FORMAT });
+        }
+        serde_json::from_slice(&json).map_err(damaged)
+    }
+
+    /// What its files held then says nothing about what they hold now. The disk is that of a file system that keeps itself in
+    /// order.
+    fn of_another_time(self) -> Self {
+        Self {
+            transition: None,
+            suspended: None,
+            disk: None,
+            previous: None,
+            previous_suspended: None,
+            patch: None,
+            generation: self.generation + LOST_GENERATIONS,
+            ..self
         }
     }
 }
@@ -241,4 +327,79 @@ impl Record {
 /// This boot of the host.
 pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::fs::File;
+    use std::time::SystemTime;
+    use warren_types::{EgressPolicy, Isolation, Size};
+
+    fn record() -> Record {
+        let spec = SandboxSpec {
+            template: "base".into(),
+            isolation: Isolation::Container,
+            size: Size::resolve(None, None, None).unwrap(),
+            envs: BTreeMap::new(),
+            timeout_seconds: 0,
+            egress: EgressPolicy::default(),
+            sealed: false,
+            start_commands: Vec::new(),
+            from_checkpoint: None,
+            image: warren_node_api::ImageSettings::default(),
+        };
+        Record {
+            state: SandboxState::Hibernated,
+            ..Record::new(SandboxId::generate(), spec, "ab".repeat(32))
+        }
+    }
+
+    /// As a loss of power leaves a file whose content was not on the drive yet.
+    fn empty(folder: &Path) {
+        File::create(folder.join(FILE)).unwrap();
+    }
+
+    fn make_older(folder: &Path) {
+        let file = File::options().write(true).open(folder.join(FILE)).unwrap();
+        file.set_modified(SystemTime::now() - DURABLE_AFTER * 2).unwrap();
+    }
+
+    #[test]
+    fn a_record_that_a_loss_of_power_took_leaves_the_one_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let kept = Kept { digest: "d".into(), generation: 1, at_ms: 1, patches_applied: None, patch: None };
+        let old = Record { disk: Some(kept), ..record() };
+        old.save(folder).unwrap();
+        make_older(folder);
+        // Of several that follow each other at once, none may be on the drive.
+        for generation in [2, 3] {
+            Record { generation, ..old.clone() }.save(folder).unwrap();
+        }
+        assert_eq!(Record::load(folder).unwrap().generation, 3);
+        empty(folder);
+        let found = Record::load(folder).unwrap();
+        assert!(
+            found.id == old.id && found.generation > 3,
+            "who has heard of the third believes what is later"
+        );
+        assert_eq!(found.disk, None, "what the disk held then is not what it must hold now");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_apart_from_what_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        assert!(matches!(Record::load(folder), Err(RecordError::Absent)));
+        // Something is there, and what it says may be known at another time.
+        fs::create_dir(folder.join(FILE)).unwrap();
+        assert!(matches!(Record::load(folder), Err(RecordError::Unreadable(_))));
+        fs::remove_dir(folder.join(FILE)).unwrap();
+        empty(folder);
+        assert!(matches!(Record::load(folder), Err(RecordError::Damaged(_))));
+        fs::write(folder.join(FILE), r#"{"format":9,"other":true}"#).unwrap();
+        assert!(matches!(Record::load(folder), Err(RecordError::Foreign { found: 9, .. })));
+    }
 }

@@ -29,6 +29,21 @@ impl Actor {
         Ok(())
     }
 
+    /// Memory that was restored into a smaller sandbox than it was of, and does not fit: it keeps its size, and that is said.
+    pub(super) async fn grow_to_its_memory(&mut self) {
+        let before = self.record.spec.size;
+        let Some(size) = self.machine.as_ref().and_then(|machine| machine.outgrown(before)) else { return };
+        self.record.warning = Some(match self.apply_size(size).await {
+            Ok(()) => format!(
+                "it has {} MB of memory again instead of {} MB, because what runs in it needs that; end something in it and \
+                 scale it",
+                size.memory_mb, before.memory_mb
+            ),
+            Err(error) => format!("it uses more memory than the {} MB it should: {error}", before.memory_mb),
+        });
+        self.note();
+    }
+
     async fn apply_size(&mut self, size: Size) -> Result<(), Error> {
         let Some(machine) = &mut self.machine else {
             return Err(Error::internal("a running sandbox has no processes"));

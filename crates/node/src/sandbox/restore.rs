@@ -9,13 +9,15 @@
 //! settings and everything else of the record stay. A sandbox that cannot be started again hibernates and says why.
 
 use std::io;
+use std::sync::Arc;
 
 use tracing::{info, warn};
 use warren_node_api::Report;
 use warren_types::{Error, SandboxState};
 
-use super::actor::{Actor, Answer};
+use super::actor::{Actor, Answer, Changing};
 use super::record::Transition;
+use super::start::With;
 use super::{CURRENT, NEXT};
 use crate::checkpoint::Whole;
 
@@ -29,42 +31,64 @@ pub(crate) enum Order {
 }
 
 impl Actor {
-    pub(super) async fn begin(&mut self, order: Order, answer: Answer<Report>) {
+    pub(super) async fn begin(&mut self, order: Order, changing: Changing, answer: Answer<Report>) {
         match order {
-            Order::Reboot { hard } => match self.reboot(hard).await {
-                Ok(()) if self.patching.is_running() => self.patching.wait(answer),
-                Ok(()) => self.answer_report(answer),
-                Err(error) => drop(answer.send(Err(error))),
-            },
-            Order::Restore(whole) => match self.prepare_restore(whole).await {
-                Ok(()) => {
-                    self.answer_report(answer);
+            Order::Reboot { hard } => {
+                let rebooted = self.reboot(hard).await;
+                drop(changing);
+                match rebooted {
+                    Ok(()) if self.patching.is_running() => self.patching.wait(answer),
+                    Ok(()) => self.answer_report(answer),
+                    Err(error) => drop(answer.send(Err(error))),
+                }
+            }
+            Order::Restore(whole) => {
+                let prepared = self.prepare_restore(whole).await;
+                // Until one that has failed runs again its use is refused, not held up.
+                let at_once = prepared.is_ok() && self.record.state == SandboxState::Error;
+                if at_once {
                     self.start_again().await;
                 }
-                Err(error) => drop(answer.send(Err(error))),
-            },
+                drop(changing);
+                match prepared {
+                    Ok(()) if self.record.state == SandboxState::Error => {
+                        let _ = answer.send(Err(self.gone()));
+                    }
+                    Ok(()) => {
+                        self.answer_report(answer);
+                        if !at_once {
+                            self.start_again().await;
+                        }
+                    }
+                    Err(error) => drop(answer.send(Err(error))),
+                }
+            }
         }
     }
 
     async fn reboot(&mut self, hard: bool) -> Result<(), Error> {
         match self.record.state {
             SandboxState::Running => {}
-            // Nothing runs: starting it is all there is to do.
-            SandboxState::Hibernated => {
-                // Not with what was in its memory: that is what a reboot is for.
-                self.record.suspended = None;
-                return self.ensure_running().await.map(drop);
-            }
-            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+            // Nothing runs: starting it is all there is to do, without what was in its memory.
+            SandboxState::Hibernated | SandboxState::Error => return self.rise(With::DiskAlone).await,
+            SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
         }
         self.patching.call_off(&Error::unavailable("the sandbox was rebooted meanwhile; try again"));
+        self.write_out().await?;
         self.begin_transition(Transition::Restart)?;
         if let Some(machine) = &self.machine {
             if hard {
                 machine.write_out().await;
             } else {
                 machine.ask_to_end().await;
+                machine.keep_results().await;
             }
+        }
+        // What they wrote to the last.
+        if !hard && let Err(error) = self.write_out().await {
+            self.record.transition = None;
+            let _ = self.save();
+            return Err(error);
         }
         self.end_machine().await;
         self.start_or_rest().await?;
@@ -75,8 +99,8 @@ impl Actor {
     /// Up to here everything can be refused without harm; from here on it happens.
     async fn prepare_restore(&mut self, whole: Whole) -> Result<(), Error> {
         match self.record.state {
-            SandboxState::Running | SandboxState::Hibernated => {}
-            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
+            SandboxState::Running | SandboxState::Hibernated | SandboxState::Error => {}
+            SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
         }
         if whole.manifest.sandbox_id != self.record.id {
             return Err(Error::invalid("the checkpoint is of another sandbox; fork it instead"));
@@ -85,18 +109,19 @@ impl Actor {
         if whole.manifest.spec.isolation != self.record.spec.isolation {
             return Err(Error::conflict("the checkpoint is of another isolation than this sandbox has"));
         }
-        let (template_digest, lineage) =
-            (whole.manifest.template_digest.clone(), whole.manifest.lineage.clone());
-        let suspended = whole.suspended();
+        let restore = Transition::Restore {
+            template_digest: whole.manifest.template_digest.clone(),
+            lineage: whole.manifest.lineage.clone(),
+            suspended: whole.suspended(),
+            writes_lost: whole.manifest.writes_lost,
+        };
         let folder = self.folder.clone();
         let made = tokio::task::spawn_blocking(move || whole.share(&folder, NEXT)).await;
         let prepared = made
             .map_err(io::Error::other)
             .flatten()
             .map_err(|error| Error::unavailable(format!("the checkpoint's disk could not be taken: {error}")))
-            .and_then(|()| {
-                self.begin_transition(Transition::Restore { template_digest, lineage, suspended })
-            });
+            .and_then(|()| self.begin_transition(restore));
         if prepared.is_err() {
             NEXT.remove(&self.folder);
             return prepared;
@@ -109,7 +134,7 @@ impl Actor {
     /// Carries out what is written down as under way. The beginning of it may lie before the node's start.
     pub(super) async fn start_again(&mut self) {
         let mut old = None;
-        if let Some(Transition::Restore { template_digest, lineage, suspended }) =
+        if let Some(Transition::Restore { template_digest, lineage, suspended, writes_lost }) =
             self.record.transition.clone()
         {
             // First, because it is all that could fail; what runs still has the old one and does not notice.
@@ -119,7 +144,12 @@ impl Actor {
             old = self.set_machine_aside().await;
             self.record.template_digest = template_digest;
             self.record.lineage = lineage;
+            // Of the checkpoint that it was forked from, which may be another.
+            self.patching.owe(Arc::default());
             self.record.patch_error = None;
+            self.record.writes_lost = writes_lost;
+            // What its memory was in the middle of is of another time.
+            self.record.patch = None;
             self.record.disk = None;
             self.record.suspended = suspended;
         }
@@ -161,17 +191,24 @@ impl Actor {
             NEXT.remove(&self.folder);
             return Ok(());
         };
-        // Whatever became of it meanwhile, it no longer goes with the disk.
-        self.record.suspended = None;
+        // The memory that ran does not go with the disk any more; that of the checkpoint is still there.
+        self.record.suspended = match self.record.transition.take() {
+            Some(Transition::Restore { suspended: Some(suspended), .. })
+                if self.put_next_in_place(true).await.is_ok() =>
+            {
+                Some(suspended)
+            }
+            _ => None,
+        };
         if self.record.state == SandboxState::Running {
             // Its disk is whole and the next use tries again.
             let _ = self.become_state(SandboxState::Hibernated, None);
-            self.record.warning = Some(format!("it could not be started again: {}", error.message));
-            self.note();
+        }
+        self.record.warning = Some(format!("it could not be started again: {}", error.message));
+        self.note();
+        NEXT.remove(&self.folder);
+        if self.record.state == SandboxState::Hibernated {
             self.begin_measuring();
-        } else {
-            self.record.transition = None;
-            let _ = self.save();
         }
         Err(error)
     }

@@ -17,13 +17,23 @@ use super::machine::{self, Fit, Ready, VmStart};
 use super::record::{Kept, Suspended, Transition};
 use super::stock::Prepared;
 use super::{CURRENT, DISK, Files, PREVIOUS};
+use crate::checkpoint::Whole;
 use crate::checkpoint::manifest::Lineage;
-use crate::disk::digest;
+use crate::disk::{self, digest};
 use crate::guest::Guest;
 use crate::registry::Host;
 
-/// Bytes that must be free on the volume for a sandbox to be made or woken.
+/// Bytes that must be free on the volume for a sandbox to be made or woken; beside the whole memory of a virtual machine, which
+/// is written there as it is used.
 const MIN_FREE_BYTES: u64 = 1 << 30;
+
+/// What one that rests goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum With {
+    /// Its memory too, where it has been kept.
+    Memory,
+    DiskAlone,
+}
 
 impl Actor {
     /// Makes the disk and starts the sandbox for the first time. Leaves nothing behind when that fails.
@@ -54,14 +64,22 @@ impl Actor {
                 return Err(error);
             }
         };
+        self.patching.owe(whole.patches.clone());
         self.record.template_digest.clone_from(&whole.manifest.template_digest);
         self.record.spec.isolation = whole.manifest.spec.isolation;
+        // Only now it is known what it will be.
+        self.check_volume()?;
         self.record.spec.template.clone_from(&whole.manifest.spec.template);
         if self.record.spec.image.is_empty() {
             self.record.spec.image.clone_from(&whole.manifest.spec.image);
         }
-        self.record.spec.size.disk_mb = whole.manifest.spec.size.disk_mb;
+        let (own, wanted) = (whole.manifest.spec.size.disk_mb, self.record.spec.size.disk_mb);
+        self.record.spec.size.disk_mb = wanted.max(own);
         self.record.lineage = Some(Lineage { checkpoint: id.clone(), patches_applied: 0 });
+        self.record.writes_lost = whole.manifest.writes_lost;
+        if wanted > own {
+            return self.start_on_larger_disk(whole).await;
+        }
         if self.record.spec.isolation == Isolation::Container {
             let _turn = host.turn().await?;
             if let Some(prepared) = Prepared::fork(&host, &id, &self.folder.join(DISK))? {
@@ -78,6 +96,34 @@ impl Actor {
         let made = tokio::task::spawn_blocking(move || whole.share(&folder, CURRENT)).await;
         made.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))?;
         self.start().await
+    }
+
+    /// Starts a fork on a larger disk than its checkpoint has. A machine begins anew then: its memory knows a disk of the
+    /// old size. It grows the file system itself when it begins, because what a machine wrote is not mounted outside of one.
+    async fn start_on_larger_disk(&mut self, whole: Whole) -> Result<(), Error> {
+        let host = self.host.clone();
+        let (disk_mb, image) = (self.record.spec.size.disk_mb, self.folder.join(DISK));
+        if self.record.spec.isolation == Isolation::Vm {
+            let made = tokio::task::spawn_blocking(move || {
+                let grows = disk::grows_while_mounted(&whole.image)?;
+                disk::reflink_larger(&whole.image, disk_mb, &image).map(|()| grows)
+            });
+            let grows = made.await.map_err(io::Error::other).flatten().map_err(|error| no_disk(&error))?;
+            if !grows {
+                return Err(Error::conflict(
+                    "what the virtual machine is made from has a disk of an older version of this server, which cannot be made \
+                     larger; leave diskMB out, or build it anew",
+                ));
+            }
+            return self.start().await;
+        }
+        let _turn = host.turn().await?;
+        let make = async {
+            let made = host.disks.make_larger(whole.image, disk_mb, image.clone()).await;
+            made.map_err(|error| no_disk(&error))
+        };
+        let prepared = Prepared::on(&host, &self.record.template_digest, &image, make).await?;
+        self.start_in(Ready::Root(prepared)).await
     }
 
     async fn start_empty(&mut self) -> Result<(), Error> {
@@ -133,10 +179,6 @@ impl Actor {
                 let start = VmStart::resume(host, &self.record, &self.folder, suspended).await?;
                 self.start_in(Ready::Vm(start)).await
             }
-            Fit::OtherSize => {
-                info!("its memory is of a machine of another size, so it is started from its disk");
-                self.start_in(Ready::Vm(VmStart::boot(host, &self.record).await?)).await
-            }
             Fit::Useless(reason) => {
                 self.start_in(Ready::Vm(VmStart::boot(host, &self.record).await?)).await?;
                 let warning = format!(
@@ -152,7 +194,10 @@ impl Actor {
 
     async fn start_in(&mut self, ready: Ready) -> Result<(), Error> {
         self.record.settling = self.record.lineage.is_some() || !self.record.spec.start_commands.is_empty();
-        self.record.patch = None;
+        if !ready.goes_on() {
+            // A patch that was running has ended with all else.
+            self.give_up_patch();
+        }
         let machine =
             machine::start(&self.host, &mut self.record, &self.folder, ready, &self.session).await?;
         self.machine = Some(machine);
@@ -171,7 +216,8 @@ impl Actor {
             self.record.machine = None;
             return Err(error);
         }
-        self.begin_patches().await;
+        self.grow_to_its_memory().await;
+        self.go_on_with_patches().await;
         Ok(())
     }
 
@@ -201,9 +247,10 @@ impl Actor {
     }
 
     pub(super) async fn wake(&mut self, wake: Wake, answer: Answer<Report>) {
-        let awake = match wake.previous_disk {
-            true => self.wake_with_previous_disk().await,
-            false => self.ensure_running().await.map(drop),
+        let awake = match (wake.previous_disk, self.record.state) {
+            (true, _) => self.wake_with_previous_disk().await,
+            (false, SandboxState::Error) => self.rise(With::Memory).await,
+            (false, _) => self.ensure_running().await.map(drop),
         };
         self.activity.touch();
         match awake {
@@ -216,26 +263,34 @@ impl Actor {
     pub(super) async fn ensure_running(&mut self) -> Result<Guest, Error> {
         match self.record.state {
             SandboxState::Running => {}
-            SandboxState::Hibernated => {
-                self.check_volume()?;
-                self.stop_measuring();
-                self.check_disk().await?;
-                self.start_from_rest().await?;
-                info!("woken");
-            }
+            SandboxState::Hibernated => self.rise(With::Memory).await?,
             SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => return Err(self.gone()),
         }
-        let Some(machine) = &mut self.machine else {
+        if self.look_for_room.is_some() {
+            self.check_room().await?;
+        }
+        let Some(machine) = &self.machine else {
             return Err(Error::internal("a running sandbox has no processes"));
         };
         if !machine.guest.is_closed() {
             return Ok(machine.guest.clone());
         }
+        self.check_room().await?;
         self.reconnect().await;
         match &self.machine {
             Some(machine) => Ok(machine.guest.clone()),
             None => Err(self.gone()),
         }
+    }
+
+    /// Starts one that does not run on the disk it has. When that is refused it is what it was.
+    pub(super) async fn rise(&mut self, with: With) -> Result<(), Error> {
+        self.check_volume()?;
+        self.stop_measuring();
+        self.check_disk().await?;
+        self.start_from_rest(with).await?;
+        info!(?with, "woken");
+        Ok(())
     }
 
     /// Compares disk and memory with their digests, if they have any, and keeps them as they are before anything writes
@@ -269,20 +324,27 @@ impl Actor {
         }
     }
 
-    async fn start_from_rest(&mut self) -> Result<(), Error> {
-        // From here on it is written to, by the mount already: a node that is killed now must not expect the old digest.
-        self.record.disk = None;
-        self.record.transition = self.record.suspended.as_ref().map(|_| Transition::Resume);
-        self.save()?;
+    async fn start_from_rest(&mut self, with: With) -> Result<(), Error> {
+        // From here on it is written to, by the mount already: a node that is killed now must not expect the old digest. Memory
+        // that is to be left behind is there until the sandbox runs without it.
+        let (disk, suspended) = (self.record.disk.take(), self.record.suspended.clone());
+        self.record.transition = suspended.as_ref().map(|_| Transition::Resume);
+        if with == With::DiskAlone {
+            self.record.suspended = None;
+        }
+        if let Err(error) = self.save() {
+            (self.record.disk, self.record.suspended, self.record.transition) = (disk, suspended, None);
+            return Err(error);
+        }
         let started = self.start().await;
-        if started.is_err() && self.record.state == SandboxState::Hibernated {
+        if started.is_err() && self.record.state != SandboxState::Running {
             if self.record.transition == Some(Transition::Resume)
                 && let Err(error) = self.record.undo_resume(&self.folder)
             {
                 warn!(%error, "memory and disk could not be put back as they were before the sandbox woke");
             }
             let _ = self.save();
-            if self.record.disk.is_none() {
+            if self.record.state == SandboxState::Hibernated && self.record.disk.is_none() {
                 self.begin_measuring();
             }
         }
@@ -305,18 +367,35 @@ impl Actor {
             )
             .with_code(CODE_DISK_DAMAGED));
         }
-        // A node that is killed on the way puts the previous ones in place as well.
+        // A node that is killed on the way puts the previous ones in place as well, whether they have memory or not: the ones
+        // in their place must not be measured and taken for good.
+        let before = self.record.clone();
         let with_memory = suspended.is_some();
         self.record.suspended = suspended;
         self.record.disk = None;
-        self.record.transition = with_memory.then_some(Transition::Resume);
-        self.save()?;
+        // Not what the newer one was in the middle of.
+        self.record.patch = kept.patch.clone();
+        if let (Some(lineage), Some(applied)) = (&mut self.record.lineage, kept.patches_applied) {
+            lineage.patches_applied = applied;
+        }
+        self.record.transition = Some(Transition::Resume);
         let folder = self.folder.clone();
-        let replaced = tokio::task::spawn_blocking(move || PREVIOUS.share(&folder, CURRENT, with_memory));
-        replaced.await.map_err(io::Error::other).flatten().map_err(|error| {
-            Error::unavailable(format!("the previous disk could not be put in place: {error}"))
-        })?;
-        self.start_from_rest().await?;
+        let replaced = match self.save() {
+            Ok(()) => {
+                let share = move || PREVIOUS.share(&folder, CURRENT, with_memory);
+                let shared = tokio::task::spawn_blocking(share).await.map_err(io::Error::other).flatten();
+                shared.map_err(|error| {
+                    Error::unavailable(format!("the previous disk could not be put in place: {error}"))
+                })
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = replaced {
+            self.record = before;
+            let _ = self.save();
+            return Err(error);
+        }
+        self.start_from_rest(With::Memory).await?;
         info!(generation = kept.generation, "woken with the previous disk");
         Ok(())
     }
@@ -386,12 +465,17 @@ impl Actor {
 
     pub(super) fn check_volume(&self) -> Result<(), Error> {
         let free = self.host.disks.free_bytes();
-        if free >= MIN_FREE_BYTES {
+        let memory = match self.record.spec.isolation {
+            Isolation::Container => 0,
+            Isolation::Vm => u64::from(self.record.spec.size.memory_mb) << 20,
+        };
+        if free >= MIN_FREE_BYTES + memory {
             return Ok(());
         }
         Err(Error::unavailable(format!(
-            "the node's volume is nearly full ({} MiB free); delete sandboxes or enlarge it",
-            free >> 20
+            "the node's volume is nearly full ({} MiB free, {} MiB needed); delete sandboxes or enlarge it",
+            free >> 20,
+            (MIN_FREE_BYTES + memory) >> 20
         )))
     }
 }

@@ -30,7 +30,7 @@ use warren_types::size::MIN_DISK_MB;
 use warren_types::{CheckpointId, Error};
 
 use crate::disk;
-use crate::lately::{Lately, Limits, Missing};
+use crate::lately::{Lately, Limits, Missing, Remembered};
 use crate::registry::Host;
 use warren_network::Slot;
 
@@ -51,12 +51,15 @@ pub(crate) struct Prepared {
     pub(crate) root: Root,
     /// The loop device of its disk, as `major:minor`.
     pub(crate) disk_device: String,
+    /// Which lxcfs it reads through, see [`Host::lxcfs_count`].
+    lxcfs: u64,
 }
 
 /// A root that waits for its disk; the same holds for it.
 struct Bare {
     slot: Slot,
     root: runtime::Bare,
+    lxcfs: u64,
 }
 
 /// A root and the image of its disk.
@@ -81,6 +84,16 @@ enum Addition {
     Fork(Missing),
 }
 
+impl Host {
+    /// Whether a prepared root is as it was when it was prepared.
+    fn is_usable(&self, is_alive: bool, lxcfs: u64) -> bool {
+        if !is_alive {
+            warn!("a prepared root was lost: its process was killed");
+        }
+        is_alive && lxcfs == self.lxcfs_count()
+    }
+}
+
 // === impl Bare ===
 
 impl Bare {
@@ -89,10 +102,9 @@ impl Bare {
         while template_digest == host.disks.template()
             && let Some(bare) = host.stock.take_bare()
         {
-            if bare.root.is_alive() {
+            if host.is_usable(bare.root.is_alive(), bare.lxcfs) {
                 return Ok(bare);
             }
-            warn!("a prepared root was lost: its process was killed");
             host.network.retire(bare.slot);
         }
         Self::make(host, template_digest).await
@@ -105,12 +117,13 @@ impl Bare {
             .await
             .map_err(|error| trouble("its template cannot be used", &error))?;
         let slot = host.network.take().await.map_err(|error| trouble("no network", &error))?;
+        let lxcfs = host.lxcfs_count();
         let preparation = Preparation {
             hostname: "sandbox".into(),
             id_base: host.network.plan().id_base(slot.index),
             template_root,
             stage_dir: host.stage_dir.clone(),
-            lxcfs: host.lxcfs.clone(),
+            lxcfs: host.lxcfs.as_ref().map(|lxcfs| lxcfs.folder.clone()),
         };
         let prepared = match host.launcher() {
             Ok(launcher) => runtime::Bare::prepare(&launcher, &preparation, slot.namespace())
@@ -119,7 +132,7 @@ impl Bare {
             Err(error) => Err(trouble("the launcher does not run", &error)),
         };
         match prepared {
-            Ok(root) => Ok(Self { slot, root }),
+            Ok(root) => Ok(Self { slot, root, lxcfs }),
             Err(error) => {
                 host.network.retire(slot);
                 Err(error)
@@ -130,7 +143,7 @@ impl Bare {
     async fn furnish(self, host: &Host, disk: Disk) -> Result<Prepared, Error> {
         let disk_device = disk.device().to_owned();
         match self.root.furnish(disk).await {
-            Ok(root) => Ok(Prepared { slot: self.slot, root, disk_device }),
+            Ok(root) => Ok(Prepared { slot: self.slot, root, disk_device, lxcfs: self.lxcfs }),
             Err(error) => {
                 host.network.retire(self.slot);
                 Err(trouble("its root", &error))
@@ -190,8 +203,8 @@ impl Prepared {
         mut take: impl FnMut() -> Option<WithImage>,
     ) -> Result<Option<Self>, Error> {
         while let Some((made, prepared)) = take() {
-            if !prepared.root.is_alive() {
-                warn!("a prepared root was lost: its process was killed");
+            if !host.is_usable(prepared.root.is_alive(), prepared.lxcfs) {
+                drop(prepared.root);
                 host.network.retire(prepared.slot);
                 let _ = std::fs::remove_file(made);
                 continue;
@@ -203,6 +216,20 @@ impl Prepared {
             return Ok(Some(prepared));
         }
         Ok(None)
+    }
+
+    /// Has on its disk what preparing it has written. While it waits for its sandbox the volume may become full, and a disk
+    /// whose journal found no room then takes nothing any more, however much there is when it is used.
+    async fn written_out(self, host: &Host, image: &Path) -> Result<Self, Error> {
+        let device = self.disk_device.clone();
+        let written = tokio::task::spawn_blocking(move || runtime::write_out(&device)).await;
+        match written.map_err(io::Error::other).and_then(|written| written.map_err(io::Error::other)) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                let_go(host, vec![(image.to_owned(), self)]).await;
+                Err(no_disk(&error))
+            }
+        }
     }
 
     async fn on_empty(host: &Host, disk_mb: u32, image: &Path) -> Result<Self, Error> {
@@ -308,10 +335,13 @@ fn lock<T>(shelf: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Keeps the stock of `host` filled until `stop`, and lets go of it then.
 pub(crate) async fn fill(host: Arc<Host>, stop: CancellationToken) {
     let stock = &host.stock;
+    let mut remembered = Remembered::read(host.disks.volume().join("forked-containers"));
+    remembered.checkpoints().iter().for_each(|checkpoint| stock.expect(checkpoint));
     let filled = async {
         for number in 0_u64.. {
             let addition = loop {
                 let_go(&host, stock.forks.surplus()).await;
+                remembered.keep(stock.forks.checkpoints());
                 match stock.addition() {
                     Some(addition) => break addition,
                     None => stock.changed().await,
@@ -338,8 +368,10 @@ async fn add(host: &Host, addition: Addition, number: u64) -> Result<(), Error> 
         }
         Addition::Furnished => {
             let image = host.disks.stock_dir().join(format!("{number}.img"));
-            let made = Prepared::on_empty(host, MIN_DISK_MB, &image).await;
-            let prepared = made.inspect_err(|_| drop(std::fs::remove_file(&image)))?;
+            let made = async {
+                Prepared::on_empty(host, MIN_DISK_MB, &image).await?.written_out(host, &image).await
+            };
+            let prepared = made.await.inspect_err(|_| drop(std::fs::remove_file(&image)))?;
             lock(&stock.furnished).push_back((image, prepared));
         }
         Addition::Fork(missing) => add_fork(host, &missing, number).await,
@@ -369,12 +401,12 @@ async fn prepare_fork(host: &Host, checkpoint: &CheckpointId, image: &Path) -> R
     let template_digest = whole.manifest.template_digest.clone();
     let attach =
         async { host.disks.make_from(whole.image, image.to_owned()).await.map_err(|error| no_disk(&error)) };
-    Prepared::on(host, &template_digest, image, attach).await
+    Prepared::on(host, &template_digest, image, attach).await?.written_out(host, image).await
 }
 
 /// Ends roots that will not be used, and removes their disks.
 async fn let_go(host: &Host, unused: Vec<WithImage>) {
-    for (image, Prepared { slot, root, disk_device }) in unused {
+    for (image, Prepared { slot, root, disk_device, .. }) in unused {
         drop(root);
         host.network.retire(slot);
         if let Err(error) = disk::wait_released(&disk_device, &image).await {

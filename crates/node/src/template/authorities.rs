@@ -58,8 +58,7 @@ fn parse(text: &str) -> Certificates {
 }
 
 fn name_of(body: &str) -> String {
-    let digest: String =
-        Sha256::digest(body.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let digest = warren_types::hex(&Sha256::digest(body.as_bytes())[..8]);
     format!("host-{digest}.crt")
 }
 

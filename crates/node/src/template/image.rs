@@ -85,7 +85,7 @@ pub(super) fn seal(image: &Path) -> Result<(String, u64), TemplateError> {
         let mut size = 0;
         loop {
             match file.read(&mut chunk)? {
-                0 => return Ok((hex(&hasher.finalize()), size)),
+                0 => return Ok((warren_types::hex(&hasher.finalize()), size)),
                 count => {
                     hasher.update(&chunk[..count]);
                     size += count as u64;
@@ -94,10 +94,6 @@ pub(super) fn seal(image: &Path) -> Result<(String, u64), TemplateError> {
         }
     };
     work().map_err(TemplateError::io("seal the image", image))
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

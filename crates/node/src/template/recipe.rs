@@ -23,7 +23,10 @@ const PACKAGES: &[&str] = &[
     "ca-certificates",
     "cmake",
     "curl",
+    "docker-cli",
+    "docker.io",
     "file",
+    "fuse3",
     "git",
     "git-lfs",
     "htop",
@@ -43,10 +46,12 @@ const PACKAGES: &[&str] = &[
     "python3",
     "python3-pip",
     "python3-venv",
+    "rclone",
     "rsync",
     "sqlite3",
     "strace",
     "sudo",
+    "supervisor",
     "tree",
     "unzip",
     "vim-tiny",
@@ -117,7 +122,7 @@ impl Recipe {
         }
         recipe.authorities.values().for_each(|pem| add(pem));
         add(CUSTOMISE);
-        recipe.hash = super::image::hex(&hasher.finalize());
+        recipe.hash = warren_types::hex(&hasher.finalize());
         recipe
     }
 

@@ -1,8 +1,8 @@
 //! Who waits for which import.
 //!
 //! ```text
-//!   follower ─ resolve, or read the archive ─┬─ it is there ──────────────────────────▸ template
-//!   follower ─ …                             └─ joined ▸ one import ▸ lines of how far ▸ template, or error
+//!   follower ─ ask for it, or read the archive ─┬─ it is there ──────────────────────────▸ template
+//!   follower ─ …                                └─ joined ▸ one import ▸ lines of how far ▸ template, or error
 //! ```
 //!
 //! A follower is a request: what it waits for is dropped with it. The import itself is a task that lives for as long as
@@ -37,6 +37,8 @@ const LINE_EVERY: Duration = Duration::from_millis(150);
 pub(crate) enum Wanted {
     Registry {
         reference: Reference,
+        /// What the reference was found to stand for.
+        digest: String,
         login: Option<Login>,
     },
     /// A tar stream.
@@ -100,29 +102,13 @@ impl Templates {
         })
     }
 
-    /// Digest of what a reference stands for now; of what it stood for when it was last fetched, where its registry does
-    /// not answer.
+    /// Digest of what a reference stands for now.
     pub(crate) async fn resolve(
         &self,
         reference: &Reference,
         login: Option<&Login>,
     ) -> Result<String, Error> {
-        let error = match self.registries.resolve(reference, login).await {
-            Ok(resolved) => return Ok(resolved.digest),
-            Err(error) => explain(error),
-        };
-        let asked_as = reference.to_string();
-        let known = self.lock().values().find_map(|known| {
-            let is_it = known.report.reference.as_ref() == Some(&asked_as);
-            is_it.then(|| known.report.digest.clone())
-        });
-        match known.filter(|_| error.kind == ErrorKind::Unavailable) {
-            Some(digest) => {
-                info!(reference = asked_as, %error, "a registry does not answer; going on with what it said last");
-                Ok(digest)
-            }
-            None => Err(error),
-        }
+        self.registries.resolve(reference, login).await.map(|resolved| resolved.digest).map_err(explain)
     }
 
     async fn follow(
@@ -130,14 +116,15 @@ impl Templates {
         wanted: Wanted,
         lines: &mpsc::Sender<TemplateLine>,
     ) -> Result<Box<TemplateReport>, Error> {
-        let asked_as = match &wanted {
-            Wanted::Registry { reference, .. } => Some(reference.to_string()),
-            Wanted::Archive(_) => None,
-        };
+        if let Wanted::Registry { digest, .. } = &wanted
+            && let Some(report) = self.report_of(&name_of(digest))
+        {
+            return Ok(report);
+        }
         let (digest, origin) = self.open_origin(wanted, lines).await?;
         let name = name_of(&digest);
-        if let Some(report) = self.asked_again(&name, asked_as).await {
-            return Ok(Box::new(report));
+        if let Some(report) = self.report_of(&name) {
+            return Ok(report);
         }
         let (mut progress, _ticket) = self.join(&name, origin);
         let mut told = None;
@@ -167,11 +154,13 @@ impl Templates {
         lines: &mpsc::Sender<TemplateLine>,
     ) -> Result<(String, Origin), Error> {
         match wanted {
-            Wanted::Registry { reference, login } => {
+            Wanted::Registry { reference, digest, login } => {
                 let message = format!("asking for {reference}");
                 let first = Import { message, done_bytes: 0, total_bytes: None };
                 let _ = lines.send(TemplateLine::Progress(first)).await;
-                let resolved = self.registries.resolve(&reference, login.as_ref()).await.map_err(explain)?;
+                let exact = reference.at(&digest).map_err(explain)?;
+                let mut resolved = self.registries.resolve(&exact, login.as_ref()).await.map_err(explain)?;
+                resolved.reference = reference;
                 Ok((resolved.digest.clone(), Origin::Registry(Box::new(resolved))))
             }
             Wanted::Archive(body) => {
@@ -185,25 +174,8 @@ impl Templates {
         }
     }
 
-    /// The template of that name, if it is here; from now on known by how it was asked for.
-    async fn asked_again(&self, name: &str, asked_as: Option<String>) -> Option<TemplateReport> {
-        let known = self.lock().get(name).cloned()?;
-        if asked_as.is_none() || asked_as == known.report.reference {
-            return Some(known.report);
-        }
-        let _changing = self.changing.lock().await;
-        let manifest = {
-            let mut entries = self.lock();
-            let manifest = entries.get_mut(name)?;
-            manifest.report.reference = asked_as;
-            manifest.clone()
-        };
-        let (folder, report) = (self.folder.clone(), manifest.report.clone());
-        let kept = tokio::task::spawn_blocking(move || super::make::keep_manifest(&folder, &manifest)).await;
-        if let Err(error) = kept.map_err(io::Error::other).flatten() {
-            tracing::warn!(%error, name, "what a template was last asked for as could not be kept");
-        }
-        Some(report)
+    fn report_of(&self, name: &str) -> Option<Box<TemplateReport>> {
+        self.lock().get(name).map(|manifest| Box::new(manifest.report.clone()))
     }
 
     /// Waits for the import of that name; begins it if there is none.
@@ -296,6 +268,8 @@ pub(super) fn explain(error: ImageError) -> Error {
         ImageError::TooLarge(_) | ImageError::NoSpace(_) => ErrorKind::TooLarge,
         ImageError::Network { .. }
         | ImageError::Stalled { .. }
+        | ImageError::Busy { .. }
+        | ImageError::Down { .. }
         | ImageError::Registry { .. }
         | ImageError::CalledOff
         | ImageError::Io { .. } => ErrorKind::Unavailable,

@@ -178,7 +178,7 @@ impl Templates {
 }
 
 /// Writes a manifest into its place; blocks.
-pub(super) fn keep_manifest(folder: &Path, manifest: &Manifest) -> io::Result<()> {
+fn keep_manifest(folder: &Path, manifest: &Manifest) -> io::Result<()> {
     let unfinished = folder.join(format!("{}.{UNFINISHED}.json", manifest.file_system));
     KIND.save(&unfinished, manifest)?;
     fs::rename(unfinished, folder.join(format!("{}.json", manifest.file_system)))?;

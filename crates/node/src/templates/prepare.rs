@@ -14,7 +14,7 @@ use super::tree::{Owner, ROOT, Tree};
 use crate::disk::trust;
 use crate::template::{HOSTS, RESOLV_CONF};
 
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// What the runtimes mount on.
 const MOUNT_POINTS: [&str; 4] = ["dev", "proc", "run", "sys"];
@@ -58,15 +58,15 @@ pub(super) fn prepare(root: BorrowedFd<'_>, settings: &ImageSettings, trusted: &
     tree.write("etc/hostname", "sandbox\n", 0o644)?;
     tree.write("etc/machine-id", "", 0o444)?;
     trust_all(&tree, trusted)?;
-    tree.folder("root", 0o700, ROOT)?;
+    tree.named_folder("root", 0o700, ROOT)?;
     let usual = add_usual_user(&tree)?;
     for user in usual.iter().chain(&settings.user).filter(|user| user.home != NO_HOME) {
-        tree.folder(user.home.trim_matches('/'), 0o755, Owner::from(user))?;
+        tree.named_folder(user.home.trim_matches('/'), 0o755, Owner::from(user))?;
     }
     let owner = settings.user.as_ref().map_or(ROOT, Owner::from);
     // Engines make it when they start something, whether the image has it or not.
     if let Some(workdir) = &settings.workdir {
-        tree.folder(workdir.trim_matches('/'), 0o755, owner)?;
+        tree.named_folder(workdir.trim_matches('/'), 0o755, owner)?;
     }
     if !tree.has(WORKSPACE) {
         tree.folder(WORKSPACE, 0o755, owner)?;

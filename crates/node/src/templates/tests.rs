@@ -37,7 +37,7 @@ struct Image {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+    format!("sha256:{}", warren_types::hex(&Sha256::digest(bytes)))
 }
 
 impl Image {
@@ -115,12 +115,23 @@ impl Registry {
         (registry, reference.parse().unwrap())
     }
 
+    fn wanted(&self, reference: &Reference) -> Wanted {
+        let digest = self.image.manifest.clone();
+        Wanted::Registry { reference: reference.clone(), digest, login: None }
+    }
+
     fn asked(&self) -> usize {
         self.layers.load(Ordering::SeqCst)
     }
 }
 
-async fn manifest(State(registry): State<Arc<Registry>>) -> Response {
+async fn manifest(
+    State(registry): State<Arc<Registry>>,
+    extract::Path(name): extract::Path<String>,
+) -> Response {
+    if name != registry.image.manifest && name != "latest" {
+        return Response::builder().status(StatusCode::NOT_FOUND).body(Body::empty()).unwrap();
+    }
     let body = Body::from(registry.image.blobs[&registry.image.manifest].clone());
     let head = Response::builder().header("content-type", "application/vnd.oci.image.manifest.v1+json");
     head.header("docker-content-digest", &registry.image.manifest).body(body).unwrap()
@@ -219,7 +230,7 @@ async fn identical_imports_are_one() {
     let folder = tempfile::tempdir().unwrap();
     let (registry, reference) = Registry::start(Image::new(&[("a", "b")], "7"), 0).await;
     let templates = open(folder.path(), "", &[&reference]);
-    let import = || templates.import(Wanted::Registry { reference: reference.clone(), login: None });
+    let import = || templates.import(registry.wanted(&reference));
     let (first, second, third) = (tokio::spawn(end(import())), tokio::spawn(end(import())), import());
     let mut third = Box::pin(third);
     third.next().await.unwrap();
@@ -231,7 +242,13 @@ async fn identical_imports_are_one() {
     assert_eq!(first, second);
     assert_eq!(first.reference, Some(reference.to_string()));
     let later = end(import()).await.unwrap();
-    assert_eq!((later, registry.asked()), (first, 1));
+    assert_eq!((later, registry.asked()), (first.clone(), 1));
+    // What is here is found by its digest, whatever becomes of the registry.
+    let gone: Reference = "127.0.0.1:1/test:latest".parse().unwrap();
+    assert_eq!(end(templates.import(registry.wanted(&gone))).await.unwrap(), first);
+    let moved = Wanted::Registry { reference, digest: format!("sha256:{}", "0".repeat(64)), login: None };
+    let error = end(templates.import(moved)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound, "what was not asked for is not taken for it: {error:?}");
 }
 
 #[tokio::test]
@@ -242,7 +259,7 @@ async fn an_import_that_nobody_waits_for_is_called_off_and_can_be_begun_again() 
     let folder = tempfile::tempdir().unwrap();
     let (registry, reference) = Registry::start(Image::new(&[("a", "b")], "7"), 0).await;
     let templates = open(folder.path(), "", &[&reference]);
-    let import = || templates.import(Wanted::Registry { reference: reference.clone(), login: None });
+    let import = || templates.import(registry.wanted(&reference));
     let waiting = tokio::spawn(end(import()));
     until("a layer is asked for", || registry.asked() == 1).await;
     waiting.abort();
@@ -271,7 +288,14 @@ async fn an_image_that_is_refused_leaves_nothing() {
     assert_eq!(refused(Body::from("no archive")).await.kind, ErrorKind::Invalid);
     let in_the_way = Image::new(&[("etc/hosts/file", "")], "");
     let error = refused(in_the_way.archive()).await;
-    assert!(error.kind == ErrorKind::Invalid && error.message.contains("prepared"), "{error:?}");
+    assert!(
+        error.kind == ErrorKind::Invalid && error.message.contains("/etc/hosts is to be a file"),
+        "{error:?}"
+    );
+    // The folder its commands start in.
+    let is_a_file = Image::new(&[("srv", "kept")], "");
+    let error = refused(is_a_file.archive()).await;
+    assert!(error.kind == ErrorKind::Invalid && error.message.contains("/srv"), "{error:?}");
     until("nothing is left", || names(folder.path()).is_empty()).await;
 }
 

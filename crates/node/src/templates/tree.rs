@@ -15,6 +15,9 @@ use rustix::io::Errno;
 /// The most that is read of a file.
 const MAX_BYTES: u64 = 4 << 20;
 
+/// Links that are followed on the way to a folder that is not there.
+const LINKS: usize = 8;
+
 /// Who owns what is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Owner {
@@ -67,7 +70,41 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The same of one that must not be a link, because something is mounted on it.
+    /// The same of a folder that the image itself speaks of: nothing of the image is replaced. A link that leads nowhere is
+    /// followed to what is to be there; a file that is in the way is an error.
+    pub(super) fn named_folder(&self, path: &str, mode: u32, owner: Owner) -> io::Result<OwnedFd> {
+        self.follow_to_folder(path, mode, owner, LINKS)
+    }
+
+    fn follow_to_folder(&self, path: &str, mode: u32, owner: Owner, links: usize) -> io::Result<OwnedFd> {
+        let (above, name) = split(path);
+        match self.open_folder(path) {
+            Err(Errno::NOENT) if !path.is_empty() => {}
+            Err(Errno::NOTDIR) => return Err(in_the_way(path)),
+            opened => return Ok(opened?),
+        }
+        let folder = self.follow_to_folder(above, 0o755, ROOT, links)?;
+        if name == "." || name == ".." {
+            return Ok(self.open_folder(path)?);
+        }
+        match rustix::fs::readlinkat(&folder, name, Vec::new()) {
+            Err(Errno::NOENT) => {
+                make_folder(&folder, name, mode, owner)?;
+                Ok(self.open_folder(path)?)
+            }
+            Ok(target) if links > 0 => {
+                let target = target.to_str().map_err(|_| in_the_way(path))?;
+                let target = match target.strip_prefix('/') {
+                    Some(absolute) => absolute.to_owned(),
+                    None => format!("{above}/{target}"),
+                };
+                self.follow_to_folder(target.trim_matches('/'), mode, owner, links - 1)
+            }
+            _ => Err(in_the_way(path)),
+        }
+    }
+
+    /// Like [`Tree::folder`], of one that must not be a link, because something is mounted on it.
     pub(super) fn mount_point(&self, path: &str, mode: u32) -> io::Result<()> {
         let (above, name) = split(path);
         let above = self.folder(above, 0o755, ROOT)?;
@@ -79,7 +116,7 @@ impl<'a> Tree<'a> {
     pub(super) fn write(&self, path: &str, text: &str, mode: u32) -> io::Result<()> {
         let (above, name) = split(path);
         let above = self.folder(above, 0o755, ROOT)?;
-        remove(&above, name)?;
+        remove(&above, name).map_err(|error| no_file(path, error))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&above, name, flags, Mode::from_raw_mode(0o600))?;
         File::from(file.try_clone()?).write_all(text.as_bytes())?;
@@ -91,7 +128,7 @@ impl<'a> Tree<'a> {
     pub(super) fn link(&self, path: &str, target: &str) -> io::Result<()> {
         let (above, name) = split(path);
         let above = self.folder(above, 0o755, ROOT)?;
-        remove(&above, name)?;
+        remove(&above, name).map_err(|error| no_file(path, error))?;
         rustix::fs::symlinkat(target, &above, name).map_err(Into::into)
     }
 
@@ -141,6 +178,20 @@ impl<'a> Tree<'a> {
         let metadata = file.metadata()?;
         let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
         Ok(metadata.is_file().then_some((file, inode)))
+    }
+}
+
+fn in_the_way(path: &str) -> io::Error {
+    let text = format!("/{path} is to be a folder, and in the image it is none");
+    io::Error::new(io::ErrorKind::NotADirectory, text)
+}
+
+fn no_file(path: &str, error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::IsADirectory => {
+            io::Error::new(kind, format!("/{path} is to be a file, and in the image it is a folder"))
+        }
+        _ => error,
     }
 }
 
@@ -220,6 +271,30 @@ mod tests {
             assert!(metadata.is_dir(), "{path}");
             assert_eq!(metadata.permissions().mode() & 0o7777 == 0o1777, path != "sys", "{path}");
         }
+    }
+
+    #[test]
+    fn a_folder_that_the_image_speaks_of_takes_the_place_of_nothing() {
+        let image = tempfile::tempdir().unwrap();
+        let root = File::open(image.path()).unwrap();
+        let tree = Tree::new(root.as_fd());
+        let owner = Owner { uid: 7, gid: 8 };
+        fs::write(image.path().join("file"), "kept").unwrap();
+        for path in ["file", "file/below", "file/below/it"] {
+            let error = tree.named_folder(path, 0o755, owner).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotADirectory, "{path}: {error}");
+        }
+        assert_eq!(fs::read_to_string(image.path().join("file")).unwrap(), "kept");
+        symlink("var/home", image.path().join("home")).unwrap();
+        symlink("/../../var/root", image.path().join("root")).unwrap();
+        symlink("loop", image.path().join("loop")).unwrap();
+        tree.named_folder("home/app", 0o755, owner).unwrap();
+        tree.named_folder("root", 0o700, ROOT).unwrap();
+        assert!(tree.named_folder("loop", 0o755, owner).is_err());
+        assert!(fs::symlink_metadata(image.path().join("home")).unwrap().is_symlink());
+        let made = fs::metadata(image.path().join("var/home/app")).unwrap();
+        assert_eq!((made.is_dir(), std::os::unix::fs::MetadataExt::uid(&made)), (true, 7));
+        assert!(image.path().join("var/root").is_dir());
     }
 
     #[test]

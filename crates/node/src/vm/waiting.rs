@@ -35,7 +35,7 @@ use super::template::{self, Template};
 use crate::checkpoint::Whole;
 use crate::disk;
 use crate::guest::Guest;
-use crate::lately::{Lately, Limits, Missing};
+use crate::lately::{Lately, Limits, Missing, Remembered};
 use crate::registry::Host;
 use crate::sandbox::machine::end_processes;
 use crate::sandbox::{CURRENT, DISK, MEMORY, STATE};
@@ -382,10 +382,13 @@ async fn end_all(host: &Host, waiting: Vec<Waiting>) {
 /// Keeps the stock filled until `stop`, and ends what waits then.
 pub(crate) async fn fill(host: Arc<Host>, vms: Arc<Vms>, stop: CancellationToken) {
     let stock = &vms.waiting;
+    let mut remembered = Remembered::read(host.disks.volume().join("forked-machines"));
+    remembered.checkpoints().iter().for_each(|checkpoint| stock.expect_forks(checkpoint));
     let filled = async {
         for number in 0_u64.. {
             let addition = loop {
                 end_all(&host, stock.surplus()).await;
+                remembered.keep(stock.forks.checkpoints());
                 match stock.addition() {
                     Some(addition) => break addition,
                     None => stock.changed().await,

@@ -10,6 +10,8 @@ pub(crate) const ALLOW: u32 = 0x7fff_0000;
 pub(crate) const KILL: u32 = 0x8000_0000;
 /// `SECCOMP_RET_ERRNO` with `ENOSYS`.
 pub(crate) const NO_SUCH_CALL: u32 = 0x0005_0000 | 38;
+/// The same with no error: nothing is done, and the caller is told that it was.
+pub(crate) const PRETEND: u32 = 0x0005_0000;
 
 const LOAD: u16 = 0x20;
 const JUMP: u16 = 0x05;
@@ -22,6 +24,9 @@ const RETURN: u16 = 0x06;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
+/// Of an argument; its lower half comes first.
+const ARGUMENT_BYTES: u32 = 8;
+const UPPER_HALF: u32 = 4;
 
 /// What becomes of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,12 @@ pub(super) enum Action {
     AllowUnlessSet(u32),
     /// Allowed if its first argument is one of these.
     AllowOneOf(&'static [u32]),
+    /// Allowed, but only pretended when its argument `of` is that value and its argument `sets`, if it has one, is not null.
+    PretendFor {
+        of: u32,
+        value: u32,
+        sets: Option<u32>,
+    },
 }
 
 pub(super) struct Program {
@@ -95,7 +106,28 @@ fn leaf(action: Action) -> Vec<Instruction> {
             code.extend([refuse, allow]);
             code
         }
+        Action::PretendFor { of, value, sets } => {
+            let pretend = plain(RETURN, PRETEND);
+            let mut code = vec![plain(LOAD, lower_half(of)), branch(JUMP_IF_EQUAL, value, 1, 0), allow];
+            if let Some(pointer) = sets {
+                let half = lower_half(pointer);
+                code.extend([
+                    plain(LOAD, half),
+                    branch(JUMP_IF_EQUAL, 0, 0, 3),
+                    plain(LOAD, half + UPPER_HALF),
+                    branch(JUMP_IF_EQUAL, 0, 0, 1),
+                    allow,
+                ]);
+            }
+            code.push(pretend);
+            code
+        }
     }
+}
+
+/// Where the lower half of an argument is; they are counted from 0.
+fn lower_half(argument: u32) -> u32 {
+    FIRST_ARGUMENT + argument * ARGUMENT_BYTES
 }
 
 fn plain(code: u16, value: u32) -> Instruction {
@@ -113,16 +145,27 @@ fn jump(over: usize) -> Instruction {
 /// What the kernel would answer: an interpreter of the instructions above.
 #[cfg(test)]
 pub(super) fn run(code: &[Instruction], architecture: u32, number: u32, argument: u32) -> u32 {
-    interpret(code, architecture, number, argument).0
+    run_with(code, architecture, number, &[argument.into()])
+}
+
+/// The same with more arguments.
+#[cfg(test)]
+pub(super) fn run_with(code: &[Instruction], architecture: u32, number: u32, arguments: &[u64]) -> u32 {
+    interpret(code, architecture, number, arguments).0
 }
 
 #[cfg(test)]
 pub(super) fn steps(code: &[Instruction], architecture: u32, number: u32, argument: u32) -> usize {
-    interpret(code, architecture, number, argument).1
+    interpret(code, architecture, number, &[argument.into()]).1
 }
 
 #[cfg(test)]
-fn interpret(code: &[Instruction], architecture: u32, number: u32, argument: u32) -> (u32, usize) {
+fn interpret(code: &[Instruction], architecture: u32, number: u32, arguments: &[u64]) -> (u32, usize) {
+    let argument = |offset: u32| {
+        let whole = arguments.get((offset / ARGUMENT_BYTES) as usize).copied().unwrap_or(0);
+        let half = if offset.is_multiple_of(ARGUMENT_BYTES) { whole } else { whole >> 32 };
+        u32::try_from(half & u64::from(u32::MAX)).unwrap()
+    };
     let (mut at, mut loaded, mut steps) = (0, 0, 0);
     loop {
         let Instruction { code, if_true, if_false, value } = code[at];
@@ -134,7 +177,7 @@ fn interpret(code: &[Instruction], architecture: u32, number: u32, argument: u32
                 loaded = match value {
                     NUMBER => number,
                     ARCHITECTURE => architecture,
-                    FIRST_ARGUMENT => argument,
+                    FIRST_ARGUMENT.. => argument(value - FIRST_ARGUMENT),
                     other => panic!("load from {other}"),
                 }
             }

@@ -206,8 +206,8 @@ impl Lab {
         }
     }
 
-    /// Boots a machine and ends it: how long that took, or why it did not.
-    pub(crate) async fn try_boot(
+    /// Boots a machine, goes on with its snapshot and ends it: how long the boot took, or what did not work.
+    pub(crate) async fn try_life(
         &self,
         name: &str,
         accelerator: Accelerator,
@@ -219,7 +219,7 @@ impl Lab {
         make_memory(&folder.join("memory"), u64::from(self.memory_mb) << 20).unwrap();
         let launch = self.plan(name, &folder, self.fresh_start(), accelerator);
         let namespace = slot(self.mtu);
-        let outcome = proof::boot(&self.launcher, &launch, namespace.as_fd(), deadline).await;
+        let outcome = proof::live(&self.launcher, &launch, namespace.as_fd(), deadline).await;
         let group = self.hierarchies.group(&self.parent, name);
         while group.is_populated().unwrap() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -224,14 +224,14 @@ async fn a_balloon_gives_memory_back_and_takes_it_again() {
 }
 
 #[tokio::test]
-async fn kvm_is_believed_when_it_has_booted_a_guest_and_not_before() {
+async fn kvm_is_believed_when_a_guest_has_lived_under_it_and_not_before() {
     let Some(lab) = Lab::open().await else { return };
-    match lab.try_boot("kvm", Accelerator::Kvm, proof::KVM_DEADLINE).await {
+    match lab.try_life("kvm", Accelerator::Kvm, proof::KVM_DEADLINE).await {
         Ok(took) => println!("KVM works here: a boot took {took:?}"),
         Err(reason) => println!("KVM does not work here: {reason}"),
     }
     // Whatever came of it, nothing is left that would stop the next.
-    lab.try_boot("emulated", Accelerator::Emulation, proof::EMULATION_DEADLINE).await.unwrap();
+    lab.try_life("emulated", Accelerator::Emulation, proof::EMULATION_DEADLINE).await.unwrap();
 }
 
 /// The record of `docs/vm-boots.md`: how many of so many boots come up. `BOOTS` says how many, 200 if it does not.
@@ -242,7 +242,7 @@ async fn boots_without_number() {
     let boots = std::env::var("BOOTS").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
     let (mut took, mut failed) = (Vec::new(), Vec::new());
     for boot in 0..boots {
-        match lab.try_boot(&format!("boot-{boot}"), Accelerator::Emulation, Duration::from_secs(60)).await {
+        match lab.try_life(&format!("boot-{boot}"), Accelerator::Emulation, Duration::from_secs(60)).await {
             Ok(time) => {
                 println!("boot {boot}: {time:.1?}");
                 took.push(time);

@@ -8,6 +8,12 @@ use super::{Cgroup, CgroupError, Result, Version, read, write, write_if_there};
 
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// In version 1 buffers of network sockets are no part of the limit of memory, and without one of their own only all of the
+/// host together is limited. A group gets this share of its memory for them, in these bounds.
+const SOCKETS_SHARE: u64 = 16;
+const SOCKETS_LEAST: u64 = 64 << 20;
+const SOCKETS_MOST: u64 = 256 << 20;
+
 impl Cgroup {
     /// Changes the limits of a group that is in use. Memory first: it is the one that may be refused, with
     /// [`CgroupError::InUse`], and then nothing has changed.
@@ -27,12 +33,21 @@ impl Cgroup {
         let shared = if version == Version::Two { "shmem" } else { "total_shmem" };
         let usage = fs::read_to_string(folder.join(usage)).ok().and_then(|text| text.trim().parse().ok());
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let figure = |name: &str| -> u64 {
-            let of_line = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-            stat.lines().find_map(of_line).unwrap_or(0)
-        };
+        let figure = |name| figure(&stat, name).unwrap_or(0);
         // Files in memory (`/dev/shm`) count as cache there, but have nowhere else to be.
         usage.unwrap_or(0_u64).saturating_sub(figure(cache).saturating_sub(figure(shared)))
+    }
+
+    /// Bytes that it has written to files and that are in memory alone. 0 when the group is gone.
+    #[must_use]
+    pub fn unwritten_bytes(&self) -> u64 {
+        let Some((version, folder)) = self.hierarchies.controller("memory", &self.path) else { return 0 };
+        let names = match version {
+            Version::Two => ["file_dirty", "file_writeback"],
+            Version::One => ["total_dirty", "total_writeback"],
+        };
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        names.into_iter().filter_map(|name| figure(&stat, name)).sum()
     }
 
     pub(super) fn limit_cpu(&self, cpu_count: u32, cpus: &[u32]) -> Result<()> {
@@ -68,6 +83,7 @@ impl Cgroup {
     }
 
     pub(super) fn limit_memory(&self, bytes: u64) -> Result<()> {
+        self.limit_sockets(bytes)?;
         let bytes = bytes.to_string();
         match self.hierarchies.controller("memory", &self.path) {
             Some((Version::Two, folder)) => {
@@ -82,6 +98,18 @@ impl Cgroup {
         }
     }
 
+    /// Before a socket is made: those that are there already are not counted.
+    fn limit_sockets(&self, memory_bytes: u64) -> Result<()> {
+        match self.hierarchies.controller("memory", &self.path) {
+            Some((Version::One, folder)) => {
+                let bytes = (memory_bytes / SOCKETS_SHARE).clamp(SOCKETS_LEAST, SOCKETS_MOST);
+                write_if_there(&folder.join("memory.kmem.tcp.limit_in_bytes"), &bytes.to_string())
+            }
+            // Part of the limit of memory.
+            Some((Version::Two, _)) | None => Ok(()),
+        }
+    }
+
     fn resize_memory(&self, limit: u64) -> Result<()> {
         let used = self.memory_in_use();
         if used > limit {
@@ -89,7 +117,12 @@ impl Cgroup {
         }
         match self.hierarchies.controller("memory", &self.path) {
             Some((Version::Two, folder)) => self.resize_unified(&folder, limit),
-            Some((Version::One, folder)) => self.resize_legacy(&folder, limit),
+            Some((Version::One, folder)) => {
+                self.resize_legacy(&folder, limit)?;
+                // More may be in use at the moment; then it stays as it was.
+                let _ = self.limit_sockets(limit);
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -131,4 +164,40 @@ impl Cgroup {
 fn list(cpus: &[u32]) -> String {
     let cpus: Vec<String> = cpus.iter().map(u32::to_string).collect();
     cpus.join(",")
+}
+
+/// What a `memory.stat` says under a name.
+fn figure(stat: &str, name: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::Hierarchies;
+    use super::*;
+
+    #[test]
+    fn buffers_of_sockets_have_a_limit_in_version_1_too() {
+        let root = std::env::temp_dir().join(format!("warren-cgroup-sockets-{}", std::process::id()));
+        let folder = root.join("nodes/one");
+        fs::create_dir_all(&folder).unwrap();
+        let hierarchies = Hierarchies {
+            unified: root.join("unified"),
+            unified_controllers: Vec::new(),
+            legacy: BTreeMap::from([("memory".to_owned(), root.clone())]),
+        };
+        let group = hierarchies.group("nodes", "one");
+        for (memory, sockets) in [(1 << 30, 64 << 20), (2 << 30, 128 << 20), (16 << 30, 256 << 20_u64)] {
+            for file in ["memory.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"] {
+                fs::write(folder.join(file), "").unwrap();
+            }
+            group.limit_memory(memory).unwrap();
+            let read = |file| fs::read_to_string(folder.join(file)).unwrap();
+            assert_eq!(read("memory.limit_in_bytes"), memory.to_string());
+            assert_eq!(read("memory.kmem.tcp.limit_in_bytes"), sockets.to_string());
+        }
+        fs::remove_dir_all(&root).unwrap();
+    }
 }

@@ -1,5 +1,7 @@
 """Getting out, or data out, by names."""
 
+import json
+
 from egress.conftest import python
 from egress.table import attack
 
@@ -87,7 +89,7 @@ found = [attempt(get, 'rebind.test.example', '/' + mark, at=at)]
 for _ in range(3):
     found.append(attempt(lambda: get('rebind.test.example', '/' + mark, at=address('rebind.test.example'))))
     found.append(attempt(plain, at, request('/' + mark, 'rebind.test.example')))
-    found.append(attempt(lambda: connect('rebind.test.example:80')[1]))
+    found.append(attempt(lambda: through('rebind.test.example:80')))
     found.append(attempt(plain, private, request('/' + mark, 'rebind.test.example')))
 say(found)
 """
@@ -110,20 +112,20 @@ def _(w):
     mark = w.mark()
     w.net.names.records["empty.test.example"] = [w.net.forbidden["172.16/12"]]
     code = """
-say([ask('empty.test.example'), connect('empty.test.example:80')[1], attempt(plain, web, request('/' + mark, 'empty.test.example')),
+say([ask('empty.test.example'), through('empty.test.example:80'), attempt(plain, web, request('/' + mark, 'empty.test.example')),
      attempt(get, 'empty.test.example', '/' + mark, at=web)])
 """
     asked, proxied, http, tls = python(w.fenced, code, mark=mark, web=w.net.web)
     assert asked["code"] == NO_SUCH_NAME and proxied["status"] == 403, (asked, proxied)
     assert http.get("status") == 403 and tls.get("status") == 403, (http, tls)
     w.nothing_arrived(mark)
-    return f"the proxy: 403 {proxied['reason']}"
+    return f"the proxy: 403 {json.loads(proxied['body'])['error']}"
 
 
 @attack("alias-of-a-private-address", "an allowed name that is an alias of a name with a private address", "what the alias leads to is looked at")
 def _(w):
     w.net.names.records["alias.test.example"] = ["deep.alias.evil.example", w.net.forbidden["192.168/16"]]
-    answer = python(w.fenced, "say([ask('alias.test.example'), connect('alias.test.example:80')[1]])")
+    answer = python(w.fenced, "say([ask('alias.test.example'), through('alias.test.example:80')])")
     assert not answer[0]["addresses"] and answer[1]["status"] >= 400, answer
     return f"code {answer[0]['code']}; the proxy: {answer[1]['status']}"
 

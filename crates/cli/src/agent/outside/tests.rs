@@ -2,9 +2,10 @@ use super::*;
 use crate::agent::kinds::Kind;
 
 fn planned(kind: Kind, prompt: Option<&str>) -> (Plan, Scratch) {
+    let sandbox = "sb-00000001".parse().unwrap();
     let outside = Outside {
         kind,
-        sandbox: "sb-1",
+        sandbox: &sandbox,
         folder: "/workspace/x",
         task: Task { prompt, ..Task::default() },
         timeout: None,
@@ -54,6 +55,15 @@ fn the_scratch_folder_is_ones_own_and_goes() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(std::fs::metadata(scratch.path("mcp.json")).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(std::fs::read_dir(scratch.path("work")).unwrap().count(), 0);
+    sweep();
+    assert!(path.exists(), "its run lasts");
     drop(scratch);
     assert!(!path.exists());
+    let left = std::env::temp_dir().join(format!("{PREFIX}of-a-run-that-was-cut-off-{}", std::process::id()));
+    std::fs::create_dir(&left).unwrap();
+    sweep();
+    assert!(left.exists(), "it is being made");
+    std::fs::write(left.join(LOCK), "").unwrap();
+    sweep();
+    assert!(!left.exists());
 }

@@ -85,7 +85,7 @@ fn one(sides: &Sides<'_>, change: &Change) -> Result<Done, String> {
         return Ok(Done::Same);
     }
     let (after, done) = if is(&here, change.before.as_ref()) {
-        let after = change.after.as_ref().map(|content| (content, sides.after(change).unwrap_or_default()));
+        let after = change.after.clone().map(|content| (content, sides.after(change).unwrap_or_default()));
         if let Some((Content::File { hash, .. }, bytes)) = &after
             && hash_of(bytes) != *hash
         {
@@ -100,8 +100,8 @@ fn one(sides: &Sides<'_>, change: &Change) -> Result<Done, String> {
     Ok(done)
 }
 
-/// Both changes of a file in one.
-fn merged<'c>(sides: &Sides<'_>, change: &'c Change, here: &Here) -> Result<(&'c Content, Vec<u8>), String> {
+/// Both changes of a file in one: of its content, and of whether it may be run.
+fn merged(sides: &Sides<'_>, change: &Change, here: &Here) -> Result<(Content, Vec<u8>), String> {
     let (Some(before), Some(after)) = (&change.before, &change.after) else {
         return Err(match (&change.before, here) {
             (None, _) => "it is new there, and something else is here",
@@ -111,13 +111,18 @@ fn merged<'c>(sides: &Sides<'_>, change: &'c Change, here: &Here) -> Result<(&'c
         .to_owned());
     };
     match (before, after, here) {
-        (Content::File { .. }, Content::File { .. }, Here::File { content, .. }) => {
+        (
+            Content::File { executable: was, .. },
+            Content::File { hash, executable: there },
+            Here::File { content, found },
+        ) => {
             let base = sides
                 .before(change)
                 .ok_or("it was changed here too, and what went in is not to be had any more")?;
             let theirs = sides.after(change).ok_or("its new content is not to be had any more")?;
             let merged = merge(&base, content, &theirs).ok_or("both changed the same lines")?;
-            Ok((after, merged))
+            let executable = if there == was { is_executable(found) } else { *there };
+            Ok((Content::File { hash: hash.clone(), executable }, merged))
         }
         (_, _, Here::Missing) => Err("it was changed there and removed here".to_owned()),
         _ => Err("it was changed there and here".to_owned()),
@@ -139,13 +144,17 @@ fn is(here: &Here, wanted: Option<&Content>) -> bool {
     match (here, wanted) {
         (Here::Missing, None) => true,
         (Here::File { content, found }, Some(Content::File { hash, executable })) => {
-            (found.mode & 0o100 != 0) == *executable && hash_of(content) == *hash
+            is_executable(found) == *executable && hash_of(content) == *hash
         }
         (Here::Link { target }, Some(Content::Link { target: wanted })) => target == wanted,
         // A folder may be in the way of a file: it goes when nothing is left in it, and else it is said.
         (Here::Other, None) => true,
         _ => false,
     }
+}
+
+fn is_executable(found: &Found) -> bool {
+    found.mode & 0o100 != 0
 }
 
 /// Looks once more, since reading took a while.
@@ -159,7 +168,7 @@ fn unchanged(root: &Root, name: &str, here: &Here) -> Result<(), String> {
     if is_same { Ok(()) } else { Err("it is being changed here at this moment".to_owned()) }
 }
 
-fn write(root: &Root, name: &str, here: &Here, after: Option<(&Content, Vec<u8>)>) -> std::io::Result<()> {
+fn write(root: &Root, name: &str, here: &Here, after: Option<(Content, Vec<u8>)>) -> std::io::Result<()> {
     match after {
         None => {
             root.remove(name)?;
@@ -168,7 +177,7 @@ fn write(root: &Root, name: &str, here: &Here, after: Option<(&Content, Vec<u8>)
         }
         Some((Content::Link { target }, _)) => {
             root.make_parents(name)?;
-            root.link(name, target)
+            root.link(name, &target)
         }
         Some((Content::File { executable, .. }, content)) => {
             root.make_parents(name)?;
@@ -177,7 +186,7 @@ fn write(root: &Root, name: &str, here: &Here, after: Option<(&Content, Vec<u8>)
                 _ => 0o666 & !umask(),
             };
             // Who may read it may run it.
-            let mode = if *executable { mode | (mode & 0o444) >> 2 } else { mode & !0o111 };
+            let mode = if executable { mode | (mode & 0o444) >> 2 } else { mode & !0o111 };
             match here {
                 Here::File { content: old, .. } if *old == content => root.set_mode(name, mode),
                 _ => root.write(name, &content, mode),

@@ -158,6 +158,22 @@ fn what_was_changed_here_is_merged_or_left_alone() {
 }
 
 #[test]
+fn whether_a_file_may_be_run_is_merged_like_its_content() {
+    let before = tree(&[("s", file("1\n2\n3\n4\n5\n")), ("t", file("x\n"))]);
+    let after = tree(&[("s", file("1\n2\n3\n4\nfive\n")), ("t", Ok(("x\n".to_owned(), true)))]);
+    with(&before, |sides, folder| {
+        let changes = changes(sides, &before, &after);
+        fs::set_permissions(folder.join("s"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.join("t"), "here\n").unwrap();
+        let applied = apply(sides, &changes);
+        assert_eq!((applied.merged.len(), applied.conflicts.len()), (2, 0), "{applied:?}");
+        let found = read(folder);
+        assert_eq!(found["s"], Ok(("1\n2\n3\n4\nfive\n".to_owned(), true)));
+        assert_eq!(found["t"], Ok(("here\n".to_owned(), true)));
+    });
+}
+
+#[test]
 fn a_patch_never_leads_out_of_the_folder() {
     with(&Tree::new(), |sides, folder| {
         let outside = folder.parent().unwrap().join("outside");

@@ -1,6 +1,6 @@
 //! Brings home what is different in the sandbox from what went in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
@@ -48,22 +48,34 @@ enum Seen {
 }
 
 pub(crate) async fn collect(mut this: Collect<'_>) -> anyhow::Result<Changes> {
-    let listing = listing::parse(&listing::list(this.client, this.sandbox, this.folder).await?)?;
+    let told = listing::list(this.client, this.sandbox, this.folder).await?;
+    let listing = listing::parse(&told.bytes)?;
     let mut changes = Changes::default();
     let mut refused = Refusals { changes: &mut changes, more: 0 };
-    if listing.unreadable > 0 {
-        refused.add("?", &format!("{} names are not UTF-8 or hold line breaks", listing.unreadable));
+    let broken = this.entries.keys().map(|name| name.matches('\n').count()).sum::<usize>();
+    // A listing by lines tells nothing of a name with line breaks, and one of those that went in is no news.
+    let unknown = listing.unreadable.saturating_sub(if listing.coarse { broken } else { 0 });
+    if unknown > 0 {
+        refused.add("?", &format!("{unknown} names are not UTF-8 or hold line breaks"));
+    }
+    if let Some(complaint) = &told.complaint {
+        refused.add("?", complaint);
     }
     this.read_rules(&listing).await;
     let mut candidates: Vec<(&Name, &Listed)> = Vec::new();
+    let mut unwelcome: BTreeMap<&Name, String> = BTreeMap::new();
     let mut all = 0;
     for (name, listed) in &listing.entries {
         if !this.is_candidate(name, listed, &listing) {
             continue;
         }
         if let Some(why) = this.refusal(name, listed, &listing) {
-            refused.add(name, &why);
-            continue;
+            // What went in under such a name may be what it was.
+            if !this.entries.contains_key(name) || !is_readable(listed) {
+                refused.add(name, &why);
+                continue;
+            }
+            unwelcome.insert(name, why);
         }
         all += listed.size;
         candidates.push((name, listed));
@@ -96,23 +108,43 @@ pub(crate) async fn collect(mut this: Collect<'_>) -> anyhow::Result<Changes> {
                 continue;
             }
         };
-        if before != after {
+        if before == after {
+            continue;
+        }
+        if let Some(why) = unwelcome.get(&name) {
+            refused.add(&name, why);
+        } else {
             refused.changes.changes.push(Change { name, before, after });
         }
     }
-    refused.end();
-    // What went in and is neither listed as file nor link is gone.
-    let is_refused: BTreeSet<_> = changes.refused.iter().map(|refusal| refusal.name.clone()).collect();
-    for (name, entry) in this.entries {
-        let is_there = listing.entries.get(name).is_some_and(|listed| listed.sort != Sort::Folder);
-        if !is_there
-            && !is_in_git(name)
-            && !is_refused.contains(name)
-            && let Some(before) = content_of(entry)
-        {
-            changes.changes.push(Change { name: name.clone(), before: Some(before), after: None });
+    // What went in and is neither listed as file nor link is gone, if the listing could look everywhere.
+    let unlisted = this.entries.iter().filter(|(name, entry)| {
+        let is_there = listing.entries.get(*name).is_some_and(|listed| listed.sort != Sort::Folder);
+        !is_there && !is_in_git(name) && content_of(entry).is_some()
+    });
+    let looks = unlisted.map(|(name, entry)| {
+        let is_sure = !told.has_gaps && listing.unreadable == 0 || listing.entries.contains_key(name);
+        let this = &this;
+        async move {
+            let seen = if is_sure { Seen::Gone } else { this.is_there_all_the_same(name, entry).await? };
+            anyhow::Ok((name, entry, seen))
+        }
+    });
+    let unlisted: Vec<_> = stream::iter(looks).buffer_unordered(AT_ONCE).collect().await;
+    for one in unlisted {
+        let (name, entry, seen) = one?;
+        match seen {
+            Seen::Refused(why) => refused.add(name, &why),
+            // As it was.
+            Seen::Is(_) => {}
+            Seen::Gone => refused.changes.changes.push(Change {
+                name: name.clone(),
+                before: content_of(entry),
+                after: None,
+            }),
         }
     }
+    refused.end();
     changes.changes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(changes)
 }
@@ -196,6 +228,34 @@ impl Collect<'_> {
         Ok((name.clone(), seen))
     }
 
+    /// What has become of something that was not listed: it is gone, or what it was, or it is not known.
+    async fn is_there_all_the_same(&self, name: &Name, entry: &Entry) -> anyhow::Result<Seen> {
+        let path = format!("{}/{name}", self.folder);
+        let stat = match self.client.stat_file(self.sandbox, &path).await {
+            Ok(stat) => stat.value,
+            Err(error) => return unreadable(error),
+        };
+        let listed = Listed {
+            sort: match stat.kind.as_str() {
+                "file" => Sort::File,
+                "symlink" => Sort::Link,
+                _ => Sort::Other,
+            },
+            size: stat.size,
+            executable: u32::from_str_radix(&stat.mode, 8).is_ok_and(|mode| mode & 0o100 != 0),
+            changed: 0,
+            stamp: String::new(),
+        };
+        if name.contains('\n')
+            && is_readable(&listed)
+            && let (_, Seen::Is(content)) = self.look(name, &listed).await?
+            && content_of(entry).as_ref() == Some(&content)
+        {
+            return Ok(Seen::Is(content));
+        }
+        Ok(Seen::Refused("it is there and could not be listed".to_owned()))
+    }
+
     fn led_there(&self, name: &str, target: &str) -> bool {
         matches!(self.entries.get(name).map(|entry| &entry.kind), Some(Kind::Link { target: before }) if before == target)
     }
@@ -205,6 +265,8 @@ impl Collect<'_> {
 fn unreadable(error: anyhow::Error) -> anyhow::Result<Seen> {
     match error.downcast_ref::<Refused>() {
         Some(refused) if refused.status == 404 => Ok(Seen::Gone),
+        // Not the file: the sandbox is gone.
+        Some(refused) if refused.status == 410 => Err(error),
         Some(refused) if refused.status < 500 => Ok(Seen::Refused(refused.message.clone())),
         _ if error.is::<TooLarge>() => Ok(Seen::Refused(error.to_string())),
         _ => Err(error),
@@ -219,6 +281,11 @@ fn content_of(entry: &Entry) -> Option<Content> {
         Kind::Link { target } => Some(Content::Link { target: target.clone() }),
         Kind::Folder => None,
     }
+}
+
+/// Whether it can be compared: a pipe would never end.
+fn is_readable(listed: &Listed) -> bool {
+    listed.sort == Sort::Link || listed.sort == Sort::File && listed.size <= MAX_FILE
 }
 
 fn is_in_git(name: &str) -> bool {

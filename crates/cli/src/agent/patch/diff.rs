@@ -211,7 +211,7 @@ fn side(content: &Content, bytes: Option<Vec<u8>>) -> Option<Side> {
     let mut hasher = Sha1::new();
     hasher.update(format!("blob {}\0", bytes.len()));
     hasher.update(&bytes);
-    let id = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = warren_types::hex(&hasher.finalize());
     Some(Side { mode: content.mode(), content: bytes, id })
 }
 

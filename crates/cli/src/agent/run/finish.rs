@@ -20,8 +20,9 @@ use super::super::tree::root::Root;
 use super::super::tree::rules::Rules;
 use super::keys;
 use super::record::Run;
+use super::turn::Turn;
 use crate::client::Client;
-use crate::failure::{CONFLICT, Refused};
+use crate::failure::{CONFLICT, Refused, hinted};
 use crate::output::{Output, printable};
 
 /// What to do with the patch.
@@ -76,6 +77,23 @@ pub(crate) async fn collected(client: &Client, run: &Run) -> anyhow::Result<Chan
     .await?;
     run.save_changes(&changes)?;
     Ok(changes)
+}
+
+/// The same, or what is in the record when the sandbox is gone.
+pub(crate) async fn brought(client: &Client, run: &Run) -> anyhow::Result<Changes> {
+    match collected(client, run).await {
+        Err(error)
+            if error.downcast_ref::<Refused>().is_some_and(|refused| matches!(refused.status, 404 | 410)) =>
+        {
+            run.changes().ok_or_else(|| {
+                hinted(
+                    "the sandbox is gone, and nothing was brought from it",
+                    format!("`warren agent rm {}` forgets it", run.record.sandbox),
+                )
+            })
+        }
+        collected => collected,
+    }
 }
 
 /// Shows and writes as wanted.
@@ -199,6 +217,7 @@ pub(crate) async fn clean_up(
     client: &Client,
     output: Output,
     run: &mut Run,
+    turn: &Turn,
     finished: &Finished,
 ) -> anyhow::Result<()> {
     let sandbox = run.sandbox()?;
@@ -210,6 +229,12 @@ pub(crate) async fn clean_up(
     }
     kill(client, &sandbox).await?;
     if finished.is_settled() {
+        let what = match &finished.applied {
+            Some(_) => format!("what it changed was written to {}", run.record.root.display()),
+            None => "it changed nothing".to_owned(),
+        };
+        let text = format!("another command (process {}) brought its work home: {what}", std::process::id());
+        turn.leave_word(&text, run.record.ended)?;
         run.forget();
     } else {
         run.save()?;

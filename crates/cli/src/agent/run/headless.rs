@@ -16,7 +16,7 @@ use super::Ended;
 use super::record::{Run, Session};
 use crate::client::Client;
 use crate::exec_stream::ExecStream;
-use crate::failure::{DETACHED, Lost, StdoutClosed, chain_of, hinted};
+use crate::failure::{DETACHED, Lost, Refused, Released, StdoutClosed, chain_of, hinted};
 use crate::output::Output;
 
 /// What the API reports for a command that its time limit ended.
@@ -147,6 +147,14 @@ pub(crate) async fn follow(
         Ok(code) => Ok(Ended::Exit(code)),
         // Nobody reads any more, or the terminal has gone.
         Err(error) if error.is::<StdoutClosed>() || error.is::<std::io::Error>() => Ok(Ended::Left(129)),
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404) => {
+            output.note(
+                "its program is not there any more: a container that slept keeps files and no processes",
+            );
+            Ok(Ended::Exit(crate::failure::LOST.into()))
+        }
+        // Who asks what became of it hears more.
+        Err(error) if error.is::<Released>() => Ok(Ended::Left(crate::failure::LOST)),
         Err(error) if error.is::<Lost>() => {
             output.warn(&chain_of(error.as_ref()));
             Ok(Ended::Left(crate::failure::LOST))

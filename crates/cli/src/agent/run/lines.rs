@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use serde_json::{Value, json};
 use tokio::io::AsyncWrite;
 
-use super::super::kinds::transcript::Transcript;
+use super::super::kinds::transcript::{Totals, Transcript};
 use super::super::launch::Lines;
 use crate::output::printable;
 
@@ -25,6 +25,8 @@ const SHOWN: usize = 200;
 pub(crate) struct Told {
     /// In dollars.
     pub(crate) cost: Option<f64>,
+    /// What the agent says it came to.
+    pub(crate) totals: Totals,
     /// The last thing that happened, in one line.
     pub(crate) last: String,
 }
@@ -55,6 +57,18 @@ impl LineWriter {
         Self { transcript, to, buffer: Vec::new(), told: Arc::clone(told) }
     }
 
+    /// What ended without a line end, and what an agent's work came to.
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        let rest = std::mem::take(&mut self.buffer);
+        if !rest.is_empty() {
+            self.line(&rest)?;
+        }
+        let shown = self.transcript.as_mut().map(Transcript::finish).unwrap_or_default();
+        self.tell(&shown)?;
+        self.transcript = None;
+        Ok(())
+    }
+
     fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let is_shown = matches!(self.to, To::Stdout | To::Stderr);
         if let Some(transcript) = &mut self.transcript {
@@ -80,8 +94,10 @@ impl LineWriter {
     fn tell(&mut self, shown: &[String]) -> Result<(), Error> {
         {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.cost =
-                self.transcript.as_ref().and_then(|transcript| transcript.totals().cost_usd).or(told.cost);
+            if let Some(transcript) = &self.transcript {
+                told.totals.clone_from(transcript.totals());
+            }
+            told.cost = told.totals.cost_usd.or(told.cost);
             note_last(&mut told, shown.iter().rev().map(String::as_str));
         }
         if matches!(self.to, To::Stdout | To::Stderr) {
@@ -119,16 +135,8 @@ fn note_last<'t>(told: &mut Told, lines: impl IntoIterator<Item = &'t str>) {
 }
 
 impl Drop for LineWriter {
-    /// What ended without a line end, and what an agent's work came to.
     fn drop(&mut self) {
-        let rest = std::mem::take(&mut self.buffer);
-        if !rest.is_empty() {
-            let _ = self.line(&rest);
-        }
-        if let Some(transcript) = &mut self.transcript {
-            let shown = transcript.finish();
-            let _ = self.tell(&shown);
-        }
+        let _ = self.finish();
     }
 }
 

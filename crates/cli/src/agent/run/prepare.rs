@@ -21,9 +21,10 @@ use warren_api::checkpoints::{CheckpointCreate, Fork};
 use warren_api::sandboxes::{Sandbox, SandboxCreate};
 use warren_types::{CheckpointId, SandboxId};
 
+use super::super::patch::collect::MAX_FILE;
 use super::super::patch::listing;
 use super::super::tree::cache::{self, Place, Tree};
-use super::super::tree::{Difference, Manifest, Scan, ScanOptions, scan};
+use super::super::tree::{Difference, Manifest, Name, Scan, ScanOptions, scan};
 use super::record::Delta;
 use super::upload;
 use crate::build_source::Source;
@@ -233,7 +234,8 @@ impl Preparing<'_> {
             self.output.warn(&printable(&format!("left out: {left_out}")));
         }
         manifest.entries = packed.entries;
-        let baseline = listing::list(self.client, sandbox, folder).await?;
+        // What it could not look at is looked at when the work is brought home.
+        let baseline = listing::list(self.client, sandbox, folder).await?.bytes;
         let listed = listing::parse(&baseline)?;
         let checkpoint = self.checkpoint(sandbox).await?;
         let tree = Tree {
@@ -319,6 +321,13 @@ impl Prepared {
             let names = self.difference.send.clone();
             let packed = upload::send(client, output, at, &self.scan, names, Some(copies.to_owned())).await?;
             delta.sent = packed.entries;
+        }
+        let size = |name: &Name| self.scan.entries.get(name).map_or(0, |found| found.stamp.size);
+        let is_large = |name: &Name| size(name) > MAX_FILE;
+        if delta.sent.keys().any(is_large) {
+            let listing = listing::parse(&listing::list(client, sandbox, &self.folder).await?.bytes)?;
+            let large = |name: &String| delta.sent.contains_key(name) && is_large(name);
+            delta.large = listing.entries.into_iter().filter(|(name, _)| large(name)).collect();
         }
         Ok(delta)
     }

@@ -17,7 +17,7 @@ use warren_types::SandboxId;
 use super::super::launch::Lines;
 use super::super::patch::Changes;
 use super::super::patch::base::blobs_of;
-use super::super::patch::listing::{self, Listing};
+use super::super::patch::listing::{self, Listed, Listing};
 use super::super::tree::cache::{self, BASELINE, MANIFEST};
 use super::super::tree::{Entry, Manifest, Name};
 use crate::failure::hinted;
@@ -56,6 +56,9 @@ pub(crate) struct Record {
     pub(crate) started: Timestamp,
     /// The exit code of the program, once it is known.
     pub(crate) ended: Option<u8>,
+    /// It was put to sleep: who follows it leaves, so as not to wake it.
+    #[serde(default)]
+    pub(crate) paused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +72,9 @@ pub(crate) enum Session {
 pub(crate) struct Delta {
     pub(crate) sent: BTreeMap<Name, Entry>,
     pub(crate) removed: Vec<Name>,
+    /// How those of what was sent are listed there that are too large to be looked into afterwards.
+    #[serde(default)]
+    pub(crate) large: BTreeMap<Name, Listed>,
 }
 
 /// A record and where it is.
@@ -109,6 +115,7 @@ impl Record {
             keep: false,
             started: Timestamp::now(),
             ended: None,
+            paused: false,
         }
     }
 
@@ -184,6 +191,11 @@ impl Run {
         })
     }
 
+    /// As it is recorded now; none when it was forgotten.
+    pub(crate) fn again(&self) -> Option<Self> {
+        Self::read(&self.dir)
+    }
+
     fn read(dir: &Path) -> Option<Self> {
         let record: Record = cache::read_json(&dir.join(RECORD))?;
         (record.version == VERSION).then(|| Self { dir: dir.to_owned(), record })
@@ -224,7 +236,10 @@ impl Run {
     pub(crate) fn baseline(&self) -> anyhow::Result<Listing> {
         let bytes =
             fs::read(self.dir.join(BASELINE)).context("could not read the listing of what went in")?;
-        listing::parse(&bytes)
+        let mut listing = listing::parse(&bytes)?;
+        let delta: Option<Delta> = cache::read_json(&self.dir.join(DELTA));
+        listing.entries.extend(delta.unwrap_or_default().large);
+        Ok(listing)
     }
 
     /// The same for a sandbox that begins where this one is.
@@ -234,6 +249,7 @@ impl Run {
             session: None,
             store: None,
             ended: None,
+            paused: false,
             started: Timestamp::now(),
             ..self.record.clone()
         };

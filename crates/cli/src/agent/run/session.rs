@@ -9,9 +9,10 @@ use super::super::launch::{Launch, Lines};
 use super::headless::{self, Signals};
 use super::lines::{LineWriter, To, Told};
 use super::record::{Run, Session};
+use super::turn::{Became, Turn};
 use super::{Ended, keys, terminal};
 use crate::client::Client;
-use crate::failure::hinted;
+use crate::failure::{Hinted, Refused, hinted};
 use crate::output::Output;
 
 /// Metadata of sandboxes of agents; the value is what works in it.
@@ -37,12 +38,24 @@ pub(crate) fn metadata(agent: &str, root: &std::path::Path, store: Option<&str>)
 pub(crate) async fn start(client: &Client, run: &mut Run, launch: &Launch) -> anyhow::Result<()> {
     let sandbox = run.sandbox()?;
     let (folder, limit) = (run.record.folder.clone(), run.record.timeout);
-    let session = if launch.interactive {
-        terminal::start(client, &sandbox, launch, &folder, limit).await?
+    let started = if launch.interactive {
+        terminal::start(client, &sandbox, launch, &folder, limit).await
     } else {
-        let exec = headless::start(client, &sandbox, launch, &folder, limit).await?;
-        Session::Exec { id: exec.to_string() }
+        let exec = headless::start(client, &sandbox, launch, &folder, limit).await;
+        exec.map(|exec| Session::Exec { id: exec.to_string() })
     };
+    let session = started.map_err(|error| {
+        let is_refused = error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 400);
+        // A known agent that was to be in a snapshot.
+        if !is_refused || launch.install.is_empty() {
+            return error;
+        }
+        error.context(Hinted {
+            message: "the agent could not be started".to_owned(),
+            hint: "does the snapshot have it? `warren agent install KIND --image snapshot:NAME` makes one that does"
+                .to_owned(),
+        })
+    })?;
     let word = match &session {
         Session::Exec { id } => format!("exec:{id}"),
         Session::Pty { id, .. } => format!("pty:{id}"),
@@ -59,13 +72,15 @@ pub(crate) async fn follow(
     client: &Client,
     output: Output,
     run: &Run,
+    turn: &Turn,
     prompt: Option<&str>,
     signals: &mut Signals,
 ) -> anyhow::Result<Ended> {
     let sandbox: SandboxId = run.sandbox()?;
+    let goes_on = || turn.became(run) == Became::Goes;
     match &run.record.session {
         Some(Session::Pty { id, exit_file }) => {
-            terminal::follow(client, output, &sandbox, (id, exit_file), signals).await
+            terminal::follow(client, output, &sandbox, (id, exit_file), goes_on, signals).await
         }
         Some(Session::Exec { .. }) => {
             let exec = headless::exec_of(run).ok_or_else(|| no_session(run))?;
@@ -76,10 +91,11 @@ pub(crate) async fn follow(
             } else {
                 (To::Stdout, To::Stderr)
             };
-            let stream = headless::stream(client, output, (&sandbox, &exec), prompt).writing_to(
-                LineWriter::new(run.record.lines(), stdout, &told),
-                LineWriter::new(Lines::Plain, stderr, &Arc::default()),
-            );
+            let stream =
+                headless::stream(client, output, (&sandbox, &exec), prompt).only_while(goes_on).writing_to(
+                    LineWriter::new(run.record.lines(), stdout, &told),
+                    LineWriter::new(Lines::Plain, stderr, &Arc::default()),
+                );
             headless::follow(client, output, (&sandbox, &exec), stream, signals).await
         }
         None => Err(no_session(run)),

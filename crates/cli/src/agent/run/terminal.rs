@@ -16,10 +16,10 @@ use super::headless::Signals;
 use super::record::Session;
 use super::{Ended, shell_word};
 use crate::client::Client;
-use crate::failure::{Lost, Refused, StdoutClosed, chain_of, hinted};
+use crate::failure::{Lost, Refused, Released, StdoutClosed, chain_of, hinted};
 use crate::output::Output;
 use crate::shell_stream::ShellStream;
-use crate::terminal::{RawMode, WindowSize};
+use crate::terminal::{RawMode, WindowSize, leave_modes};
 
 const EXIT_FILE_BYTES: u64 = 32;
 /// What the exit file says of a program that its limit ended.
@@ -43,7 +43,7 @@ pub(crate) async fn start(
         words.join(" ")
     );
     let length = script.len() as u64;
-    client.write_file(sandbox, &path, reqwest::Body::from(script), Some(length)).await?;
+    client.write_file(sandbox, &path, None, reqwest::Body::from(script), Some(length)).await?;
     client.chmod_file(sandbox, &FileChmod { path: path.clone(), mode: "0755".to_owned() }).await?;
     let session = client.create_pty(sandbox, WindowSize::current(), Some(path.clone())).await?.value;
     if let Some(limit) = limit {
@@ -63,21 +63,38 @@ pub(crate) async fn follow(
     output: Output,
     sandbox: &SandboxId,
     (id, exit_file): (&str, &str),
+    goes_on: impl Fn() -> bool,
     signals: &mut Signals,
 ) -> anyhow::Result<Ended> {
     let pty: PtyId = id.parse().map_err(|_| {
         hinted("the server named the terminal in a way that cannot be read", "is it a Warren server?")
     })?;
     let joined = tokio::select! {
-        joined = join(client, sandbox, &pty) => joined,
-        code = signals.leave() => return Ok(Ended::Left(code)),
+        joined = join(client, sandbox, &pty, goes_on) => how(client, output, sandbox, exit_file, joined).await,
+        code = signals.leave() => Ok(Ended::Left(code)),
     };
+    // It did not end by itself, and what it asked of the terminal still holds.
+    if !matches!(joined, Ok(Ended::Exit(_))) {
+        leave_modes();
+    }
+    joined
+}
+
+async fn how(
+    client: &Client,
+    output: Output,
+    sandbox: &SandboxId,
+    exit_file: &str,
+    joined: anyhow::Result<()>,
+) -> anyhow::Result<Ended> {
     match joined {
         Ok(()) => Ok(ended(client, sandbox, exit_file).await),
         Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404) => {
             Ok(ended(client, sandbox, exit_file).await)
         }
         Err(error) if error.is::<StdoutClosed>() || error.is::<std::io::Error>() => Ok(Ended::Left(129)),
+        // Who asks what became of it hears more.
+        Err(error) if error.is::<Released>() => Ok(Ended::Left(crate::failure::LOST)),
         Err(error) if error.is::<Lost>() => {
             output.warn(&chain_of(error.as_ref()));
             Ok(Ended::Left(crate::failure::LOST))
@@ -86,7 +103,12 @@ pub(crate) async fn follow(
     }
 }
 
-async fn join(client: &Client, sandbox: &SandboxId, pty: &PtyId) -> anyhow::Result<()> {
+async fn join(
+    client: &Client,
+    sandbox: &SandboxId,
+    pty: &PtyId,
+    goes_on: impl Fn() -> bool,
+) -> anyhow::Result<()> {
     let socket = client.attach_pty(sandbox, pty).await?;
     let mut changes = signal(SignalKind::window_change())?;
     let raw_mode = RawMode::enter().context("could not put the terminal into raw mode")?;
@@ -101,7 +123,7 @@ async fn join(client: &Client, sandbox: &SandboxId, pty: &PtyId) -> anyhow::Resu
         }
         std::io::Error::from(std::io::ErrorKind::UnexpectedEof)
     };
-    let mut stream = ShellStream::new(client, sandbox, pty, receiver);
+    let mut stream = ShellStream::new(client, sandbox, pty, receiver).only_while(goes_on);
     let resized = async {
         let mut told = None;
         loop {
@@ -113,7 +135,7 @@ async fn join(client: &Client, sandbox: &SandboxId, pty: &PtyId) -> anyhow::Resu
         }
     };
     let outcome = tokio::select! {
-        outcome = stream.follow(socket) => outcome,
+        outcome = stream.follow(socket) => outcome.map(drop),
         error = forwarded => Err(error.into()),
         () = resized => Ok(()),
     };

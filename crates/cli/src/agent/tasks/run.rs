@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
+use warren_types::SandboxId;
 
 use super::super::launch::{Launch, Lines};
 use super::super::patch::base::{Sides, blobs_of, fetch_missing};
@@ -19,13 +20,14 @@ use super::super::run::headless::{self, Signals};
 use super::super::run::lines::{LineWriter, To, Told};
 use super::super::run::prepare::{Own, Prepared};
 use super::super::run::record::{Record, Run};
+use super::super::run::turn::{Became, Turn};
 use super::super::run::{Ended, finish, session};
 use super::super::tree::cache;
 use super::super::tree::root::Root;
 use super::Task;
 use super::view::{TICK, View};
 use crate::client::Client;
-use crate::failure::chain_of;
+use crate::failure::{LOST, chain_of};
 use crate::output::{Output, printable};
 
 pub(crate) struct Batch<'a> {
@@ -138,7 +140,10 @@ impl Batch<'_> {
             *shared.spent.lock().unwrap_or_else(PoisonError::into_inner) += cost.unwrap_or_default();
             result = tried.unwrap_or_else(|error| Result::skipped(&chain_of(error.as_ref())));
             (result.attempts, result.cost, result.seconds) = (attempt, cost, begun.elapsed().as_secs_f64());
-            if result.is_success() || matches!(result.ended, Some(Ended::Stopped | Ended::Left(_))) {
+            // Of one whose work could not be brought here the work is not done again.
+            let is_kept = result.error.is_some() && !result.sandbox.is_empty();
+            if is_kept || result.is_success() || matches!(result.ended, Some(Ended::Stopped | Ended::Left(_)))
+            {
                 break;
             }
             if attempt <= self.retries {
@@ -173,38 +178,83 @@ impl Batch<'_> {
         let launch = (self.launch)(task)?;
         let copies = tempfile::tempdir().context("could not make a temporary folder")?;
         let (sandbox, delta) = self.prepared.start(self.client, quiet, &self.own, copies.path()).await?;
-        let limit = self.limit(task, shared)?;
-        let at = (self.root, self.prepared.folder.as_str());
+        let begun = async {
+            let mut run = self.record(task, shared, &launch, &sandbox)?;
+            run.save_delta(&delta)?;
+            run.keep_copies(copies.path())?;
+            session::start(self.client, &mut run, &launch).await?;
+            anyhow::Ok(run)
+        };
+        let mut run = match begun.await {
+            Ok(run) => run,
+            Err(error) => {
+                finish::kill(self.client, &sandbox).await?;
+                if let Ok(run) = Run::find(&sandbox) {
+                    run.forget();
+                }
+                return Err(error);
+            }
+        };
+        let mut result = Result { sandbox: sandbox.to_string(), error: None, ..Result::skipped("") };
+        if let Err(error) = self.work(task, attempt, &mut run, &launch, told, &mut result).await {
+            let _ = self.client.hibernate_sandbox(&sandbox).await;
+            result.error = Some(format!(
+                "{}; the work is kept in {sandbox}, asleep: `warren agent patch {sandbox}` brings it",
+                chain_of(error.as_ref())
+            ));
+        }
+        Ok(result)
+    }
+
+    fn record(
+        &self,
+        task: &Task,
+        shared: &Shared,
+        launch: &Launch,
+        sandbox: &SandboxId,
+    ) -> anyhow::Result<Run> {
         let mut record = Record::new(
             self.server,
-            &sandbox,
-            at,
+            sandbox,
+            (self.root, self.prepared.folder.as_str()),
             self.agent,
             launch.argv.clone(),
             launch.lines,
             &self.prepared.tree,
-            limit,
+            self.limit(task, shared)?,
         );
         (record.include_ignored, record.keep) = (self.include_ignored, self.keep);
-        let mut run = Run::create(record, &self.prepared.place.folder)?;
-        run.save_delta(&delta)?;
-        run.keep_copies(copies.path())?;
-        let begun = session::start(self.client, &mut run, &launch).await;
-        if let Err(error) = begun {
-            finish::kill(self.client, &sandbox).await?;
-            run.forget();
-            return Err(error);
-        }
-        let ended = self.follow(task, &run, &launch, told).await?;
-        let mut result = Result::skipped("");
-        (result.ended, result.sandbox, result.error) = (Some(ended), sandbox.to_string(), None);
+        Run::create(record, &self.prepared.place.folder)
+    }
+
+    /// Follows a program to its end and brings its work home.
+    async fn work(
+        &self,
+        task: &Task,
+        attempt: u32,
+        run: &mut Run,
+        launch: &Launch,
+        told: &Arc<Mutex<Told>>,
+        result: &mut Result,
+    ) -> anyhow::Result<()> {
+        let sandbox = run.sandbox()?;
+        let turn = Turn::of(run)?;
+        let ended = self.follow(task, run, &turn, launch, told).await?;
+        result.ended = Some(ended);
         if let Ended::Left(_) = ended {
-            return Ok(result);
+            result.error = match turn.became(run) {
+                Became::Paused => Some(format!("paused; `warren agent attach {sandbox}` goes on with it")),
+                Became::Gone(word) => Some(word.text),
+                Became::Goes | Became::Ended(_) => None,
+            };
+            return Ok(());
         }
+        turn.take(|| ()).await;
         run.record.ended = Some(ended.code());
         run.save()?;
-        let changes = finish::collected(self.client, &run).await?;
-        let root = Root::open(self.root)?;
+        let changes = finish::brought(self.client, run).await?;
+        let root =
+            Root::open(self.root).with_context(|| format!("could not open {}", self.root.display()))?;
         let blobs = blobs_of(&run.dir)?;
         let sides = Sides { root: &root, blobs: &blobs };
         fetch_missing(self.client, &sides, &changes.changes, (&run.record.checkpoint, &run.record.folder))
@@ -218,10 +268,11 @@ impl Batch<'_> {
         } else {
             finish::kill(self.client, &sandbox).await?;
             if result.files == 0 || !is_last {
+                turn.leave_word(&format!("its patch is in {}", path.display()), run.record.ended)?;
                 run.forget();
             }
         }
-        Ok(result)
+        Ok(())
     }
 
     /// Its own limit, or what is left for all.
@@ -241,6 +292,7 @@ impl Batch<'_> {
         &self,
         task: &Task,
         run: &Run,
+        turn: &Turn,
         launch: &Launch,
         told: &Arc<Mutex<Told>>,
     ) -> anyhow::Result<Ended> {
@@ -257,13 +309,21 @@ impl Batch<'_> {
             (to.clone(), to)
         };
         let quiet = Output::new(self.output.json, true);
+        let goes_on = || turn.became(run) == Became::Goes;
         let stream =
             headless::stream(self.client, quiet, (&sandbox, &exec), launch.prompt_on_stdin.as_deref())
+                .only_while(goes_on)
                 .writing_to(
                     LineWriter::new(launch.lines, stdout, told),
                     LineWriter::new(Lines::Plain, stderr, told),
                 );
-        headless::follow(self.client, quiet, (&sandbox, &exec), stream, &mut Signals::catch()?).await
+        let followed =
+            headless::follow(self.client, quiet, (&sandbox, &exec), stream, &mut Signals::catch()?).await?;
+        Ok(match turn.became(run) {
+            // It is another command's now, which has the sandbox sleep, has ended it or brought its work home.
+            Became::Paused | Became::Gone(_) => Ended::Left(LOST),
+            Became::Goes | Became::Ended(_) => followed,
+        })
     }
 
     fn tell(&self, task: &Task, result: &Result, view: &View) -> anyhow::Result<()> {

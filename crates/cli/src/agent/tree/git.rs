@@ -116,20 +116,25 @@ fn without_credentials(url: &str) -> String {
     format!("{scheme}://{host}/{path}")
 }
 
-/// Files that are tracked although a rule ignores them. Nothing of the repository's settings is run.
-pub(super) fn tracked_but_ignored(folder: &Path) -> Vec<String> {
+/// Files that are tracked although a rule ignores them, or why that is not known. Nothing of the repository's settings is run, so it may be
+/// another user's.
+pub(super) fn tracked_but_ignored(folder: &Path) -> Result<Vec<String>, String> {
     let mut command = Command::new("git");
     command
-        .args(["-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null", "-C"])
+        .args(["-c", "core.fsmonitor=", "-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", "-C"])
         .arg(folder)
         .args(["ls-files", "--cached", "--ignored", "--exclude-standard", "-z"])
         .env("GIT_OPTIONAL_LOCKS", "0")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null());
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
     // Without git there is nothing to know.
-    let Ok(output) = command.output() else { return Vec::new() };
+    let Ok(output) = command.output() else { return Ok(Vec::new()) };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(said.lines().next().unwrap_or("git failed").to_owned());
+    }
     let names = output.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    names.filter_map(|name| String::from_utf8(name.to_vec()).ok()).collect()
+    Ok(names.filter_map(|name| String::from_utf8(name.to_vec()).ok()).collect())
 }
 
 #[cfg(test)]

@@ -69,8 +69,17 @@ pub(crate) fn scan(folder: &Path, options: &ScanOptions) -> anyhow::Result<Scan>
     let mut collected = collected.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // A folder or a repository's parent may be the repository; a submodule's file says so too.
     if root.ancestors().any(|above| above.join(GIT).exists()) {
-        for name in git::tracked_but_ignored(&root) {
-            add_tracked(&root, &name, options, &mut collected);
+        match git::tracked_but_ignored(&root) {
+            Ok(names) => {
+                for name in names {
+                    add_tracked(&root, &name, options, &mut collected);
+                }
+            }
+            Err(why) => {
+                collected
+                    .left_out
+                    .push(format!("files that are tracked although a rule ignores them: {why}"));
+            }
         }
     }
     match std::fs::symlink_metadata(root.join(GIT)) {

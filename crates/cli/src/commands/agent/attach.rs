@@ -34,6 +34,9 @@ pub(crate) async fn run(context: &Context, args: AttachArgs) -> anyhow::Result<E
     let client = context.client()?;
     let mut run = Run::find(&args.id)?;
     run.record.keep |= args.keep;
+    // To follow it wakes it.
+    run.record.paused = false;
+    run.save()?;
     let wanted = Wanted {
         apply: args.apply,
         show: !args.apply && args.patch_file.is_none(),

@@ -28,11 +28,7 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> anyhow::Result<Exi
     let run = Run::find(&args.id)?;
     let (forks, went) = fork(&client, output, &run, args.number).await?;
     let ids: Vec<_> = forks.iter().map(|fork| fork.record.sandbox.clone()).collect();
-    if output.json {
-        output.json(&json!(ids))?;
-    } else {
-        output.line(&ids.join("\n"))?;
-    }
+    output.made("fork", &ids.join(", "), &ids.join("\n"), &json!(ids))?;
     output.note(match went {
         Went::On => "the agents go on from where that one is",
         Went::Anew => "the agents began anew on the files as they are there",

@@ -8,7 +8,7 @@ use serde_json::json;
 use warren_types::SandboxId;
 
 use crate::agent::kinds::{Kind, Task};
-use crate::agent::outside::{Outside, work};
+use crate::agent::outside::{Outside, ready};
 use crate::context::Context;
 
 #[derive(Args)]
@@ -32,15 +32,14 @@ pub(crate) struct OutsideArgs {
 }
 
 pub(crate) async fn run(context: &Context, args: OutsideArgs) -> anyhow::Result<ExitCode> {
-    let sandbox = args.sandbox.to_string();
     let outside = Outside {
         kind: args.kind,
-        sandbox: &sandbox,
+        sandbox: &args.sandbox,
         folder: &args.folder,
         task: Task { prompt: args.prompt.as_deref(), model: args.model.as_deref(), arguments: &[] },
         timeout: args.timeout.map(Duration::from_secs),
     };
-    let ended = work(context, &outside).await?;
+    let ended = ready(context, &outside).await?.work(context.output).await?;
     if context.output.json {
         context
             .output

@@ -9,7 +9,6 @@ use warren_types::SandboxId;
 use crate::agent::run::finish::{self, Wanted};
 use crate::agent::run::record::Run;
 use crate::context::Context;
-use crate::failure::{Refused, hinted};
 
 #[derive(Args)]
 pub(crate) struct PatchArgs {
@@ -34,26 +33,16 @@ pub(crate) async fn run(context: &Context, args: PatchArgs) -> anyhow::Result<Ex
     let output = context.output;
     let mut run = Run::find(&args.id)?;
     run.record.include_ignored |= args.include_ignored;
-    let changes = match finish::collected(&client, &run).await {
-        Ok(changes) => changes,
-        // The sandbox has gone; what was brought before is in the record.
-        Err(error)
-            if error.downcast_ref::<Refused>().is_some_and(|refused| matches!(refused.status, 404 | 410)) =>
-        {
-            run.changes().ok_or_else(|| {
-                hinted(
-                    "the sandbox is gone, and nothing was brought from it",
-                    format!("`warren agent rm {}` forgets it", args.id),
-                )
-            })?
-        }
-        Err(error) => return Err(error),
-    };
+    let changes = finish::brought(&client, &run).await?;
     let wanted = Wanted {
         apply: args.apply,
         show: args.diff || !args.apply && args.patch_file.is_none(),
         patch_file: args.patch_file,
     };
+    if run.record.paused {
+        // To look woke it.
+        client.hibernate_sandbox(&args.id).await?;
+    }
     let finished = finish::deliver(&client, output, &run, changes, &wanted).await?;
     Ok(ExitCode::from(finished.code()))
 }

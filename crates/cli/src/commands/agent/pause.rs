@@ -8,8 +8,17 @@ use crate::agent::run::record::Run;
 use crate::context::Context;
 
 pub(crate) async fn pause(context: &Context, id: &SandboxId) -> anyhow::Result<ExitCode> {
-    Run::find(id)?;
-    let answer = context.client()?.hibernate_sandbox(id).await?;
+    let mut run = Run::find(id)?;
+    let client = context.client()?;
+    // First, or who follows it would wake it, or take its processes' end for its own.
+    mark(&mut run, true)?;
+    let answer = match client.hibernate_sandbox(id).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            mark(&mut run, false)?;
+            return Err(error);
+        }
+    };
     if context.output.json {
         context.output.json(&answer.json)?;
     }
@@ -20,9 +29,15 @@ pub(crate) async fn pause(context: &Context, id: &SandboxId) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
+fn mark(run: &mut Run, paused: bool) -> anyhow::Result<()> {
+    run.record.paused = paused;
+    run.save()
+}
+
 pub(crate) async fn resume(context: &Context, id: &SandboxId) -> anyhow::Result<ExitCode> {
-    Run::find(id)?;
+    let mut run = Run::find(id)?;
     let answer = context.client()?.wake_sandbox(id, None).await?;
+    mark(&mut run, false)?;
     if context.output.json {
         context.output.json(&answer.json)?;
     }

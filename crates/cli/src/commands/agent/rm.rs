@@ -7,6 +7,7 @@ use warren_types::SandboxId;
 
 use crate::agent::run::finish;
 use crate::agent::run::record::Run;
+use crate::agent::run::turn::Turn;
 use crate::client::Client;
 use crate::context::Context;
 use crate::failure;
@@ -26,6 +27,8 @@ pub(crate) async fn run(context: &Context, args: RmArgs) -> anyhow::Result<ExitC
 
 async fn remove(client: &Client, id: &SandboxId) -> anyhow::Result<()> {
     let mut run = Run::find(id)?;
+    // For who follows it.
+    Turn::of(&run)?.leave_word("it was removed with `warren agent rm`", run.record.ended)?;
     finish::end_keys(client, &mut run).await;
     finish::kill(client, id).await?;
     run.forget();

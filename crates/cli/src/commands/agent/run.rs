@@ -13,18 +13,19 @@ use super::begin::{Beginning, abandon, new_token};
 use super::{server_of, tasks};
 use crate::agent::kinds::{Kind, Task};
 use crate::agent::launch::ModelKey;
-use crate::agent::outside::{Outside, work};
+use crate::agent::outside::{Outside, ready};
 use crate::agent::program::Program;
 use crate::agent::run::finish::{self, Wanted};
 use crate::agent::run::headless::Signals;
 use crate::agent::run::prepare::delete_checkpoint;
 use crate::agent::run::record::Run;
+use crate::agent::run::turn::{Became, Turn, Word};
 use crate::agent::run::{Ended, TIMED_OUT, keys, session};
 use crate::agent::tree::cache;
 use crate::client::Client;
 use crate::context::Context;
-use crate::failure::{DETACHED, usage};
-use crate::output::Output;
+use crate::failure::{DETACHED, LOST, usage};
+use crate::output::{Output, printable};
 use crate::words::{Pair, parse_duration};
 
 const AFTER: &str = "\
@@ -180,20 +181,29 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
     if let Program::Outside(kind) = program {
         let task =
             Task { prompt: args.prompt.as_deref(), model: args.model.as_deref(), arguments: &args.arguments };
-        let (sandbox, folder) = (begun.record.sandbox.clone(), begun.record.folder.clone());
+        let (sandbox, folder) = (begun.sandbox()?, begun.record.folder.clone());
         let timeout = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
         let outside = Outside { kind, sandbox: &sandbox, folder: &folder, task, timeout };
-        let ended = match work(context, &outside).await {
-            Ok(ended) if ended.code == TIMED_OUT => Ended::TimedOut,
-            Ok(ended) => Ended::Exit(ended.code.into()),
+        let ready = match ready(context, &outside).await {
+            Ok(ready) => ready,
             Err(error) => {
                 let _ = finish::kill(&client, &begun.sandbox()?).await;
                 begun.forget();
                 return Err(error);
             }
         };
+        let ended = match ready.work(output).await {
+            Ok(ended) if ended.code == TIMED_OUT => Ended::TimedOut,
+            Ok(ended) => Ended::Exit(ended.code.into()),
+            Err(error) => {
+                let mut begun = begun;
+                keep_for_later(&client, output, &mut begun).await?;
+                return Err(error);
+            }
+        };
         // Those of its time are dealt with.
-        return bring_home(&client, output, begun, ended, &wanted, &mut Signals::catch()?).await;
+        let turn = Turn::of(&begun)?;
+        return bring_home(&client, output, begun, &turn, ended, &wanted, &mut Signals::catch()?).await;
     }
     follow(&client, output, begun, launch.prompt_on_stdin.as_deref(), &wanted, &mut signals).await
 }
@@ -207,14 +217,39 @@ pub(super) async fn follow(
     wanted: &Wanted,
     signals: &mut Signals,
 ) -> anyhow::Result<ExitCode> {
-    let ended = session::follow(client, output, &run, prompt, signals).await?;
-    bring_home(client, output, run, ended, wanted, signals).await
+    let turn = Turn::of(&run)?;
+    let followed = session::follow(client, output, &run, &turn, prompt, signals).await;
+    let ended = match (turn.became(&run), followed) {
+        (Became::Gone(word), followed) => {
+            output.note(&said_of_gone(&word));
+            let code = word.code.or_else(|| followed.ok().map(Ended::code)).unwrap_or(LOST);
+            return Ok(ExitCode::from(code));
+        }
+        (Became::Paused, _) => {
+            let id = &run.record.sandbox;
+            output.note(&format!("\nit was paused: `warren agent resume {id}` wakes it, `warren agent attach {id}` goes on with it, `warren agent patch {id}` shows what it did so far"));
+            return Ok(ExitCode::from(DETACHED));
+        }
+        // Its sandbox may be gone with our connection.
+        (Became::Ended(code), Ok(Ended::Left(LOST)) | Err(_)) => Ended::Exit(code.into()),
+        (_, followed) => followed?,
+    };
+    bring_home(client, output, run, &turn, ended, wanted, signals).await
+}
+
+fn said_of_gone(word: &Word) -> String {
+    if word.text.is_empty() {
+        "its record was removed meanwhile".to_owned()
+    } else {
+        printable(&word.text).into_owned()
+    }
 }
 
 async fn bring_home(
     client: &Client,
     output: Output,
     mut run: Run,
+    turn: &Turn,
     ended: Ended,
     wanted: &Wanted,
     signals: &mut Signals,
@@ -228,6 +263,21 @@ async fn bring_home(
         Ended::Exit(code) if code != 0 => output.note(&format!("it ended with {code}")),
         _ => {}
     }
+    let waits = || output.note("another command brings its work home; waiting for that");
+    tokio::select! {
+        () = turn.take(waits) => {}
+        code = signals.any() => {
+            finish::say_left(output, &run);
+            return Ok(ExitCode::from(code));
+        }
+    }
+    match turn.became(&run) {
+        Became::Gone(word) => {
+            output.note(&said_of_gone(&word));
+            return Ok(ExitCode::from(ended.code()));
+        }
+        Became::Goes | Became::Paused | Became::Ended(_) => {}
+    }
     run.record.ended = Some(ended.code());
     run.save()?;
     let bringing = async {
@@ -235,7 +285,7 @@ async fn bring_home(
             let event = json!({"type": "ended", "sandbox": run.record.sandbox, "exitCode": ended.code(), "timedOut": ended == Ended::TimedOut});
             output.line(&event.to_string())?;
         }
-        let changes = finish::collected(client, &run).await?;
+        let changes = finish::brought(client, &run).await?;
         finish::deliver(client, output, &run, changes, wanted).await
     };
     let brought = tokio::select! {
@@ -251,21 +301,33 @@ async fn bring_home(
     let finished = match brought {
         Ok(finished) => finished,
         Err(error) => {
-            finish::end_keys(client, &mut run).await;
-            run.save()?;
-            // Its next use wakes it.
-            let _ = client.hibernate_sandbox(&run.sandbox()?).await;
-            let id = &run.record.sandbox;
-            output.note(&format!("the work is kept in {id}: `warren agent patch {id}` tries again, `warren agent rm {id}` ends it"));
+            if let Became::Gone(word) = turn.became(&run) {
+                output.note(&said_of_gone(&word));
+                return Ok(ExitCode::from(ended.code()));
+            }
+            keep_for_later(client, output, &mut run).await?;
             return Err(error);
         }
     };
-    finish::clean_up(client, output, &mut run, &finished).await?;
+    finish::clean_up(client, output, &mut run, turn, &finished).await?;
     sweep(client, output, &run.record.server).await;
     Ok(ExitCode::from(match ended.code() {
         0 => finished.code(),
         code => code,
     }))
+}
+
+/// The program has ended and its work could not be brought home.
+async fn keep_for_later(client: &Client, output: Output, run: &mut Run) -> anyhow::Result<()> {
+    finish::end_keys(client, run).await;
+    run.save()?;
+    // Its next use wakes it.
+    let _ = client.hibernate_sandbox(&run.sandbox()?).await;
+    let id = &run.record.sandbox;
+    output.note(&format!(
+        "the work is kept in {id}: `warren agent patch {id}` brings it, `warren agent rm {id}` ends it"
+    ));
+    Ok(())
 }
 
 /// Takes away what earlier runs left. It is no part of this run: what fails here is tried by the next.

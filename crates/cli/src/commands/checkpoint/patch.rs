@@ -63,11 +63,7 @@ async fn add(context: &Context, args: AddArgs) -> anyhow::Result<()> {
     let body = PatchCreate { script: Some(script), description: args.description };
     let answer = context.client()?.create_patch(&args.checkpoint, &body).await?;
     let patch = &answer.value.patch;
-    if context.output.json {
-        context.output.json(&answer.json)?;
-    } else {
-        context.output.line(&printable(&patch.id))?;
-    }
+    context.output.made("patch", &patch.id, &patch.id, &answer.json)?;
     context.output.note(&format!("patch {} of {}", patch.sequence, args.checkpoint));
     Ok(())
 }

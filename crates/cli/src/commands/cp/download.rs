@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use reqwest::Response;
 use warren_types::SandboxId;
 
-use super::{Copy, Kind, joined, last_name};
+use super::{Copy, Kind, NEW_FILE, joined, last_name};
 use crate::archive::{self, Piece, PieceReader};
 use crate::failure::{chain_of, usage};
 use crate::progress::Progress;
@@ -29,8 +29,8 @@ impl Copy<'_> {
         match kind {
             Kind::Folder => self.download_folder(id, source, target).await,
             // Missing too: the request for it says what is missing, the file or the sandbox.
-            Kind::Missing => self.download_file(id, source, &target, false).await,
-            Kind::File(_, executable) => self.download_file(id, source, &target, executable).await,
+            Kind::Missing => self.download_file(id, source, &target, NEW_FILE).await,
+            Kind::File(mode) => self.download_file(id, source, &target, mode).await,
         }
     }
 
@@ -50,11 +50,11 @@ impl Copy<'_> {
         id: &SandboxId,
         source: &str,
         target: &Path,
-        executable: bool,
+        mode: u32,
     ) -> anyhow::Result<()> {
         let mut response = self.client.read_file(id, source).await?;
         let failed = || format!("could not write {}", target.display());
-        let mut file = Target::open(target, executable).with_context(failed)?;
+        let mut file = Target::open(target, mode).with_context(failed)?;
         let progress = Progress::new(response.content_length(), self.output);
         let mut written = Ok(());
         while written.is_ok() {
@@ -120,25 +120,20 @@ impl Copy<'_> {
 
 /// A local file being written: a regular one as a whole at the end, a device or a pipe as it comes.
 enum Target {
-    Whole { file: tempfile::NamedTempFile, path: PathBuf },
+    Whole { file: tempfile::NamedTempFile, path: PathBuf, mode: u32 },
     AsItComes(std::fs::File),
 }
 
 impl Target {
-    fn open(path: &Path, executable: bool) -> std::io::Result<Self> {
+    fn open(path: &Path, mode: u32) -> std::io::Result<Self> {
         // Through a link, so that the link stays and what it points to is replaced.
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if std::fs::metadata(&path).is_ok_and(|there| !there.is_file()) {
             return Ok(Self::AsItComes(std::fs::OpenOptions::new().write(true).open(&path)?));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // The mode is subject to the umask, as for any new file.
-        let mode = if executable { 0o777 } else { 0o666 };
-        let file = tempfile::Builder::new()
-            .prefix(".warren-")
-            .permissions(Permissions::from_mode(mode))
-            .tempfile_in(folder)?;
-        Ok(Self::Whole { file, path })
+        let file = tempfile::Builder::new().prefix(".warren-").tempfile_in(folder)?;
+        Ok(Self::Whole { file, path, mode })
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
@@ -150,7 +145,8 @@ impl Target {
 
     fn finish(self) -> anyhow::Result<()> {
         match self {
-            Self::Whole { file, path } => {
+            Self::Whole { file, path, mode } => {
+                file.as_file().set_permissions(Permissions::from_mode(mode))?;
                 file.persist(path)?;
             }
             Self::AsItComes(mut file) => file.flush()?,

@@ -9,7 +9,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::Body;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
-use warren_api::files::FileChmod;
 use warren_types::SandboxId;
 
 use super::{Copy, Kind, joined, last_name};
@@ -38,7 +37,8 @@ impl Copy<'_> {
         let length = metadata.is_file().then_some(metadata.len());
         let progress = Arc::new(Progress::new(length, self.output));
         let body = counted(file.take(length.unwrap_or(u64::MAX)), &progress);
-        let written = self.client.write_file(id, &target, body, length).await;
+        let mode = metadata.is_file().then(|| metadata.permissions().mode() & 0o777);
+        let written = self.client.write_file(id, &target, mode, body, length).await;
         progress.finish(self.output);
         if let (Err(_), Some(length)) = (&written, length)
             && std::fs::metadata(source).is_ok_and(|now| now.len() < length)
@@ -48,13 +48,7 @@ impl Copy<'_> {
                 "repeat the command",
             ));
         }
-        written?;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o111 != 0 && metadata.is_file() {
-            let body = FileChmod { path: target, mode: format!("{mode:04o}") };
-            self.client.chmod_file(id, &body).await.context("copied, but it could not be made executable")?;
-        }
-        Ok(())
+        written
     }
 
     pub(super) async fn upload_stdin(&self, id: &SandboxId, target: &str) -> anyhow::Result<()> {
@@ -62,7 +56,8 @@ impl Copy<'_> {
             return Err(usage("stdin has no name: give the file's whole path"));
         }
         let progress = Arc::new(Progress::new(None, self.output));
-        let written = self.client.write_file(id, target, counted(tokio::io::stdin(), &progress), None).await;
+        let written =
+            self.client.write_file(id, target, None, counted(tokio::io::stdin(), &progress), None).await;
         progress.finish(self.output);
         written
     }

@@ -5,13 +5,13 @@ use warren_types::tags::Tags;
 
 const PROXY: &str = "http://169.254.169.253:3128";
 const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
-const NO_PROXY: &str = "localhost,127.0.0.1,::1";
+const NO_PROXY: &str = "localhost,127.0.0.1,::1,169.254.169.254";
 const NO_PROXIES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 /// The gateway's own certificate: Node.js adds it to those it has.
 const OUR_CA: &str = "/usr/local/share/ca-certificates/opensandbox-proxy.crt";
 /// The system's bundle, which has that one too: these replace what their programs have.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
-const BUNDLES: [&str; 8] = [
+const BUNDLES: [&str; 9] = [
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
@@ -20,13 +20,14 @@ const BUNDLES: [&str; 8] = [
     "CARGO_HTTP_CAINFO",
     "DENO_CERT",
     "AWS_CA_BUNDLE",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
 ];
 const TOKEN_PREFIX: &str = "osb_sealed_";
 const TOKEN_DIGITS: usize = 32;
 
 /// What stands for a secret inside: worth nothing outside its sandbox.
 pub(crate) fn new_token() -> String {
-    format!("{TOKEN_PREFIX}{}", crate::app::auth::hex(&rand::random::<[u8; TOKEN_DIGITS / 2]>()))
+    format!("{TOKEN_PREFIX}{}", warren_types::hex(&rand::random::<[u8; TOKEN_DIGITS / 2]>()))
 }
 
 /// Adds the variables for the gateway, where nothing else was asked for.
@@ -76,7 +77,7 @@ mod tests {
         let mut envs = mine.clone();
         add_gateway(&mut envs);
         assert_eq!(envs["HTTPS_PROXY"], "http://mine", "what was asked for counts");
-        assert_eq!(envs.len(), mine.len() + 14);
+        assert_eq!(envs.len(), mine.len() + 15);
         let token = new_token();
         assert_eq!(token.len(), 43);
         assert_ne!(token, new_token());

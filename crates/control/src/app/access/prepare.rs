@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use warren_node_api::{GrantedSecret, SandboxSpec, SecretGrant};
+use warren_node_api::{FormerSecret, GrantedSecret, SandboxSpec, SecretGrant};
 use warren_types::{EgressMode, EgressPolicy, Error, HostPattern, OrgId};
 
 use super::environment::{add_gateway, new_token};
@@ -15,6 +15,8 @@ use crate::store::secrets::{SealedSecret, SecretStoreRow};
 
 /// Stores a sandbox may have, one over the other. A fork of a fork of a fork adds one each.
 pub(crate) const MAX_LAYERS: usize = 4;
+/// Encrypted, of what the secrets of a sandbox were: the newest of them go into one call beside what they are.
+const MAX_FORMER_BYTES: usize = 512 * 1024;
 
 /// What is written down and sent for a new sandbox.
 #[derive(Debug, Default)]
@@ -125,17 +127,29 @@ impl App {
             let narrower = narrower.get(&secret.name).map(Vec::as_slice).unwrap_or_default();
             secrets.extend(self.granted(token, secret, narrower)?);
         }
-        Ok(SecretGrant { secrets })
+        Ok(SecretGrant { secrets, former: Vec::new() })
     }
 
     /// The same for a sandbox that is there. A value that does not open is left out: it must not keep what was deleted or
     /// changed from taking effect.
     pub(in crate::app) fn grant_what_opens(&self, access: &Access) -> SecretGrant {
-        let granted = access.tokens.iter().filter_map(|(token, secret)| {
+        let granted = |token: &str, secret: &SealedSecret| {
             let narrower = access.secret_hosts.get(&secret.name).map(Vec::as_slice).unwrap_or_default();
             self.granted(token, secret, narrower).ok().flatten()
+        };
+        let mut left = MAX_FORMER_BYTES;
+        let former = access.former.iter().map_while(|former| {
+            left = left.checked_sub(former.secret.sealed.len())?;
+            Some(former)
         });
-        SecretGrant { secrets: granted.collect() }
+        let former = former.filter_map(|former| {
+            let until_ms = u64::try_from(former.until / 1000).unwrap_or(0);
+            Some(FormerSecret { secret: granted(&former.token, &former.secret)?, until_ms })
+        });
+        SecretGrant {
+            former: former.collect(),
+            secrets: access.tokens.iter().filter_map(|(token, secret)| granted(token, secret)).collect(),
+        }
     }
 
     /// `None` without a host in common: then it is put in nowhere, and the node need not have it.

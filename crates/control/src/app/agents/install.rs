@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use warren_api::agents::WRAPPER;
 use warren_types::Error;
 
-use crate::app::App;
 use crate::app::auth::Live;
-use crate::app::files::{FileMode, FilePath};
+use crate::app::guest::query_value;
+use crate::app::{App, audit};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -22,7 +22,7 @@ macro_rules! files {
     };
 }
 
-const FILES: [(&str, &str); 11] = files![
+const FILES: [(&str, &str); 12] = files![
     "main.mjs",
     "session.mjs",
     "lines.mjs",
@@ -32,6 +32,7 @@ const FILES: [(&str, &str); 11] = files![
     "codex.mjs",
     "opencode.mjs",
     "rpc.mjs",
+    "rpcagent.mjs",
     "events.mjs",
     "processes.mjs",
 ];
@@ -53,39 +54,48 @@ static VERSION: LazyLock<Version> = LazyLock::new(|| {
         hash.update(text);
         hash.update([0]);
     }
-    let version: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let version = warren_types::hex(&hash.finalize()[..8]);
     let folder = format!("/usr/local/lib/warren/agent-wrapper-{version}");
     Version { launcher: LAUNCHER.replace(FOLDER, &folder), folder }
 });
 
+/// Where it is put.
+pub(super) fn program() -> String {
+    format!("/usr/local/bin/{WRAPPER}")
+}
+
 impl App {
-    /// Sees to it that this version of the wrapper is there.
+    /// Sees to it that this version of the wrapper is there. One record says that it was put there, not one for each file.
     pub(super) async fn install_wrapper(&self, live: &Live) -> Result<(), Error> {
         let Version { folder, launcher } = &*VERSION;
-        let program = path(format!("/usr/local/bin/{WRAPPER}"))?;
-        let main = path(format!("{folder}/main.mjs"))?;
+        let program = program();
+        let main = format!("{folder}/main.mjs");
         let (is_current, is_there) =
             tokio::join!(self.holds(live, &program, launcher), self.holds(live, &main, FILES[0].1));
         if is_current && is_there {
             return Ok(());
         }
-        for (name, text) in FILES {
-            let path = path(format!("{folder}/{name}"))?;
-            let mode = FileMode::parse("0644")?;
-            self.write_file(live, &path, Some(mode), HeaderMap::new(), Body::from(text)).await?;
-        }
-        let mode = FileMode::parse("0755")?;
-        self.write_file(live, &program, Some(mode), HeaderMap::new(), Body::from(launcher.as_str())).await
+        let writing = async {
+            for (name, text) in FILES {
+                self.put(live, &format!("{folder}/{name}"), "644", text).await?;
+            }
+            self.put(live, &program, "755", launcher).await
+        };
+        let note =
+            live.note(audit::Kind::AgentSession).with("action", "install").with("path", folder.as_str());
+        self.audit.around(note, writing).await
+    }
+
+    async fn put(&self, live: &Live, path: &str, mode: &str, text: &'static str) -> Result<(), Error> {
+        let call = format!("files?path={}&mode={mode}", query_value(path));
+        self.guest(live, Method::PUT, &call, HeaderMap::new(), Body::from(text)).await.map(drop)
     }
 
     /// Whether a file of the sandbox is there and has exactly this text.
-    async fn holds(&self, live: &Live, path: &FilePath, text: &str) -> bool {
-        let answer = self.guest_file(live, Method::GET, "files", path, HeaderMap::new(), Body::empty()).await;
+    async fn holds(&self, live: &Live, path: &str, text: &str) -> bool {
+        let call = format!("files?path={}", query_value(path));
+        let answer = self.guest(live, Method::GET, &call, HeaderMap::new(), Body::empty()).await;
         let Ok(answer) = answer else { return false };
         to_bytes(answer.into_body(), text.len()).await.is_ok_and(|found| found == text.as_bytes())
     }
-}
-
-fn path(path: String) -> Result<FilePath, Error> {
-    FilePath::from_query(Some(path))
 }

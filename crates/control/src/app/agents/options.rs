@@ -59,6 +59,18 @@ impl Kind {
     }
 }
 
+/// Options that an agent has nothing for: refused by name, because they would be taken for a limit that holds.
+pub(super) fn check_kind(kind: Kind, options: &AgentOptions) -> Result<(), Error> {
+    let lists = [("allowedTools", &options.allowed_tools), ("disallowedTools", &options.disallowed_tools)];
+    let named = lists.into_iter().find(|(_, tools)| tools.as_ref().is_some_and(|tools| !tools.is_empty()));
+    match named {
+        Some((name, _)) if kind == Kind::Codex => Err(Error::invalid(format!(
+            "{name}: codex has no list of tools that could be allowed or not; permissionMode says what it may do"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The line that configures a session; `None` when no option says anything.
 pub(super) fn configure_line(options: &AgentOptions) -> Result<Option<Vec<u8>>, Error> {
     let mut message = Map::new();
@@ -301,6 +313,24 @@ mod tests {
             let error = configured(options.clone()).unwrap_err();
             assert!(error.contains(says), "{options}: {error}");
         }
+    }
+
+    #[test]
+    fn lists_of_tools_are_refused_where_they_would_mean_nothing() {
+        for (name, options) in [
+            ("allowedTools", json!({"allowedTools": ["Bash"]})),
+            ("disallowedTools", json!({"disallowedTools": ["Bash"]})),
+        ] {
+            let options: AgentOptions = serde_json::from_value(options).unwrap();
+            let refused = check_kind(Kind::Codex, &options).unwrap_err();
+            assert!(refused.message.starts_with(name), "{}", refused.message);
+            assert!(
+                check_kind(Kind::ClaudeCode, &options).is_ok()
+                    && check_kind(Kind::OpenCode, &options).is_ok()
+            );
+        }
+        let none: AgentOptions = serde_json::from_value(json!({"allowedTools": [], "model": "m"})).unwrap();
+        assert!(check_kind(Kind::Codex, &none).is_ok());
     }
 
     #[test]

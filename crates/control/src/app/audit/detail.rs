@@ -4,8 +4,6 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use warren_guest_api::exec::ExecStart;
 
-use crate::app::auth::hex;
-
 /// Of a command with its arguments, and of any other text.
 const MAX_TEXT_BYTES: usize = 4096;
 /// Names of variables, and elements of other lists.
@@ -72,7 +70,7 @@ pub(crate) fn of_command(start: &ExecStart) -> Map<String, Value> {
         let whole = json!([start.cmd, start.args]).to_string();
         facts.insert("cut".to_owned(), true.into());
         facts.insert("argvBytes".to_owned(), whole.len().into());
-        facts.insert("argvSha256".to_owned(), hex(&Sha256::digest(whole.as_bytes())).into());
+        facts.insert("argvSha256".to_owned(), warren_types::hex(&Sha256::digest(whole.as_bytes())).into());
     }
     if let Some(cwd) = &start.cwd {
         facts.insert("cwd".to_owned(), bounded(cwd.as_str().into()));
@@ -107,7 +105,7 @@ mod tests {
         let facts = of_command(&long);
         assert!(facts["cmd"].as_str().unwrap().len() <= MAX_TEXT_BYTES);
         let whole = json!([long.cmd, long.args]).to_string();
-        assert_eq!(facts["argvSha256"], hex(&Sha256::digest(whole.as_bytes())));
+        assert_eq!(facts["argvSha256"], warren_types::hex(&Sha256::digest(whole.as_bytes())));
         assert_eq!((&facts["cut"], facts.get("args")), (&json!(true), None));
         let many = ExecStart { cmd: "x".into(), args: vec!["y".into(); 100_000], ..ExecStart::default() };
         assert!(Value::Object(of_command(&many)).to_string().len() < 3 * MAX_TEXT_BYTES);

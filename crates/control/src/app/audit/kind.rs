@@ -18,6 +18,10 @@ pub(crate) enum Kind {
     CheckpointDelete,
     CheckpointPublish,
     CheckpointPatch,
+    /// What is built, whatever it is called.
+    Image,
+    /// A name of an image.
+    Snapshot,
     Policy,
     Exec,
     ExecAttach,
@@ -65,6 +69,8 @@ impl Kind {
             Self::CheckpointDelete => "checkpoint.delete",
             Self::CheckpointPublish => "checkpoint.publish",
             Self::CheckpointPatch => "checkpoint.patch",
+            Self::Image => "image",
+            Self::Snapshot => "snapshot",
             Self::Policy => "policy",
             Self::Exec => "exec",
             Self::ExecAttach => "exec.attach",

@@ -8,10 +8,9 @@ use warren_api::checkpoints::{Checkpoint, CheckpointCreate, RetentionPolicy};
 use warren_node_api::{CAPTURE_WAIT_SECONDS, CheckpointCreate as Order, CheckpointReport};
 use warren_types::{CheckpointId, Error, ErrorKind, SandboxId, SandboxState};
 
-use super::view;
 use crate::app::App;
 use crate::app::audit::{Kind as Audited, facts};
-use crate::app::auth::{Caller, hex, sandbox_not_found};
+use crate::app::auth::{Caller, sandbox_not_found};
 use crate::app::guest::from_node;
 use crate::app::idempotency;
 use crate::store::checkpoints::change::{Inserted, MadeFor, NewCheckpoint};
@@ -123,13 +122,13 @@ impl App {
         key: Option<IdempotencyKey>,
     ) -> Result<Checkpoint, Error> {
         let _turn = match &key {
-            Some(key) => Some(self.key_locks.turn(caller.org(), &key.key).await),
+            Some(key) => Some(self.key_turns.turn(&(caller.org().clone(), key.key.clone())).await),
             None => None,
         };
         if let Some(key) = &key
             && let Some(row) = self.find_checkpoint_with_key(caller, key).await?
         {
-            return Ok(view(row));
+            return self.checkpoint_view(row).await;
         }
         let row = self.store.find_sandbox(caller.org(), sandbox).await?.ok_or_else(sandbox_not_found)?;
         let new = NewCheckpoint {
@@ -198,10 +197,12 @@ impl App {
         let row =
             row.ok_or_else(|| Error::new(ErrorKind::Gone, "the checkpoint was deleted while it was made"))?;
         Ok(match row.status {
-            Status::Ready => {
-                Checkpoint { status: Status::Processing.as_str().to_owned(), size_bytes: 0, ..view(row) }
-            }
-            Status::Processing | Status::Failed | Status::Deleting => view(row),
+            Status::Ready => Checkpoint {
+                status: Status::Processing.as_str().to_owned(),
+                size_bytes: 0,
+                ..self.checkpoint_view(row).await?
+            },
+            Status::Processing | Status::Failed | Status::Deleting => self.checkpoint_view(row).await?,
         })
     }
 
@@ -229,7 +230,7 @@ fn identify(key: String, sandbox: &SandboxId, body: &CheckpointCreate) -> Result
     idempotency::check(&key)?;
     let body = serde_json::to_vec(&(sandbox, body))
         .map_err(|error| Error::internal(format!("a request has no JSON form: {error}")))?;
-    Ok(IdempotencyKey { key, body_hash: hex(&Sha256::digest(&body)) })
+    Ok(IdempotencyKey { key, body_hash: warren_types::hex(&Sha256::digest(&body)) })
 }
 
 #[cfg(test)]

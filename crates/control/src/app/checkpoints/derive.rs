@@ -28,7 +28,8 @@ pub(in crate::app) struct Over {
     start_commands: Vec<String>,
     /// MiB; any number.
     memory_mb: Option<i64>,
-    disk_mb: Option<i64>,
+    /// MiB; one that a disk can have.
+    disk_mb: Option<u32>,
     preview_token: Option<Secret<String>>,
     pub store: Option<String>,
     secret_hosts: SecretHosts,
@@ -75,7 +76,7 @@ impl TryFrom<SandboxCreate> for Over {
     fn try_from(body: SandboxCreate) -> Result<Self, Error> {
         let replaces = body.egress.is_some() || body.network_enabled == Some(false);
         let opens = body.network_enabled == Some(true);
-        let (cpu_count, disk_mb) = (zero_as_absent(body.cpu_count), zero_as_absent(body.disk_mb));
+        let (cpu_count, says_disk) = (zero_as_absent(body.cpu_count), zero_as_absent(body.disk_mb).is_some());
         let memory_mb = match (cpu_count, zero_as_absent(body.memory_mb)) {
             (None, memory) => memory,
             (cpus, memory) => Some(i64::from(Size::resolve(cpus, memory, None)?.memory_mb)),
@@ -91,7 +92,7 @@ impl TryFrom<SandboxCreate> for Over {
             tags: plain.tags,
             start_commands: plain.spec.start_commands,
             memory_mb,
-            disk_mb,
+            disk_mb: says_disk.then_some(plain.spec.size.disk_mb),
             preview_token: plain.preview_token,
             store: plain.access.store,
             secret_hosts: plain.access.secret_hosts,
@@ -103,6 +104,22 @@ impl TryFrom<SandboxCreate> for Over {
 }
 
 impl Over {
+    /// Whether a size of the disk is asked for.
+    pub(in crate::app) fn says_disk(&self) -> bool {
+        self.disk_mb.is_some()
+    }
+
+    /// The disk that is asked for, where what the sandbox is made from has one of `own` MiB. Disks do not shrink.
+    pub(in crate::app) fn disk_over(&self, own: u32) -> Result<u32, Error> {
+        match self.disk_mb {
+            Some(wanted) if wanted < own => Err(Error::invalid(format!(
+                "diskMB is {wanted}, but what the sandbox is made from has a disk of {own}, which cannot become smaller; \
+                 ask for at least that, or leave it out"
+            ))),
+            wanted => Ok(wanted.unwrap_or(own)),
+        }
+    }
+
     /// The sandbox of `org` that a ready checkpoint and this make. It has no less memory than `floor`, and that of the
     /// checkpoint's sandbox when the request does not say.
     pub(in crate::app) fn onto(
@@ -114,12 +131,7 @@ impl Over {
         let Some(spec) = row.spec else {
             return Err(Error::internal("a ready checkpoint says nothing of its sandbox"));
         };
-        if let Some(disk) = self.disk_mb.filter(|disk| *disk != i64::from(spec.size.disk_mb)) {
-            return Err(Error::invalid(format!(
-                "diskMB is {disk}, but what the sandbox is made from has a disk of {}; leave it out",
-                spec.size.disk_mb
-            )));
-        }
+        let disk_mb = self.disk_over(spec.size.disk_mb)?;
         let access = access(org, &row.org, row.access, &spec, &self)?;
         let mut envs = spec.envs.clone();
         remove_given(&mut envs);
@@ -133,6 +145,7 @@ impl Over {
             }
             _ => spec.size.with_memory_between_this_and_largest(0),
         };
+        let size = Size { disk_mb, ..size };
         let start_commands =
             if self.start_commands.is_empty() { spec.start_commands.clone() } else { self.start_commands };
         Ok(Wanted {

@@ -10,7 +10,7 @@ use warren_types::{CheckpointId, Error, ErrorKind};
 use super::derive::Over;
 use super::{checkpoint_not_found, not_ready};
 use crate::app::App;
-use crate::app::auth::{Caller, hex};
+use crate::app::auth::Caller;
 use crate::app::idempotency;
 use crate::app::sandboxes::create::{CreateError, Created};
 use crate::store::checkpoints::{CheckpointRow, Status};
@@ -74,5 +74,5 @@ fn identify(key: String, checkpoint: &CheckpointId, body: &Fork) -> Result<Idemp
     idempotency::check(&key)?;
     let body = serde_json::to_vec(&(checkpoint, body))
         .map_err(|error| Error::internal(format!("a request has no JSON form: {error}")))?;
-    Ok(IdempotencyKey { key, body_hash: hex(&Sha256::digest(&body)) })
+    Ok(IdempotencyKey { key, body_hash: warren_types::hex(&Sha256::digest(&body)) })
 }

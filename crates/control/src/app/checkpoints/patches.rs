@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::app::guest::from_node;
+use crate::app::turns::Turn;
 use crate::store::checkpoints::Status;
 use crate::store::patches::PatchRow;
 
@@ -44,6 +45,7 @@ impl App {
         let note =
             caller.note(Kind::CheckpointPatch).with("checkpoint", id.as_str()).with("action", "create");
         self.change(note.with("script", script.as_str()), async move {
+            let turn = app.patch_turns.turn(&id).await;
             let existing = app.store.list_patches(&id).await?;
             let bytes: usize = existing.iter().map(|patch| patch.script.len()).sum();
             if existing.len() >= MAX_PATCHES || bytes + script.len() > MAX_SCRIPT_BYTES {
@@ -53,12 +55,16 @@ impl App {
                 )));
             }
             let patch = app.store.insert_patch(&id, &script, &description).await?;
-            let patch = patch.ok_or_else(checkpoint_not_found)?;
-            if let Err(error) = app.send_patches(&id).await {
-                // Nobody was told of it.
+            let (patch, others) = patch.ok_or_else(checkpoint_not_found)?;
+            let sent = app.send_patches(&id, &turn).await;
+            if sent.is_err() {
+                // Nobody was told of it, and no other list of this checkpoint was sent with it.
                 app.store.remove_patch(&id, &patch.id).await?;
-                return Err(error);
             }
+            // Each in its own turn: two who held one and waited for the other's would wait for ever.
+            drop(turn);
+            app.send_patches_soon(&others).await;
+            sent?;
             Ok(view(&id, patch))
         })
         .await
@@ -80,25 +86,42 @@ impl App {
         let note =
             caller.note(Kind::CheckpointPatch).with("checkpoint", id.as_str()).with("action", "delete");
         self.change(note.with("patch", patch.as_str()), async move {
-            if !app.store.remove_patch(&id, &patch).await? {
+            let turn = app.patch_turns.turn(&id).await;
+            let removed = app.store.remove_patch(&id, &patch).await?;
+            drop(turn);
+            if removed.is_empty() {
                 return Err(Error::not_found("patch not found"));
             }
-            if let Err(error) = app.send_patches(&id).await {
-                tracing::warn!(checkpoint = %id, %error, "a deleted patch is still on its node; trying again soon");
-            }
+            app.send_patches_soon(&removed).await;
             Ok(())
         })
         .await
     }
 
-    /// Tells the node which patches a checkpoint has.
-    pub(crate) async fn send_patches(&self, id: &CheckpointId) -> Result<(), Error> {
+    /// Tells the node again which patches a checkpoint has.
+    pub(crate) async fn send_patches_again(&self, id: &CheckpointId) -> Result<(), Error> {
+        let turn = self.patch_turns.turn(id).await;
+        self.send_patches(id, &turn).await
+    }
+
+    /// Whole lists are sent, so one at a time: an older one that came last would undo a newer one, and one with a patch that is
+    /// then refused would have it run.
+    async fn send_patches(&self, id: &CheckpointId, _turn: &Turn<CheckpointId>) -> Result<(), Error> {
         let patches = self.store.list_patches(id).await?;
         let patches: Vec<NodePatch> = patches
             .into_iter()
             .map(|patch| NodePatch { sequence: patch.sequence, script: patch.script })
             .collect();
         self.node.ensure_patches(id, &patches).await.map_err(from_node)
+    }
+
+    /// The same of several; what does not go now, the reconciler sends.
+    pub(crate) async fn send_patches_soon(&self, ids: &[CheckpointId]) {
+        for id in ids {
+            if let Err(error) = self.send_patches_again(id).await {
+                tracing::warn!(checkpoint = %id, %error, "a node does not know the patches of a checkpoint; trying again soon");
+            }
+        }
     }
 
     /// How patches went in a sandbox, oldest first.

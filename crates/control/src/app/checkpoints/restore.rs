@@ -15,7 +15,7 @@ use crate::store::sandboxes::Intent;
 
 impl App {
     /// Answers when it is certain to happen; later calls wait for its end. Works on a hibernated sandbox too, which is
-    /// how one with a damaged disk is helped.
+    /// how one with a damaged disk is helped, and on one that has failed.
     pub(crate) async fn restore_checkpoint(
         self: &Arc<Self>,
         caller: &Caller,
@@ -25,8 +25,8 @@ impl App {
         let standing = self.standing_in_any_state(caller, sandbox).await?;
         let row = self.find_checkpoint_of(caller, sandbox, id).await?;
         match standing.observed {
-            SandboxState::Running | SandboxState::Hibernated => {}
-            SandboxState::Creating | SandboxState::Stopped | SandboxState::Error => {
+            SandboxState::Running | SandboxState::Hibernated | SandboxState::Error => {}
+            SandboxState::Creating | SandboxState::Stopped => {
                 return Err(Error::invalid(
                     "sandbox must be running to restore a checkpoint; fork it instead",
                 ));
@@ -39,7 +39,7 @@ impl App {
         let note = caller.note(Kind::CheckpointRestore).of(&sandbox).with("checkpoint", id.as_str());
         self.change(note, async move {
             let restore = Restore { checkpoint_id: id.clone() };
-            app.on_node(app.node.restore(&sandbox, &restore)).await?;
+            app.on_node(&sandbox, app.node.restore(&sandbox, &restore)).await?;
             app.store.set_intent(&sandbox, Intent::Running).await?;
             Ok(Restoring {
                 sandbox_id: sandbox.to_string(),

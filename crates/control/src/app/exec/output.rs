@@ -123,6 +123,16 @@ pub(crate) fn told_in_stderr(exit: Option<Exit>) -> &'static str {
     }
 }
 
+/// What the same place says when the beginning of the output is missing from an answer.
+pub(crate) fn missing_in_stderr(missing: u64) -> String {
+    match missing {
+        0 => String::new(),
+        _ => format!(
+            "\nThe first {missing} bytes of output are missing: the command wrote more than is kept of it\n"
+        ),
+    }
+}
+
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

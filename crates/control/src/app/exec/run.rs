@@ -3,6 +3,7 @@
 //! Output up to [`KEPT_BYTES`] is collected as it comes. A command that says more is left to go on by itself; its
 //! output is then read from its log once it has ended, so that this server's memory stays flat.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,9 +12,10 @@ use jiff::Timestamp;
 use warren_api::exec::{ExecHandle, ExecResult};
 use warren_guest_api::exec::{Exec, ExecStart, Exit, REPLAY_BYTES};
 use warren_guest_api::frame::Frame;
-use warren_types::{Error, ErrorKind, ExecId};
+use warren_types::{Error, ErrorKind, ExecId, SandboxState};
 
 use super::output::{Collected, OutputStream};
+use super::watched::Watched;
 use crate::app::App;
 use crate::app::audit::detail::of_command;
 use crate::app::audit::{Kind, facts};
@@ -26,6 +28,11 @@ const INLINE_HOLD: Duration = Duration::from_millis(400);
 /// One turn of waiting for a command to end.
 const WAIT_TURN_MS: u64 = 30_000;
 
+/// Of a command whose sandbox was hibernated with its memory.
+const CODE_GOES_ON: &str = "command_goes_on";
+/// Of one whose sandbox was hibernated without.
+const CODE_ENDED: &str = "command_ended";
+
 /// How a one-shot command ended.
 #[derive(Debug)]
 pub(crate) enum Ran {
@@ -34,6 +41,8 @@ pub(crate) enum Ran {
     Large {
         exec: ExecId,
         exit: Exit,
+        /// Bytes at the beginning of its output that were more than its log keeps.
+        missing: u64,
     },
 }
 
@@ -66,7 +75,8 @@ enum Collecting {
 }
 
 impl App {
-    pub(crate) async fn run_exec(&self, live: &Live, start: &ExecStart) -> Result<Ran, Error> {
+    /// Runs a command to its end, or until whoever waits for it leaves: then it is ended with all it started.
+    pub(crate) async fn run_exec(self: &Arc<Self>, live: &Live, start: &ExecStart) -> Result<Ran, Error> {
         let note = live.note(Kind::Exec).with_all(of_command(start)).with("mode", "run");
         let told = |(exec, ran): &(ExecId, Ran)| {
             let code = match ran {
@@ -79,17 +89,45 @@ impl App {
         Ok(ran)
     }
 
-    async fn run_exec_now(&self, live: &Live, start: &ExecStart) -> Result<(ExecId, Ran), Error> {
-        let mut output = self.open_run(live, start).await?;
-        let (exec, _) = output.started().await?;
+    async fn run_exec_now(self: &Arc<Self>, live: &Live, start: &ExecStart) -> Result<(ExecId, Ran), Error> {
+        let Watched { output, exec, guard } = self.start_watched(live, start.clone()).await?;
+        let ran = self.to_its_end(live, &exec, output).await;
+        // It has ended; or its sandbox has, or sleeps, and ending the command would wake it.
+        guard.leave();
+        Ok((exec, ran?))
+    }
+
+    async fn to_its_end(&self, live: &Live, exec: &ExecId, mut output: OutputStream) -> Result<Ran, Error> {
         let mut collected = Collected::default();
-        match collect(&mut output, &mut collected).await? {
-            Collecting::Ended(exit) => Ok((exec, Ran::Whole(result(collected, exit)))),
-            Collecting::Overflowed => {
-                drop((output, collected));
-                let exit = self.wait_for_exit(live, &exec).await?;
-                Ok((exec.clone(), Ran::Large { exec, exit }))
+        match collect(&mut output, &mut collected).await {
+            Ok(Collecting::Ended(exit)) => return Ok(Ran::Whole(result(collected, exit))),
+            Ok(Collecting::Overflowed) => {}
+            Err(error) => {
+                let goes_on = self.check_goes_on(live, exec, error).await;
+                self.unless_ended(live.id(), goes_on).await?;
             }
+        }
+        drop((output, collected));
+        let (exit, missing) = self.wait_for_exit(live, exec).await?;
+        Ok(Ran::Large { exec: exec.clone(), exit, missing })
+    }
+
+    /// Whether a command can be waited for whose output broke off. One whose sandbox was hibernated is not a reason to wake it,
+    /// and not one that may be run again without a thought.
+    async fn check_goes_on(&self, live: &Live, exec: &ExecId, error: Error) -> Result<(), Error> {
+        let Ok(report) = self.node.get_sandbox(live.id()).await else { return Err(error) };
+        match report.state {
+            SandboxState::Running => Ok(()),
+            SandboxState::Hibernated if report.memory_kept => Err(Error::conflict(format!(
+                "the sandbox was hibernated while the command ran: it goes on when the sandbox wakes, and can be attached to as \
+                 session {exec}"
+            ))
+            .with_code(CODE_GOES_ON)),
+            SandboxState::Hibernated => Err(Error::conflict(
+                "the sandbox was hibernated while the command ran, and that ended the command",
+            )
+            .with_code(CODE_ENDED)),
+            SandboxState::Error | SandboxState::Stopped | SandboxState::Creating => Err(error),
         }
     }
 
@@ -113,11 +151,11 @@ impl App {
         let mut collected = Collected::default();
         match tokio::time::timeout(INLINE_HOLD, collect(&mut output, &mut collected)).await {
             Ok(Ok(Collecting::Ended(exit))) => Ok((exec, RanAsync::Ended(result(collected, exit)))),
-            Ok(Ok(Collecting::Overflowed)) | Err(_) => {
+            // One whose output broke off is asked for as any other.
+            Ok(Ok(Collecting::Overflowed) | Err(_)) | Err(_) => {
                 let handle = ExecHandle { exec_id: exec.to_string(), running: true, started_at };
                 Ok((exec, RanAsync::Running(handle)))
             }
-            Ok(Err(error)) => Err(error),
         }
     }
 
@@ -146,11 +184,12 @@ impl App {
         Ok(OutputStream::new(answer.into_body()))
     }
 
-    async fn wait_for_exit(&self, live: &Live, exec: &ExecId) -> Result<Exit, Error> {
+    /// How it ended, and how many bytes of its output are no longer kept.
+    async fn wait_for_exit(&self, live: &Live, exec: &ExecId) -> Result<(Exit, u64), Error> {
         loop {
             let found = self.wait_exec(live, exec, WAIT_TURN_MS).await?;
             if let Some(exit) = found.exit {
-                return Ok(exit);
+                return Ok((exit, found.log_start));
             }
             if !found.running {
                 return Err(Error::new(
@@ -188,5 +227,5 @@ async fn collect(output: &mut OutputStream, collected: &mut Collected) -> Result
 
 fn result(collected: Collected, exit: Exit) -> ExecResult {
     let (stdout, stderr) = collected.into_text(Some(exit));
-    ExecResult { exit_code: exit.code, stdout, stderr }
+    ExecResult { exit_code: exit.code, truncated: false, stdout, stderr }
 }

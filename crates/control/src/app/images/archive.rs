@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use warren_api::images::Snapshot;
 use warren_types::{Error, Isolation};
 
 use super::build::{Build, Needed, log::Next};
-use super::ensure::Ensured;
 use super::manifest::Manifest;
-use super::names::check_name;
+use super::names::check_new_name;
+use super::uploads::Upload;
 use super::{Reader, view::view};
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::app::guest::from_node;
 use crate::store::images::names::NamedImage;
@@ -44,24 +44,27 @@ impl App {
         archive: Body,
     ) -> Result<PendingArchive, Error> {
         if let Some(name) = &wanted.name {
-            check_name(name)?;
+            check_new_name(name)?;
             let existing = self.store.find_snapshot(caller.org(), name, None).await?;
             self.check_name_free(existing.as_ref(), wanted.new_version)?;
         }
+        let upload = self.builds.uploads.begin(caller.org())?;
         // It has no row: what is made of it has.
-        let import = Arc::new(Build {
-            image_id: String::new(),
-            log: Default::default(),
-            cancel: CancellationToken::new(),
-        });
+        let import = Arc::new(Build::new(String::new()));
         let (told, image) = oneshot::channel();
         let reader = Reader::new(Arc::clone(&import));
         let (app, caller) = (Arc::clone(self), caller.clone());
+        let note = caller.note(Kind::Image).with("action", "upload").with("name", wanted.name.clone());
         let taking = async move {
-            let end = tokio::select! {
-                end = app.take_archive(&caller, wanted, archive, &import) => end,
-                () = app.shutdown.cancelled() => Err(Error::unavailable("the server is stopping; send it again")),
+            let taken = async {
+                tokio::select! {
+                    end = app.take_archive(&caller, wanted, (archive, upload), &import) => end,
+                    () = app.shutdown.cancelled() => {
+                        Err(Error::unavailable("the server is stopping; send it again"))
+                    }
+                }
             };
+            let end = app.audit.around(note, taken).await;
             let end = end.map(|made| drop(told.send(made)));
             import.log.end(end);
         };
@@ -73,26 +76,31 @@ impl App {
         self: &Arc<Self>,
         caller: &Caller,
         wanted: ArchiveWanted,
-        archive: Body,
+        (archive, upload): (Body, Upload),
         import: &Build,
     ) -> Result<Snapshot, Error> {
         import.log.say(0, "pull", "Reading the archive");
         let lines = self.node.import_archive(archive).await.map_err(from_node)?;
         let template = super::build::follow_import(lines, &import.log).await?;
+        drop(upload);
         let mut need = self.builds.need();
         need.add(Needed::Template(template.name.clone()));
         let manifest = Manifest::of_template(&template.name)?;
-        let image = self.image_wanted(caller.org(), manifest, wanted.isolation, None).await?;
-        let ensured = self.ensure_image(image).await?;
-        let version = match &wanted.name {
+        let image = self.image_wanted(caller.org(), manifest, wanted.isolation, None).await?.by(caller);
+        let (ensured, version) = match &wanted.name {
             Some(name) => {
-                Some(self.name_image(caller.org(), name, wanted.new_version, ensured.image_id()).await?)
+                let existing = self.store.find_snapshot(caller.org(), name, None).await?;
+                let (ensured, version) =
+                    self.ensure_named(image, (name, existing), wanted.new_version).await?;
+                (ensured, Some(version))
             }
-            None => None,
+            None => (self.ensure_image(image).await?, None),
         };
         let id = ensured.image_id().to_owned();
-        if let Ensured::Building(build) = ensured {
-            let mut reader = Reader::new(Arc::clone(&build));
+        let reader = ensured.reader();
+        // A name is all that a snapshot is known by: when that is deleted, the build may end.
+        let _waiting = version.is_none().then_some(ensured);
+        if let Some(mut reader) = reader {
             loop {
                 match reader.next().await {
                     Next::Lines(lines) => {

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   begin ─▶ running ─▶ ended: its row is `ready` or `failed`, and then it is no longer here
-//!               └─ cancelled: its snapshot was deleted, or the server stops (the row stays `building` for the next start)
+//!               └─ cancelled: its last name was deleted and nobody is [`Waiting`] for the image itself, or the image was
+//!                  deleted, or the server stops (the row stays `building` for the next start)
 //! ```
 
 mod base;
@@ -12,22 +13,23 @@ mod keys;
 mod layers;
 mod lines;
 pub(crate) mod log;
+mod places;
 mod run;
 mod steps;
 mod workshop;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use warren_types::CheckpointId;
 
 pub(in crate::app::images) use import::follow as follow_import;
 use log::BuildStream;
+use places::Places;
 
-/// Builds that run at once; the others wait for one to end.
-const PLACES: usize = 4;
+use super::uploads::Uploads;
 
 /// One build.
 #[derive(Debug)]
@@ -36,7 +38,15 @@ pub(crate) struct Build {
     pub image_id: String,
     pub log: BuildStream,
     pub cancel: CancellationToken,
+    waiting: AtomicUsize,
+    /// Checkpoints that it has taken; none once it has ended and was cleared up after.
+    taken: Mutex<Option<Vec<CheckpointId>>>,
 }
+
+/// Somebody who waits for an image whatever it is called: the names that others give to it and take from it do not end the
+/// build.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<Build>);
 
 /// Something that must not be removed while a build needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,10 +57,11 @@ pub(crate) enum Needed {
 
 type Counts = Arc<Mutex<HashMap<Needed, usize>>>;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Builds {
     running: Mutex<HashMap<String, Arc<Build>>>,
-    places: Semaphore,
+    places: Places,
+    pub(in crate::app::images) uploads: Uploads,
     needed: Counts,
 }
 
@@ -63,12 +74,6 @@ pub(crate) struct Need {
 
 // === impl Builds ===
 
-impl Default for Builds {
-    fn default() -> Self {
-        Self { running: Mutex::default(), places: Semaphore::new(PLACES), needed: Counts::default() }
-    }
-}
-
 impl Builds {
     fn running(&self) -> MutexGuard<'_, HashMap<String, Arc<Build>>> {
         self.running.lock().expect("nothing panics while it holds this lock")
@@ -80,11 +85,7 @@ impl Builds {
 
     /// The build of an image; it is in here until [`Builds::end`].
     pub(crate) fn begin(&self, image_id: String) -> Arc<Build> {
-        let build = Arc::new(Build {
-            image_id: image_id.clone(),
-            log: BuildStream::default(),
-            cancel: CancellationToken::new(),
-        });
+        let build = Arc::new(Build::new(image_id.clone()));
         self.running().insert(image_id, Arc::clone(&build));
         build
     }
@@ -102,6 +103,52 @@ impl Builds {
 
     pub(crate) fn is_needed(&self, thing: &Needed) -> bool {
         self.needed.lock().expect("nothing panics while it holds this lock").contains_key(thing)
+    }
+}
+
+// === impl Build ===
+
+impl Build {
+    pub(in crate::app::images) fn new(image_id: String) -> Self {
+        Self {
+            image_id,
+            log: BuildStream::default(),
+            cancel: CancellationToken::new(),
+            waiting: AtomicUsize::new(0),
+            taken: Mutex::new(Some(Vec::new())),
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Option<Vec<CheckpointId>>> {
+        self.taken.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Remembers a checkpoint, to be cleared up with the build; false when that is over.
+    fn note_taken(&self, checkpoint: &CheckpointId) -> bool {
+        self.taken().as_mut().map(|all| all.push(checkpoint.clone())).is_some()
+    }
+
+    pub(in crate::app::images) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    pub(in crate::app::images) fn begin(build: Arc<Build>) -> Self {
+        build.waiting.fetch_add(1, Ordering::SeqCst);
+        Self(build)
+    }
+
+    pub(in crate::app::images) fn build(&self) -> &Arc<Build> {
+        &self.0
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -6,8 +6,6 @@ use std::fmt::{self, Write};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::app::auth::hex;
-
 /// A hash that is written to, so that what it is of need not be in memory as a whole.
 #[derive(Default)]
 pub(crate) struct Hasher(Sha256);
@@ -22,7 +20,7 @@ impl Write for Hasher {
 impl Hasher {
     /// In hexadecimal digits.
     pub(crate) fn finish(self) -> String {
-        hex(&self.0.finalize())
+        warren_types::hex(&self.0.finalize())
     }
 }
 

@@ -7,6 +7,7 @@ use warren_node_api::RegistryAuth;
 use warren_types::{Error, Isolation, OrgId, Secret};
 
 use super::Reader;
+use super::build::Build;
 use super::ensure::Ensured;
 use super::manifest::{Base, Manifest};
 use super::names::SnapshotRef;
@@ -61,10 +62,7 @@ fn snapshot_of(body: &SandboxCreate) -> Option<&str> {
 impl Pending {
     /// What its image is being built by; none when it is ready.
     pub(crate) fn reader(&self) -> Option<Reader> {
-        match &self.ensured {
-            Ensured::Ready(_) => None,
-            Ensured::Building(build) => Some(Reader::new(Arc::clone(build))),
-        }
+        self.ensured.reader()
     }
 }
 
@@ -104,15 +102,16 @@ impl App {
                 let wanted = SnapshotRef::parse(&name)
                     .map_err(|error| Error::invalid(format!("snapshot {name:?} not found: {error}")))?;
                 let found = self.find_usable_snapshot(caller.org(), &wanted).await?;
-                let ensured = self.in_isolation(found.image, over.isolation).await?;
-                let owner = match &ensured {
-                    Ensured::Ready(row) => row.org.clone(),
-                    Ensured::Building(_) => self.owner_of(caller, &wanted).await?,
-                };
-                (owner, ensured, wanted.name)
+                let owner = found.image.org.clone();
+                // A login is for what is one's own: what somebody else's image starts from is not asked with it.
+                let auth = auth.filter(|_| owner == *caller.org());
+                (owner, self.in_isolation(found.image, over.isolation, auth).await?, wanted.name)
             }
             (None, None) => return Err(Error::internal("a create from an image names none").into()),
         };
+        if let Ensured::Ready(image) = &ensured {
+            self.check_disk(&over, image).await?;
+        }
         let caller = caller.clone();
         let pending = Pending { caller, over, key, base, owner, ensured, shown_template };
         Ok(Begun::Pending(Box::new(pending)))
@@ -123,7 +122,7 @@ impl App {
         let Pending { caller, over, key, base, owner, ensured, shown_template } = pending;
         let image = match ensured {
             Ensured::Ready(row) => *row,
-            Ensured::Building(build) => self.built(&owner, &build).await?,
+            Ensured::Building(waiting) => self.built(&owner, waiting.build()).await?,
         };
         let gone = || Error::conflict("the image was deleted meanwhile; ask again, and it is built anew");
         let checkpoint = image.checkpoint_id.as_ref().ok_or_else(gone)?;
@@ -144,7 +143,7 @@ impl App {
         auth: Option<RegistryAuth>,
     ) -> Result<Ensured, Error> {
         let name = manifest.name.clone();
-        let wanted = self.image_wanted(caller.org(), manifest, isolation, auth).await?;
+        let wanted = self.image_wanted(caller.org(), manifest, isolation, auth).await?.by(caller);
         let Some(name) = name else { return self.ensure_image(wanted).await };
         let (org, hash) = (caller.org(), wanted.key.content_hash.clone());
         // Asked for once more, it has that name already.
@@ -153,11 +152,10 @@ impl App {
         if !has_it {
             self.check_name_free(existing.as_ref(), false)?;
         }
-        let ensured = self.ensure_image(wanted).await?;
-        if !has_it {
-            self.name_image(org, &name, false, ensured.image_id()).await?;
+        if has_it {
+            return self.ensure_image(wanted).await;
         }
-        Ok(ensured)
+        Ok(self.ensure_named(wanted, (&name, existing), false).await?.0)
     }
 
     /// What a snapshot stands for, in the isolation that is wanted: its own, unless another is asked for.
@@ -165,23 +163,29 @@ impl App {
         self: &Arc<Self>,
         image: ImageRow,
         wanted: Option<Isolation>,
+        auth: Option<RegistryAuth>,
     ) -> Result<Ensured, Error> {
         match wanted {
             Some(wanted) if wanted != image.isolation => {
                 crate::app::sandboxes::create::offered(&self.node_info(), Some(wanted))?;
-                self.ensure_stored(&image.org, &image.id, wanted).await
+                self.ensure_stored(&image.org, &image.id, wanted, auth).await
             }
             _ if image.status == ImageStatus::Ready => {
-                self.touch_image_soon(&image.id);
+                self.touch_image_soon(&image);
                 Ok(Ensured::Ready(Box::new(image)))
             }
             _ => Err(Error::internal("a snapshot that is not ready was taken for one that is")),
         }
     }
 
-    async fn owner_of(&self, caller: &Caller, name: &SnapshotRef) -> Result<OrgId, Error> {
-        let found = self.find_snapshot_for(caller.org(), name).await?;
-        Ok(found.map_or_else(|| caller.org().clone(), |found| found.image.org))
+    /// A disk that is too small is told while that can be an answer of its own. One that is still to be built says so at its end.
+    async fn check_disk(&self, over: &Over, image: &ImageRow) -> Result<(), Error> {
+        let Some(checkpoint) = image.checkpoint_id.as_ref().filter(|_| over.says_disk()) else {
+            return Ok(());
+        };
+        let row = self.store.find_checkpoint(checkpoint).await?;
+        let own = row.and_then(|row| row.spec).map(|spec| spec.size.disk_mb);
+        own.map_or(Ok(()), |own| over.disk_over(own).map(drop))
     }
 
     /// A store that is not there is told before anything is built for it.
@@ -198,7 +202,22 @@ impl Ensured {
     pub(super) fn image_id(&self) -> &str {
         match self {
             Self::Ready(row) => &row.id,
-            Self::Building(build) => &build.image_id,
+            Self::Building(waiting) => &waiting.build().image_id,
+        }
+    }
+
+    pub(super) fn reader(&self) -> Option<Reader> {
+        match self {
+            Self::Ready(_) => None,
+            Self::Building(waiting) => Some(Reader::new(Arc::clone(waiting.build()))),
+        }
+    }
+
+    /// The build of it, for somebody to whom its name is all: with that, it may end.
+    pub(super) fn into_build(self) -> Option<Arc<Build>> {
+        match self {
+            Self::Ready(_) => None,
+            Self::Building(waiting) => Some(Arc::clone(waiting.build())),
         }
     }
 }

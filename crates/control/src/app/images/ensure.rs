@@ -2,26 +2,33 @@
 
 use std::sync::Arc;
 
-use warren_node_api::{RegistryAuth, TemplateImport};
+use jiff::Timestamp;
+use warren_node_api::{ImageLookup, RegistryAuth};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, OrgId};
 
-use super::build::Build;
+use super::build::{Build, Waiting};
 use super::manifest::{Base, Manifest};
 use super::names::SnapshotRef;
 use super::{Reader, image_not_found};
 use crate::app::App;
+use crate::app::audit::{Kind, Note, Who};
+use crate::app::auth::Caller;
 use crate::app::guest::from_node;
 use crate::app::sandboxes::create::offered;
 use crate::store::checkpoints::Status;
 use crate::store::images::change::NewImage;
 use crate::store::images::names::NamedImage;
-use crate::store::images::{ImageKey, ImageRow, ImageStatus};
+use crate::store::images::{ImageKey, ImageRow, ImageStatus, StoredBase};
 
 /// What the steps start from, looked up.
 #[derive(Debug, Clone)]
 pub(super) enum BaseWanted {
     Template(String),
-    Registry(String),
+    /// What it stood for when it was looked up, by digest: its tag may have moved since.
+    Registry {
+        reference: String,
+        digest: String,
+    },
     Checkpoint(CheckpointId),
     /// What a snapshot stands for, in whichever isolation it is there.
     Image {
@@ -37,6 +44,8 @@ pub(crate) struct ImageWanted {
     pub(super) key: ImageKey,
     pub(super) manifest: Arc<Manifest>,
     pub(super) base: BaseWanted,
+    /// Who wants it.
+    pub(super) by: Who,
     /// Not kept beyond the build.
     pub(super) auth: Option<RegistryAuth>,
 }
@@ -44,7 +53,18 @@ pub(crate) struct ImageWanted {
 #[derive(Debug)]
 pub(crate) enum Ensured {
     Ready(Box<ImageRow>),
-    Building(Arc<Build>),
+    Building(Waiting),
+}
+
+impl ImageWanted {
+    pub(super) fn by(self, caller: &Caller) -> Self {
+        Self { by: caller.who().clone(), ..self }
+    }
+
+    /// A record of something that is done to it.
+    pub(super) fn note(&self, kind: Kind, action: &str) -> Note {
+        self.by.note(kind).with("action", action)
+    }
 }
 
 impl App {
@@ -61,9 +81,9 @@ impl App {
             Base::Template(name) => (BaseWanted::Template(name.clone()), manifest.base.canonical()),
             Base::Registry(reference) => {
                 // A tag moves; what is built from it is another image then.
-                let import = TemplateImport { reference: reference.clone(), auth: auth.clone() };
-                let digest = self.node.resolve_image(&import).await.map_err(from_node)?.digest;
-                (BaseWanted::Registry(reference.clone()), Some(format!("{reference} {digest}")))
+                let digest = self.resolve_reference(org, reference, auth.as_ref()).await?;
+                let identity = format!("{reference} {digest}");
+                (BaseWanted::Registry { reference: reference.clone(), digest }, Some(identity))
             }
             Base::Snapshot(name) => {
                 let found = self.find_usable_snapshot(org, name).await?;
@@ -88,7 +108,33 @@ impl App {
             isolation: offered(&self.node_info(), isolation_wanted)?,
             memory_mb: manifest.runtime_memory_mb,
         };
-        Ok(ImageWanted { org: org.clone(), key, manifest: Arc::new(manifest), base, auth })
+        let (org, by) = (org.clone(), Who::server(org.clone()));
+        Ok(ImageWanted { org, key, manifest: Arc::new(manifest), base, by, auth })
+    }
+
+    /// Digest of what a reference stands for now; of what it stood for when this organisation last asked, where its registry
+    /// does not answer.
+    async fn resolve_reference(
+        &self,
+        org: &OrgId,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<String, Error> {
+        let lookup = ImageLookup { reference: reference.to_owned(), auth: auth.cloned() };
+        let error = match self.node.resolve_image(&lookup).await {
+            Ok(resolved) => {
+                self.store.put_reference(org, reference, &resolved.digest).await?;
+                return Ok(resolved.digest);
+            }
+            Err(error) => error,
+        };
+        let known = match error.kind {
+            ErrorKind::Unavailable => self.store.find_reference(org, reference).await?,
+            _ => None,
+        };
+        let Some(digest) = known else { return Err(from_node(error)) };
+        tracing::info!(reference, %error, "a registry does not answer; going on with what it said last");
+        Ok(digest)
     }
 
     async fn isolation_of_checkpoint(&self, org: &OrgId, id: &CheckpointId) -> Result<Isolation, Error> {
@@ -130,7 +176,7 @@ impl App {
         org: &OrgId,
         wanted: &SnapshotRef,
     ) -> Result<Option<NamedImage>, Error> {
-        if let Some(own) = self.store.find_snapshot(org, &wanted.name, wanted.version).await? {
+        if let Some(own) = self.store.find_snapshot_to_use(org, &wanted.name, wanted.version).await? {
             return Ok(Some(own));
         }
         if self.store.find_snapshot(org, &wanted.name, None).await?.is_some() {
@@ -146,17 +192,15 @@ impl App {
     }
 
     async fn ensure_image_now(self: &Arc<Self>, wanted: ImageWanted) -> Result<Ensured, Error> {
-        // A blank cannot stand in the keys of clients.
         let key = &wanted.key;
-        let turn = format!("image {} {} {}", key.content_hash, key.isolation, key.memory_mb.unwrap_or(0));
-        let _turn = self.key_locks.turn(&wanted.org, &turn).await;
+        let _turn = self.key_turns.turn(&(wanted.org.clone(), turn_of(key))).await;
         if let Some(row) = self.store.find_image_like(key).await? {
             if row.status == ImageStatus::Ready {
-                self.touch_image_soon(&row.id);
+                self.touch_image_soon(&row);
                 return Ok(Ensured::Ready(Box::new(row)));
             }
             if let Some(build) = self.builds.find(&row.id) {
-                return Ok(Ensured::Building(build));
+                return Ok(Ensured::Building(Waiting::begin(build)));
             }
         }
         if self.shutdown.is_cancelled() {
@@ -167,23 +211,33 @@ impl App {
             key: key.clone(),
             manifest: json(&wanted.manifest.sent),
             base: match &wanted.base {
-                BaseWanted::Image { org, id } => Some((org.clone(), id.clone())),
-                BaseWanted::Template(_) | BaseWanted::Registry(_) | BaseWanted::Checkpoint(_) => None,
+                BaseWanted::Image { org, id } => {
+                    StoredBase { image: Some((org.clone(), id.clone())), digest: None }
+                }
+                BaseWanted::Registry { digest, .. } => {
+                    StoredBase { image: None, digest: Some(digest.clone()) }
+                }
+                BaseWanted::Template(_) | BaseWanted::Checkpoint(_) => StoredBase::default(),
             },
             shown: json(&wanted.manifest.shown()),
         };
         let (id, before) = self.store.begin_image(&new).await?;
         let build = self.builds.begin(id);
         self.start_build(wanted, &build);
+        let waiting = Waiting::begin(build);
         if let Some(before) = before {
             self.delete_checkpoint_row(&before).await?;
         }
-        Ok(Ensured::Building(build))
+        Ok(Ensured::Building(waiting))
     }
 
-    /// Writes down that an image was used; nobody waits for that.
-    pub(super) fn touch_image_soon(&self, id: &str) {
-        let (store, id) = (self.store.clone(), id.to_owned());
+    /// Writes down that an image was used; nobody waits for that. One that is used all the time is written down once a second:
+    /// each create would wait for that of the one before.
+    pub(super) fn touch_image_soon(&self, row: &ImageRow) {
+        if Timestamp::now().duration_since(row.last_used_at).as_secs() == 0 {
+            return;
+        }
+        let (store, id) = (self.store.clone(), row.id.clone());
         self.tasks.spawn(async move {
             // What went wrong is in the log of the store.
             let _ = store.touch_image(&id).await.map_err(Error::from);
@@ -196,27 +250,31 @@ impl App {
         org: &OrgId,
         id: &str,
         isolation: Isolation,
+        auth: Option<RegistryAuth>,
     ) -> Result<ImageRow, Error> {
-        match self.ensure_stored(org, id, isolation).await? {
+        match self.ensure_stored(org, id, isolation, auth).await? {
             Ensured::Ready(row) => Ok(*row),
-            Ensured::Building(build) => self.built(org, &build).await,
+            Ensured::Building(waiting) => self.built(org, waiting.build()).await,
         }
     }
 
+    /// `auth` is of somebody who may use the organisation's logins: its registry is asked where the node has not kept what the
+    /// image starts from.
     pub(super) async fn ensure_stored(
         self: &Arc<Self>,
         org: &OrgId,
         id: &str,
         isolation: Isolation,
+        auth: Option<RegistryAuth>,
     ) -> Result<Ensured, Error> {
         let row = self.store.find_image(org, id).await?.ok_or_else(image_not_found)?;
         let found = self.store.find_image_like(&key_of(&row, isolation)).await?;
         match found.filter(|found| found.status == ImageStatus::Ready) {
             Some(found) => {
-                self.touch_image_soon(&found.id);
+                self.touch_image_soon(&found);
                 Ok(Ensured::Ready(Box::new(found)))
             }
-            None => self.ensure_image(self.wanted_again(&row, isolation).await?).await,
+            None => self.ensure_image(self.wanted_again(&row, isolation, auth).await?).await,
         }
     }
 
@@ -226,22 +284,29 @@ impl App {
         &self,
         row: &ImageRow,
         isolation: Isolation,
+        auth: Option<RegistryAuth>,
     ) -> Result<ImageWanted, Error> {
         let manifest = self.store.find_manifest(&row.id, u32::MAX).await?.ok_or_else(image_not_found)?;
         let manifest = Manifest::stored(&manifest)?;
         let key = key_of(row, isolation);
-        if let Some((org, id)) = self.store.find_base_image(&row.id).await? {
-            let base = BaseWanted::Image { org, id };
-            return Ok(ImageWanted {
-                org: row.org.clone(),
-                key,
-                manifest: Arc::new(manifest),
-                base,
-                auth: None,
-            });
-        }
-        let wanted = self.image_wanted(&row.org, manifest, Some(isolation), None).await?;
-        Ok(ImageWanted { key, ..wanted })
+        let stored = self.store.find_image_base(&row.id).await?;
+        let base = match (stored, &manifest.base) {
+            (StoredBase { image: Some((org, id)), .. }, _) => BaseWanted::Image { org, id },
+            (StoredBase { digest: Some(digest), .. }, Base::Registry(reference)) => {
+                BaseWanted::Registry { reference: reference.clone(), digest }
+            }
+            _ => {
+                let wanted = self.image_wanted(&row.org, manifest, Some(isolation), auth).await?;
+                if wanted.key.content_hash != row.content_hash {
+                    return Err(Error::conflict(
+                        "what the image starts from is another one by now, and what it was is not known any more; build it anew",
+                    ));
+                }
+                return Ok(ImageWanted { key, ..wanted });
+            }
+        };
+        let (org, by) = (row.org.clone(), Who::server(row.org.clone()));
+        Ok(ImageWanted { org, key, manifest: Arc::new(manifest), base, by, auth })
     }
 
     /// Waits for a build; its image.
@@ -253,7 +318,12 @@ impl App {
     }
 }
 
-fn key_of(row: &ImageRow, isolation: Isolation) -> ImageKey {
+/// What is held while one image is begun, or removed. A blank cannot stand in the keys of clients.
+pub(super) fn turn_of(key: &ImageKey) -> String {
+    format!("image {} {} {}", key.content_hash, key.isolation, key.memory_mb.unwrap_or(0))
+}
+
+pub(super) fn key_of(row: &ImageRow, isolation: Isolation) -> ImageKey {
     ImageKey {
         org: row.org.clone(),
         content_hash: row.content_hash.clone(),

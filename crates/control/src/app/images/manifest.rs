@@ -114,7 +114,7 @@ impl Manifest {
         let runtime = read.runtime_memory_mb.filter(|mb| *mb != 0);
         let name = read.name.filter(|name| !name.is_empty());
         if let Some(name) = &name {
-            super::names::check_name(name)?;
+            super::names::check_new_name(name)?;
         }
         Ok(Self {
             base,

@@ -4,6 +4,8 @@ use std::fmt;
 
 use warren_types::Error;
 
+use super::manifest::BASE_TEMPLATE;
+
 const MAX_NAME_BYTES: usize = 128;
 
 /// `name`, which is its newest version, or `name@3`.
@@ -39,7 +41,15 @@ impl fmt::Display for SnapshotRef {
     }
 }
 
-pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+/// The name of something that is to be made: as [`check_name`], and not one that means something else wherever it is said.
+pub(crate) fn check_new_name(name: &str) -> Result<(), Error> {
+    if name == BASE_TEMPLATE {
+        return Err(Error::invalid("base is the template that is always there; choose another name"));
+    }
+    check_name(name)
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
     if name.trim().is_empty() {
         return Err(Error::invalid("name is required"));
     }
@@ -66,6 +76,7 @@ mod tests {
         assert_eq!((parsed.name.as_str(), parsed.version), ("data science", Some(12)));
         assert_eq!(parsed.to_string(), "data science@12");
         assert_eq!(SnapshotRef::parse("é").unwrap().version, None);
+        assert!(check_new_name("base").is_err() && SnapshotRef::parse("base").is_ok());
         for bad in
             ["", " ", "a/b", "a@", "a@0", "a@x", "a@-1", "a@+1", "a@b@1", "a\nb", "..", &"x".repeat(129)]
         {

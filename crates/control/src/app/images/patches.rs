@@ -1,4 +1,5 @@
-//! Patches of snapshots and images: those of their checkpoints.
+//! Patches of snapshots and images: those of their checkpoints. An image has one in each isolation it was built for, and they
+//! have the same patches.
 
 use std::sync::Arc;
 
@@ -46,6 +47,14 @@ impl App {
     ) -> Result<(), Error> {
         let checkpoint = self.checkpoint_of(caller, named).await?;
         self.delete_patch(caller, &checkpoint, patch).await
+    }
+
+    /// Gives a checkpoint that was made for an image the patches that the image has in the other isolation.
+    pub(super) async fn copy_patches(&self, image: &str, checkpoint: &CheckpointId) -> Result<(), Error> {
+        if self.store.copy_patches(image, checkpoint).await? > 0 {
+            self.send_patches_soon(std::slice::from_ref(checkpoint)).await;
+        }
+        Ok(())
     }
 
     async fn checkpoint_of(&self, caller: &Caller, named: &Named) -> Result<CheckpointId, Error> {

@@ -32,7 +32,7 @@ impl App {
 
     async fn resume(self: &Arc<Self>, org: &OrgId, id: &str) -> Result<(), Error> {
         let row = self.store.find_image(org, id).await?.ok_or_else(super::image_not_found)?;
-        let wanted = self.wanted_again(&row, row.isolation).await?;
+        let wanted = self.wanted_again(&row, row.isolation, None).await?;
         tracing::info!(image = %id, "going on with a build that was cut off");
         self.ensure_image(wanted).await.map(drop)
     }

@@ -2,22 +2,28 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use warren_api::images::{ImageUsage, Snapshot, SnapshotCreate};
 use warren_types::{CheckpointId, Error, OrgId};
 
-use super::ensure::Ensured;
+use super::build::Build;
+use super::ensure::{Ensured, ImageWanted, key_of, turn_of};
 use super::manifest::Manifest;
-use super::names::{SnapshotRef, check_name};
+use super::names::{SnapshotRef, check_new_name};
 use super::view::view;
 use super::{Reader, create, image_not_found, snapshot_not_found};
 use crate::app::App;
+use crate::app::audit::Kind;
 use crate::app::auth::Caller;
 use crate::app::guest::from_node;
 use crate::store::images::ImageStatus;
-use crate::store::images::names::{NamedImage, Naming};
+use crate::store::images::names::{NamedImage, Naming, Publishing};
 
 /// A manifest that is longer is shown without the contents of its files.
 const MAX_SHOWN_BYTES: u32 = 1024 * 1024;
+
+/// How often an image that is to have a name may be deleted in between.
+const NAMING_TRIES: usize = 8;
 
 /// A snapshot that is ready or being built.
 #[derive(Debug)]
@@ -25,17 +31,15 @@ pub(crate) struct PendingSnapshot {
     org: OrgId,
     name: String,
     version: u32,
-    ensured: Ensured,
+    /// None when it is ready.
+    build: Option<Arc<Build>>,
 }
 
 // === impl PendingSnapshot ===
 
 impl PendingSnapshot {
     pub(crate) fn reader(&self) -> Option<Reader> {
-        match &self.ensured {
-            Ensured::Ready(_) => None,
-            Ensured::Building(build) => Some(Reader::new(Arc::clone(build))),
-        }
+        self.build.as_ref().map(|build| Reader::new(Arc::clone(build)))
     }
 }
 
@@ -48,7 +52,7 @@ impl App {
         caller: &Caller,
         body: SnapshotCreate,
     ) -> Result<PendingSnapshot, Error> {
-        check_name(&body.name)?;
+        check_new_name(&body.name)?;
         let image = body.image.filter(|image| !image.is_null());
         let image = image
             .ok_or_else(|| Error::invalid("image is required: a manifest, or a reference such as node:22"))?;
@@ -60,15 +64,15 @@ impl App {
         let manifest = Manifest::parse(image)?;
         let existing = self.store.find_snapshot(caller.org(), &body.name, None).await?;
         self.check_name_free(existing.as_ref(), body.new_version)?;
-        let wanted = self.image_wanted(caller.org(), manifest, isolation, auth).await?;
-        let ensured = self.ensure_image(wanted).await?;
-        let version = self.name_image(caller.org(), &body.name, body.new_version, ensured.image_id()).await?;
-        Ok(PendingSnapshot { org: caller.org().clone(), name: body.name, version, ensured })
+        let wanted = self.image_wanted(caller.org(), manifest, isolation, auth).await?.by(caller);
+        let (ensured, version) = self.ensure_named(wanted, (&body.name, existing), body.new_version).await?;
+        let build = ensured.into_build();
+        Ok(PendingSnapshot { org: caller.org().clone(), name: body.name, version, build })
     }
 
     /// Waits until it is built.
     pub(crate) async fn finish_snapshot(&self, pending: PendingSnapshot) -> Result<Snapshot, Error> {
-        if let Ensured::Building(build) = &pending.ensured {
+        if let Some(build) = &pending.build {
             self.built(&pending.org, build).await?;
         }
         self.show_pending(&pending).await
@@ -94,19 +98,46 @@ impl App {
         }
     }
 
-    /// Gives an image a name; the number of the version.
-    pub(super) async fn name_image(
-        &self,
-        org: &OrgId,
-        name: &str,
+    /// Makes sure of an image and gives it a name, of which `existing` was the newest version; the number of the version.
+    pub(super) async fn ensure_named(
+        self: &Arc<Self>,
+        wanted: ImageWanted,
+        (name, existing): (&str, Option<NamedImage>),
         new_version: bool,
-        image: &str,
-    ) -> Result<u32, Error> {
-        match self.store.insert_name(org, name, new_version, image).await? {
-            Naming::Version(version) => Ok(version),
-            Naming::Taken => Err(name_taken()),
-            Naming::ImageGone => Err(Error::conflict("the image was deleted meanwhile; ask again")),
+    ) -> Result<(Ensured, u32), Error> {
+        let failed = existing.filter(|found| found.image.status == ImageStatus::Failed);
+        let failed = failed.and_then(|found| found.name).map(|name| name.version);
+        let note = wanted.note(Kind::Snapshot, "create").with("name", name);
+        let named = self.audit.around_with(
+            note,
+            self.name(wanted, (name, failed), new_version),
+            |(ensured, version)| {
+                [("version", Value::from(*version)), ("image", ensured.image_id().into())]
+                    .map(|(key, value)| (key.to_owned(), value))
+                    .into_iter()
+                    .collect()
+            },
+        );
+        named.await
+    }
+
+    async fn name(
+        self: &Arc<Self>,
+        wanted: ImageWanted,
+        (name, failed): (&str, Option<u32>),
+        new_version: bool,
+    ) -> Result<(Ensured, u32), Error> {
+        for _ in 0..NAMING_TRIES {
+            let ensured = self.ensure_image(wanted.clone()).await?;
+            let image = ensured.image_id();
+            match self.store.insert_name(&wanted.org, name, new_version, image, failed).await? {
+                Naming::Version(version) => return Ok((ensured, version)),
+                Naming::Taken => return Err(name_taken()),
+                // The last of the names that it had was deleted in between.
+                Naming::ImageGone => {}
+            }
         }
+        Err(Error::conflict("the image was deleted meanwhile; ask again"))
     }
 
     /// Newest first.
@@ -164,13 +195,24 @@ impl App {
     ) -> Result<(String, bool), Error> {
         let found = self.find_own_snapshot(caller, name).await?;
         let version = found.name.ok_or_else(snapshot_not_found)?;
-        if !self.store.set_name_public(caller.org(), &version, public).await? {
-            return Err(snapshot_not_found());
+        match self.store.set_name_public(caller.org(), &version, public).await? {
+            Publishing::Done => {}
+            Publishing::Gone => return Err(snapshot_not_found()),
+            Publishing::Taken => {
+                return Err(Error::conflict(format!(
+                    "another organisation has published a snapshot called \"{}\", and everybody else who says that name means \
+                     it; publish yours under another name",
+                    version.name
+                )));
+            }
         }
         if let Some(checkpoint) = &found.image.checkpoint_id {
             let any = self.store.is_image_public(&found.image.id).await?;
             self.store.set_checkpoint_public(checkpoint, any).await?;
         }
+        let action = if public { "publish" } else { "unpublish" };
+        let note = caller.note(Kind::Snapshot).with("action", action).with("name", version.name.as_str());
+        self.audit.note(note.with("version", version.version).with("outcome", "done")).await?;
         Ok((version.name, public))
     }
 
@@ -190,14 +232,15 @@ impl App {
     pub(crate) async fn delete_snapshot(self: &Arc<Self>, caller: &Caller, name: &str) -> Result<(), Error> {
         let wanted = SnapshotRef::parse(name).map_err(|_| snapshot_not_found())?;
         let (app, org) = (Arc::clone(self), caller.org().clone());
-        self.to_the_end(async move {
+        let note = caller.note(Kind::Snapshot).with("action", "delete").with("name", wanted.name.as_str());
+        self.change(note.with("version", wanted.version), async move {
             let images = app.store.remove_names(&org, &wanted.name, wanted.version).await?;
             if images.is_empty() {
                 return Err(snapshot_not_found());
             }
             for image in images {
                 for nameless in app.store.list_nameless_like(&image).await? {
-                    app.remove_image(&org, &nameless).await?;
+                    app.remove_nameless(&org, &nameless).await?;
                 }
             }
             Ok(())
@@ -209,15 +252,33 @@ impl App {
     pub(crate) async fn delete_image(self: &Arc<Self>, caller: &Caller, text: &str) -> Result<(), Error> {
         let found = self.find_own_image(caller, text).await?;
         let (app, org) = (Arc::clone(self), caller.org().clone());
-        self.to_the_end(async move { app.remove_image(&org, &found.image.id).await }).await
+        let note = caller.note(Kind::Image).with("action", "delete").with("image", found.image.id.as_str());
+        self.change(note, async move { app.remove_image(&org, &found.image.id).await }).await
+    }
+
+    /// Removes an image that has lost its names. One that is being built stays while somebody waits for it.
+    async fn remove_nameless(&self, org: &OrgId, id: &str) -> Result<(), Error> {
+        let Some(row) = self.store.find_image(org, id).await? else { return Ok(()) };
+        let _turn = self.key_turns.turn(&(org.clone(), turn_of(&key_of(&row, row.isolation)))).await;
+        if self.builds.find(id).is_some_and(|build| build.is_waited_for()) {
+            return Ok(());
+        }
+        let removed = self.store.remove_nameless_image(org, id).await?;
+        self.end_image(id, removed).await
     }
 
     async fn remove_image(&self, org: &OrgId, id: &str) -> Result<(), Error> {
         let removed = self.store.remove_image(org, id).await?;
+        self.end_image(id, removed).await
+    }
+
+    /// What an image leaves behind whose row is gone.
+    async fn end_image(&self, id: &str, removed: Option<Option<CheckpointId>>) -> Result<(), Error> {
+        let Some(checkpoint) = removed else { return Ok(()) };
         if let Some(build) = self.builds.find(id) {
             build.cancel.cancel();
         }
-        if let Some(Some(checkpoint)) = removed {
+        if let Some(checkpoint) = checkpoint {
             self.delete_checkpoint_row(&checkpoint).await?;
         }
         Ok(())

@@ -22,9 +22,6 @@ impl App {
         caller: &Caller,
         body: TemplateCreate,
     ) -> Result<Template, Error> {
-        if body.name == BASE_TEMPLATE {
-            return Err(Error::conflict("base is the template that is always there; choose another name"));
-        }
         let reference = from_of(&body.dockerfile)?;
         let pending = self
             .begin_snapshot(

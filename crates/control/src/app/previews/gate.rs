@@ -47,7 +47,9 @@ pub(crate) enum Admitted {
     Token,
     /// The token stood in `Authorization`, which is not the guest's to see.
     Bearer,
-    Cookie,
+    Cookie {
+        expires: i64,
+    },
     /// With the value of a cookie that opens the same, until then.
     Link {
         cookie: String,
@@ -61,8 +63,16 @@ impl Admitted {
         match self {
             Self::Open => "open",
             Self::Token | Self::Bearer => "token",
-            Self::Cookie => "cookie",
+            Self::Cookie { .. } => "cookie",
             Self::Link { .. } => "link",
+        }
+    }
+
+    /// Until when, if that is settled already.
+    pub(crate) fn expires(&self) -> Option<i64> {
+        match self {
+            Self::Open | Self::Token | Self::Bearer => None,
+            Self::Cookie { expires } | Self::Link { expires, .. } => Some(*expires),
         }
     }
 }
@@ -94,9 +104,9 @@ impl App {
             let cookie = self.urls.sign_share(ShareKind::Cookie, shared, expires);
             return Ok(Admitted::Link { cookie, expires });
         }
-        let is_ours = |cookie: &String| self.urls.check_share(ShareKind::Cookie, shared, cookie).is_some();
-        if shown.cookies.iter().any(is_ours) {
-            return Ok(Admitted::Cookie);
+        let until = |cookie: &String| self.urls.check_share(ShareKind::Cookie, shared, cookie);
+        if let Some(expires) = shown.cookies.iter().filter_map(until).max() {
+            return Ok(Admitted::Cookie { expires });
         }
         match &shown.bearer {
             Some(bearer) => {

@@ -27,8 +27,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 use warren_guest_api::ports::CODE_NOTHING_LISTENING;
 use warren_node_api::NodeClient;
-use warren_types::{Error, ErrorKind, SandboxId};
+use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
+use crate::app::auth::has_been_stopped;
 use crate::app::guest::from_node;
 
 /// Kept for the next request.
@@ -50,6 +51,9 @@ const QUEUE: usize = 2;
 const MAX_PIECE: usize = 64 * 1024;
 /// Header fields a program may answer with.
 const MAX_HEADERS: usize = 200;
+/// The most that they may have together, and what is read of an answer at once: one that its client does not read holds a few pieces
+/// of that.
+const MAX_HEAD: usize = 64 * 1024;
 
 /// Code of the error when the agent inside is from before previews.
 const CODE_AGENT_TOO_OLD: &str = "agent_too_old";
@@ -89,6 +93,7 @@ impl PortClient {
             .pool_max_idle_per_host(MAX_IDLE_PER_PORT)
             .pool_timer(TokioTimer::new())
             .http1_max_headers(MAX_HEADERS)
+            .http1_max_buf_size(MAX_HEAD)
             .set_host(false)
             .build(Connector { node: Arc::new(node) });
         Self { client }
@@ -183,13 +188,22 @@ async fn open(node: &NodeClient, id: &SandboxId, port: u16) -> Result<Channel, E
             Ok(Channel { input: PollSender::new(sender), output, unread: Bytes::new() })
         }
         // An agent that knows ports answers with another kind, whatever the port.
-        Err(error) if error.kind == ErrorKind::NotFound => Err(Error::new(
-            ErrorKind::SandboxFailed,
-            "the agent inside is from before previews; reboot the sandbox to start a current one",
-        )
-        .with_code(CODE_AGENT_TOO_OLD)),
+        Err(error) if error.kind == ErrorKind::NotFound => Err(not_found(node, id).await),
         Err(error) => Err(error),
     }
+}
+
+/// It may have been the node that did not find the sandbox: deleted since the request was let in.
+async fn not_found(node: &NodeClient, id: &SandboxId) -> Error {
+    let is_gone = match node.get_sandbox(id).await {
+        Ok(report) => report.state == SandboxState::Stopped,
+        Err(error) => matches!(error.kind, ErrorKind::NotFound | ErrorKind::Gone),
+    };
+    if is_gone {
+        return has_been_stopped(id);
+    }
+    let message = "the agent inside is from before previews; reboot the sandbox to start a current one";
+    Error::new(ErrorKind::SandboxFailed, message).with_code(CODE_AGENT_TOO_OLD)
 }
 
 // === impl Channel ===

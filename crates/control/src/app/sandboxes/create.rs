@@ -22,7 +22,7 @@ use super::request::Wanted;
 use crate::app::App;
 use crate::app::access::prepare::Prepared;
 use crate::app::audit::{Kind, Note, Refusal, outcome_of};
-use crate::app::auth::{Caller, hash_key, hex};
+use crate::app::auth::{Caller, hash_key};
 use crate::app::idempotency;
 use crate::app::in_flight::Flight;
 use crate::app::previews::generate_token;
@@ -136,7 +136,7 @@ impl App {
         let Some(key) = key else {
             return self.create_now(caller, wanted, None).await;
         };
-        let _turn = self.key_locks.turn(caller.org(), &key.key).await;
+        let _turn = self.key_turns.turn(&(caller.org().clone(), key.key.clone())).await;
         if let Some(row) = self.find_repeated(caller, &key).await? {
             return Ok((row, None));
         }
@@ -408,7 +408,7 @@ pub(in crate::app) fn identify(key: String, body: &SandboxCreate) -> Result<Idem
     idempotency::check(&key)?;
     let body = serde_json::to_vec(body)
         .map_err(|error| Error::internal(format!("a request has no JSON form: {error}")))?;
-    Ok(IdempotencyKey { key, body_hash: hex(&Sha256::digest(&body)) })
+    Ok(IdempotencyKey { key, body_hash: warren_types::hex(&Sha256::digest(&body)) })
 }
 
 fn key_in_use() -> Error {

@@ -52,7 +52,7 @@ impl App {
                     return Err(Error::invalid("sandbox is not running"));
                 }
             }
-            let report = app.on_node(app.node.ensure_hibernated(&id)).await?;
+            let report = app.on_node(&id, app.node.ensure_hibernated(&id)).await?;
             app.store.set_intent(&id, Intent::Hibernated).await?;
             reached(&report, SandboxState::Hibernated)?;
             Ok(Hibernated {
@@ -81,11 +81,11 @@ impl App {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
         let note = caller.note(Kind::SandboxWake).of(&id).with("previousDisk", previous_disk);
         self.change(note.with("timeout", timeout), async move {
-            let before = app.usable_standing(&caller, &id).await?;
+            let before = app.startable_standing(&caller, &id).await?;
             if let Some(seconds) = timeout {
                 app.change_timeout(&id, seconds).await?;
             }
-            let report = app.on_node(app.node.ensure_awake(&id, NodeWake { previous_disk })).await?;
+            let report = app.on_node(&id, app.node.ensure_awake(&id, NodeWake { previous_disk })).await?;
             app.store.set_intent(&id, Intent::Running).await?;
             reached(&report, SandboxState::Running)?;
             let sandbox = app.get_sandbox(&caller, &id, &base).await?;
@@ -100,8 +100,8 @@ impl App {
         .await
     }
 
-    /// Ends everything in it and starts it again on the same disk; `hard` without asking first. One that hibernates is
-    /// started.
+    /// Ends everything in it and starts it again on the same disk; `hard` without asking first. One that hibernates or has
+    /// failed is started.
     pub(crate) async fn reboot(
         self: &Arc<Self>,
         caller: &Caller,
@@ -110,8 +110,8 @@ impl App {
     ) -> Result<(), Error> {
         let (app, caller, id) = (Arc::clone(self), caller.clone(), id.clone());
         self.change(caller.note(Kind::SandboxReboot).of(&id).with("hard", hard), async move {
-            app.usable_standing(&caller, &id).await?;
-            let report = app.on_node(app.node.reboot(&id, Reboot { hard })).await?;
+            app.startable_standing(&caller, &id).await?;
+            let report = app.on_node(&id, app.node.reboot(&id, Reboot { hard })).await?;
             app.store.set_intent(&id, Intent::Running).await?;
             reached(&report, SandboxState::Running)
         })
@@ -128,15 +128,25 @@ impl App {
         usable(&found).map(|()| found)
     }
 
+    /// Where a sandbox of ours stands that can be told to run: one that has failed too, its disk is kept.
+    async fn startable_standing(&self, caller: &Caller, id: &SandboxId) -> Result<SandboxStanding, Error> {
+        let found = self.standing_in_any_state(caller, id).await?;
+        match found.observed {
+            SandboxState::Error => Ok(found),
+            _ => usable(&found).map(|()| found),
+        }
+    }
+
     /// The node first: what is stored is what counts there.
     async fn change_timeout(&self, id: &SandboxId, seconds: u32) -> Result<(), Error> {
-        self.on_node(self.node.ensure_timeout(id, Timeout { timeout_seconds: seconds })).await?;
+        self.on_node(id, self.node.ensure_timeout(id, Timeout { timeout_seconds: seconds })).await?;
         Ok(self.store.set_timeout(id, seconds).await?)
     }
 
     /// Waits for a node's answer about a sandbox and writes it down.
     pub(in crate::app) async fn on_node(
         &self,
+        id: &SandboxId,
         call: impl Future<Output = Result<Report, Error>>,
     ) -> Result<Report, Error> {
         let report = tokio::time::timeout(NODE_DEADLINE, call)
@@ -144,7 +154,8 @@ impl App {
             .unwrap_or_else(|_| {
                 Err(Error::unavailable("the node took too long; ask for the sandbox to see where it stands"))
             })
-            .map_err(from_node)?;
+            .map_err(from_node);
+        let report = self.unless_ended(id, report).await?;
         self.store.apply_report(&report).await?;
         Ok(report)
     }

@@ -10,6 +10,8 @@ use crate::store::sandboxes::list::ListFilter;
 use crate::store::tags::LabelKind;
 
 const MAX_PAGE: u32 = 200;
+/// A query may have them instead of a header.
+const CREDENTIALS: [&str; 2] = ["api_key", "token"];
 /// Label filters one list may have.
 const MAX_LABELS: usize = 20;
 
@@ -28,7 +30,7 @@ pub(crate) struct Page {
 }
 
 impl ListRequest {
-    /// Reads decoded query pairs; unknown names are ignored.
+    /// Reads decoded query pairs. An unknown name is refused: a filter that is misspelt would give everything.
     pub(crate) fn parse(query: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
         let mut request = Self { filter: ListFilter::default(), limit: MAX_PAGE };
         for (name, value) in query {
@@ -37,12 +39,18 @@ impl ListRequest {
                 "status" => filter.states = parse_states(&value)?,
                 "limit" => request.limit = parse_limit(&value)?,
                 "cursor" => filter.after = Some(parse_cursor(&value)?),
+                name if CREDENTIALS.contains(&name) => {}
                 name => {
-                    if let Some(key) = name.strip_prefix("metadata.") {
-                        filter.labels.push((LabelKind::Metadata, key.to_owned(), value));
+                    let (kind, key) = if let Some(key) = name.strip_prefix("metadata.") {
+                        (LabelKind::Metadata, key)
                     } else if let Some(key) = name.strip_prefix("tag.") {
-                        filter.labels.push((LabelKind::Tag, key.to_owned(), value));
-                    }
+                        (LabelKind::Tag, key)
+                    } else {
+                        return Err(Error::invalid(format!(
+                            "{name:?} is no filter; there are status, limit, cursor, metadata.KEY and tag.KEY"
+                        )));
+                    };
+                    filter.labels.push((kind, key.to_owned(), value));
                 }
             }
         }
@@ -97,6 +105,17 @@ impl App {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_filter_is_refused() {
+        let parse = |name: &str| ListRequest::parse([(name.to_owned(), "running".to_owned())]);
+        for good in ["status", "metadata.a", "tag.a", "api_key"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["state", "metadata", "tags.a", ""] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_cursor_reads_back() {

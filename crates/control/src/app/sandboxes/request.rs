@@ -145,6 +145,9 @@ pub(crate) fn checked_metadata(metadata: Tags) -> Result<Tags, Error> {
             metadata.len()
         )));
     }
+    if metadata.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
+        return Err(Error::invalid("metadata must not contain NUL characters"));
+    }
     Ok(metadata)
 }
 

@@ -29,6 +29,35 @@ impl SecretName {
     }
 }
 
+/// Variables that no program can do with a token in.
+fn decides_what_runs(name: &str) -> bool {
+    const NAMES: [&str; 22] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "PWD",
+        "OLDPWD",
+        "TERM",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "IFS",
+        "ENV",
+        "BASH_ENV",
+        "SHELLOPTS",
+        "BASHOPTS",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "NODE_OPTIONS",
+        "GCONV_PATH",
+        "LOCPATH",
+    ];
+    NAMES.contains(&name) || name.starts_with("LD_") || name.starts_with("LC_")
+}
+
 impl FromStr for SecretName {
     type Err = Error;
 
@@ -36,6 +65,12 @@ impl FromStr for SecretName {
         let letters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         let begins = name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
         if letters && begins && name.len() <= MAX_NAME_BYTES {
+            if decides_what_runs(name) {
+                return Err(Error::invalid(format!(
+                    "a secret cannot be named {name}: it becomes an environment variable, and with a token in that one programs \
+                     in a sandbox would not start, or not as they should; choose another name, such as MY_{name}"
+                )));
+            }
             return Ok(Self(name.to_owned()));
         }
         Err(Error::invalid(format!(
@@ -101,7 +136,9 @@ mod tests {
         for good in ["A", "_", "api_KEY_2", &"a".repeat(128)] {
             assert!(good.parse::<SecretName>().is_ok(), "{good}");
         }
-        for bad in ["", "2A", "A-B", "A B", "A=B", "é", "A\0", "A.B", "../x", &"a".repeat(129)] {
+        for bad in
+            ["", "2A", "A-B", "A B", "A=B", "é", "A\0", "A.B", "../x", "PATH", "LD_PRELOAD", &"a".repeat(129)]
+        {
             assert!(bad.parse::<SecretName>().is_err(), "{bad:?}");
         }
     }

@@ -10,9 +10,10 @@ use warren_guest_api::frame::Frame;
 use warren_types::{Error, ErrorKind, ExecId};
 
 use super::output::{ending, read_log};
-use super::running::{CommandLine, KillOnDrop, open};
+use super::running::{CommandLine, open};
 use super::{Call, Output, input, text};
 use crate::app::auth::Live;
+use crate::app::exec::watched::Watched;
 
 const DEFAULT_SECONDS: u64 = 120;
 /// Output that is held here; of more, the command's log is asked for the end. At least what is shown at most.
@@ -59,11 +60,10 @@ async fn to_its_end(call: &Call, live: &Live, line: &CommandLine, most: usize) -
     let app = &call.app;
     let started = Instant::now();
     let [first, second] = line.bodies()?;
-    let (mut output, exec) = match open(app, live, first).await {
+    let Watched { mut output, exec, guard } = match open(app, live, first).await {
         Err(error) if error.kind == ErrorKind::Invalid => open(app, live, second).await?,
         other => other?,
     };
-    let guard = KillOnDrop::new(app, live, &exec);
     let mut held = Vec::new();
     let exit = loop {
         match output.next().await {

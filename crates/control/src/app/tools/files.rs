@@ -59,7 +59,7 @@ pub(super) async fn edit(call: Call, input: Value) -> Result<Output, Error> {
     let live = call.live().await?;
     let path = input::path(&input.path)?;
     // Two edits of one file at the same time would lose one of them.
-    let _turn = call.app.tools.edits.turn(call.org(), call.id()?.as_str()).await;
+    let _turn = call.app.tools.edits.turn(call.id()?).await;
     let before = read_whole(&call, &live, &path, &input.path).await?;
     let Edited { content, count, at } = replace(&before, &input)?;
     let shown = around(&content, at, input.new_string.len());

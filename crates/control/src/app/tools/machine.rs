@@ -59,13 +59,13 @@ pub(super) async fn checkpoint(call: Call, input: Value) -> Result<Output, Error
     let caller = call.caller()?;
     let made = take(&call, &caller, name.unwrap_or_else(|| generated_name("checkpoint"))).await?;
     let said = format!(
-        "checkpoint {} ({}) holds the {} as it was. sandbox_restore goes back to it, sandbox_fork makes another sandbox of it.",
+        "checkpoint {} ({}) holds the {}. sandbox_restore goes back to it, sandbox_fork makes another sandbox of it.",
         made.id,
         text::name(&made.name),
         if made.holds == "memory" {
-            "disk, the memory and every process"
+            "disk, the memory and every process as they were"
         } else {
-            "disk; processes are not in it"
+            "disk as it was, and no processes"
         },
     );
     Ok(Output::new(said, json!({"checkpoint_id": made.id, "name": made.name, "holds": made.holds})))

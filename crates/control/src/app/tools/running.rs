@@ -1,16 +1,15 @@
-//! Starting what a tool waits for, and ending it when nobody waits any more.
+//! Starting what a tool waits for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tracing::Instrument;
-use warren_api::exec::{ExecCreate, ExecKill};
-use warren_types::{Error, ExecId};
+use warren_api::exec::ExecCreate;
+use warren_types::Error;
 
 use crate::app::App;
 use crate::app::auth::Live;
 use crate::app::exec::one_shot;
-use crate::app::exec::output::OutputStream;
+use crate::app::exec::watched::Watched;
 
 /// What command lines are for. Where a sandbox has no bash, its `/bin/sh` reads them.
 const SHELLS: [&str; 2] = ["bash", "/bin/sh"];
@@ -22,11 +21,6 @@ pub(super) struct CommandLine {
     pub cwd: Option<String>,
     pub env: Option<BTreeMap<String, String>>,
     pub timeout_seconds: Option<u64>,
-}
-
-/// Ends a command when it is dropped: whoever called has gone.
-pub(super) struct KillOnDrop {
-    of: Option<(Arc<App>, Live, ExecId)>,
 }
 
 impl CommandLine {
@@ -51,38 +45,7 @@ impl CommandLine {
     }
 }
 
-impl KillOnDrop {
-    pub(super) fn new(app: &Arc<App>, live: &Live, exec: &ExecId) -> Self {
-        Self { of: Some((Arc::clone(app), live.clone(), exec.clone())) }
-    }
-
-    /// It has ended, or is left to itself.
-    pub(super) fn leave(mut self) {
-        self.of = None;
-    }
-}
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        let Some((app, live, exec)) = self.of.take() else { return };
-        let tasks = app.tasks.clone();
-        let kill = async move {
-            // It may have ended meanwhile, and its sandbox with it.
-            if let Err(error) = app.kill_exec(&live, &exec, &ExecKill::default()).await {
-                tracing::debug!(%error, "a command that nobody waits for could not be ended");
-            }
-        };
-        tasks.spawn(kill.in_current_span());
-    }
-}
-
-/// Starts a program with a time limit and no input, and returns its output as it comes.
-pub(super) async fn open(
-    app: &Arc<App>,
-    live: &Live,
-    body: ExecCreate,
-) -> Result<(OutputStream, ExecId), Error> {
-    let mut output = app.open_run(live, &one_shot(body)?).await?;
-    let (exec, _) = output.started().await?;
-    Ok((output, exec))
+/// Starts a program with a time limit and no input, which ends when whoever waits for it leaves.
+pub(super) async fn open(app: &Arc<App>, live: &Live, body: ExecCreate) -> Result<Watched, Error> {
+    app.start_watched(live, one_shot(body)?).await
 }

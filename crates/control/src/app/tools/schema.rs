@@ -6,19 +6,20 @@ use warren_types::Error;
 /// Longest piece of a wrong value that is repeated.
 const MAX_SHOWN: usize = 60;
 
-/// Refuses what the schema does not allow, with a sentence about the field.
+/// Refuses what the schema does not allow, with a sentence about the field. JSON knows numbers alone, so a whole one that was written as
+/// `1.0` or `1e0` is an integer to the schema, and is made one here.
 pub(super) fn check(
     tool: &str,
     schema: &Map<String, Value>,
-    input: &Map<String, Value>,
+    input: &mut Map<String, Value>,
 ) -> Result<(), Error> {
     check_object(&format!("of {tool}"), schema, input)
 }
 
-fn check_object(of: &str, schema: &Map<String, Value>, input: &Map<String, Value>) -> Result<(), Error> {
+fn check_object(of: &str, schema: &Map<String, Value>, input: &mut Map<String, Value>) -> Result<(), Error> {
     let empty = Map::new();
     let fields = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-    for (name, value) in input {
+    for (name, value) in input.iter_mut() {
         match (fields.get(name), schema.get("additionalProperties")) {
             (Some(field), _) => check_value(name, field, value)?,
             (None, Some(Value::Object(any))) => check_value(name, &Value::Object(any.clone()), value)?,
@@ -41,10 +42,15 @@ fn check_object(of: &str, schema: &Map<String, Value>, input: &Map<String, Value
     Ok(())
 }
 
-fn check_value(name: &str, schema: &Value, value: &Value) -> Result<(), Error> {
+fn check_value(name: &str, schema: &Value, value: &mut Value) -> Result<(), Error> {
     let wanted = schema.get("type").and_then(Value::as_str).unwrap_or_default();
+    if wanted == "integer"
+        && let Some(whole) = whole(value)
+    {
+        *value = whole.into();
+    }
     let number = |key: &str| schema.get(key).and_then(Value::as_u64);
-    let is_right = match (wanted, value) {
+    let is_right = match (wanted, &mut *value) {
         ("string", Value::String(text)) => {
             let chars = text.chars().count() as u64;
             let fits = number("minLength").is_none_or(|least| chars >= least)
@@ -52,7 +58,7 @@ fn check_value(name: &str, schema: &Value, value: &Value) -> Result<(), Error> {
             let listed = schema
                 .get("enum")
                 .and_then(Value::as_array)
-                .is_none_or(|words| words.iter().any(|word| word.as_str() == Some(text)));
+                .is_none_or(|words| words.iter().any(|word| word.as_str() == Some(text.as_str())));
             fits && listed
         }
         ("integer", Value::Number(found)) => found.as_u64().is_some_and(|found| {
@@ -62,7 +68,7 @@ fn check_value(name: &str, schema: &Value, value: &Value) -> Result<(), Error> {
         ("boolean", Value::Bool(_)) => true,
         ("array", Value::Array(items)) => {
             let items_are = schema.get("items").unwrap_or(&Value::Null);
-            for item in items {
+            for item in items.iter_mut() {
                 check_value(&format!("each of {name}"), items_are, item)?;
             }
             number("maxItems").is_none_or(|most| items.len() as u64 <= most)
@@ -79,6 +85,14 @@ fn check_value(name: &str, schema: &Value, value: &Value) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::invalid(format!("{name} must be {} (got {})", in_words(wanted, schema), shown(value))))
+}
+
+/// A number that was written with a fraction or an exponent and is whole. Those that a double cannot tell apart any more are left.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is whole and in range")]
+fn whole(value: &Value) -> Option<u64> {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    let number = value.as_f64().filter(|_| value.is_f64())?;
+    (number.fract() == 0.0 && (0.0..EXACT).contains(&number)).then_some(number as u64)
 }
 
 /// What a field takes, as one would say it.
@@ -144,7 +158,7 @@ mod tests {
                 "hosts": {"type": "array", "maxItems": 2, "items": {"type": "string"}},
             }
         });
-        let checked = check("a_tool", schema.as_object().unwrap(), input.as_object().unwrap());
+        let checked = check("a_tool", schema.as_object().unwrap(), &mut input.as_object().unwrap().clone());
         checked.err().map_or_else(String::new, |error| error.message)
     }
 
@@ -160,6 +174,9 @@ mod tests {
             (json!({"path": 1}), "path must be a string that is not empty (got 1)"),
             (json!({"path": "a", "limit": 0}), "limit must be a whole number from 1 to 10 (got 0)"),
             (json!({"path": "a", "limit": 1.5}), "limit must be a whole number from 1 to 10 (got 1.5)"),
+            (json!({"path": "a", "limit": 11.0}), "limit must be a whole number from 1 to 10 (got 11)"),
+            (json!({"path": "a", "limit": -1.0}), "limit must be a whole number from 1 to 10 (got -1.0)"),
+            (json!({"path": "a", "limit": 1e300}), "limit must be a whole number from 1 to 10 (got 1e+300)"),
             (json!({"path": "a", "limit": "1"}), "limit must be a whole number from 1 to 10 (got \"1\")"),
             (json!({"path": "a", "raw": "yes"}), "raw must be true or false (got \"yes\")"),
             (json!({"path": "a", "signal": "HUP"}), "signal must be one of TERM, KILL (got \"HUP\")"),
@@ -175,5 +192,19 @@ mod tests {
         let unknown = says(&json!({"path": "a", "pa\nth": "b"}));
         assert!(unknown.starts_with("\"pa\\nth\" is not a field of a_tool; its fields are "), "{unknown}");
         assert!(says(&json!({"path": "a", "limit": "x".repeat(1000)})).len() < 200);
+    }
+
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        let schema = json!({
+            "properties": {
+                "limit": {"type": "integer"},
+                "more": {"type": "object", "properties": {"of": {"type": "array", "items": {"type": "integer"}}}},
+            }
+        });
+        let input = r#"{"limit": 2.0, "more": {"of": [1e1, -0.0, 3]}}"#;
+        let mut input: Map<String, Value> = serde_json::from_str(input).unwrap();
+        check("a_tool", schema.as_object().unwrap(), &mut input).unwrap();
+        assert_eq!(Value::Object(input), json!({"limit": 2, "more": {"of": [10, 0, 3]}}));
     }
 }

@@ -8,9 +8,10 @@ use warren_guest_api::exec::{Exit, ExitReason};
 use warren_guest_api::frame::Frame;
 use warren_types::{Error, ErrorKind};
 
-use super::running::{KillOnDrop, open};
+use super::running::open;
 use super::{Call, Output, input, text};
 use crate::app::auth::Live;
+use crate::app::exec::watched::Watched;
 
 const DEFAULT_RESULTS: usize = 100;
 /// A search that takes longer is ended and shows what it has found: a pattern may never come to an end.
@@ -111,8 +112,7 @@ async fn run(call: &Call, live: &Live, input: &Search, program: Program) -> Resu
         timeout: Some(SECONDS),
         ..ExecCreate::default()
     };
-    let (mut output, exec) = open(&call.app, live, body).await?;
-    let guard = KillOnDrop::new(&call.app, live, &exec);
+    let Watched { mut output, guard, .. } = open(&call.app, live, body).await?;
     let mut results = Results::new(input.max_results.unwrap_or(DEFAULT_RESULTS), program);
     let mut stderr = Vec::new();
     let exit = loop {

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
@@ -15,16 +16,18 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use warren_types::{Error, ErrorKind};
+use warren_types::{Error, ErrorKind, SandboxState};
 
 use super::Refused;
 use super::credentials::own_cookie;
 use super::host::Target;
 use crate::app::App;
+use crate::app::previews::open::OpenPreview;
 use crate::app::previews::port::{NoAnswer, is_nothing_listening};
 use crate::listen::Peer;
 
@@ -65,30 +68,46 @@ enum Wish {
     Stream,
 }
 
-/// `base` is how the client reaches this server, `path` what stands in the program's request line.
+/// How a request was let in.
+pub(super) struct Entry {
+    /// Generation of the sandbox that it was let in to.
+    pub(super) seen: u64,
+    /// How the client reaches this server.
+    pub(super) base: String,
+    pub(super) open: Arc<OpenPreview>,
+}
+
+/// `path` is what stands in the program's request line.
 pub(super) async fn forward(
     app: &Arc<App>,
     target: &Target,
-    base: String,
+    entry: Entry,
     path: &str,
     mut parts: Parts,
     body: Body,
 ) -> Result<Response, Refused> {
+    let Entry { seen, base, open } = entry;
     let wish = Wish::of(&parts)?;
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let headers = request_headers(&parts, target, &base, wish);
     let method = if wish == Wish::Stream { Method::GET } else { parts.method.clone() };
-    let body = if wish == Wish::Exchange { body } else { Body::empty() };
+    let broken = Arc::new(AtomicBool::new(false));
+    let body = if wish == Wish::Exchange { watched(body, &broken) } else { Body::empty() };
 
     let repeatable = matches!(method, Method::GET | Method::HEAD) && body.is_end_stream();
     let begun = Instant::now();
     let mut answer = send(app, target, path, request(&method, &headers, body)).await;
-    if repeatable && matches!(answer, Err(NoAnswer::BrokeOff(_))) && begun.elapsed() < STALE {
-        // A connection that was kept may have been ended by the program at that moment.
+    // A connection that was kept may have been ended by the program at that moment.
+    let stale = matches!(answer, Err(NoAnswer::BrokeOff(_))) && begun.elapsed() < STALE;
+    if repeatable && answer.is_err() && (stale || has_slept(app, target, seen).await) {
         answer = send(app, target, path, request(&method, &headers, Body::empty())).await;
     }
     let answer = answer.map_err(|none| match none {
+        NoAnswer::BrokeOff(_) if broken.load(Ordering::Relaxed) => {
+            Refused::Error(Error::invalid("the body broke off before its end"))
+        }
         NoAnswer::Unreachable(error) if is_nothing_listening(&error) => Refused::NothingListens,
+        NoAnswer::Unreachable(error) if error.kind == ErrorKind::Gone => Refused::Error(error),
         NoAnswer::Unreachable(error) => Refused::Error(Error {
             message: format!("sandbox {}: upstream unavailable: {}", target.id, error.message),
             ..error
@@ -96,14 +115,23 @@ pub(super) async fn forward(
         NoAnswer::BrokeOff(reason) => Refused::BrokeOff(reason),
     })?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(app, answer, wish, upgrade);
+        return switch(app, answer, wish, upgrade, open);
     }
     let (mut head, body) = answer.into_parts();
     clean_answer(&mut head.headers);
-    let mut response = Response::new(Body::new(body));
+    let mut response = Response::new(open.bind(Body::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     Ok(response)
+}
+
+/// Says when it breaks off: then the program is not to blame.
+fn watched(body: Body, broken: &Arc<AtomicBool>) -> Body {
+    let broken = Arc::clone(broken);
+    Body::new(body.map_err(move |error| {
+        broken.store(true, Ordering::Relaxed);
+        error
+    }))
 }
 
 async fn send(
@@ -116,6 +144,12 @@ async fn send(
         answer = app.ports.request(&target.id, target.port, path, request) => answer,
         never = say_somebody_waits(app, target) => match never {},
     }
+}
+
+/// Whether the sandbox has hibernated since it was seen: with the request, which the next try wakes it for.
+async fn has_slept(app: &App, target: &Target, seen: u64) -> bool {
+    let report = app.node.get_sandbox(&target.id).await;
+    report.is_ok_and(|report| report.state == SandboxState::Hibernated || report.generation != seen)
 }
 
 async fn say_somebody_waits(app: &App, target: &Target) -> Infallible {
@@ -140,7 +174,7 @@ fn request_headers(parts: &Parts, target: &Target, base: &str, wish: Wish) -> He
     headers.remove(HTTP2_SETTINGS);
     if let Ok(host) = HeaderValue::from_str(&target.host) {
         headers.insert(header::HOST, host.clone());
-        headers.entry(FORWARDED_HOST).or_insert(host);
+        headers.insert(FORWARDED_HOST, host);
     }
     if let Some(peer) = parts.extensions.get::<ConnectInfo<Peer>>() {
         let mut addresses: Vec<String> = headers
@@ -174,6 +208,7 @@ fn switch(
     answer: http::Response<Incoming>,
     wish: Wish,
     client: Option<OnUpgrade>,
+    open: Arc<OpenPreview>,
 ) -> Result<Response, Refused> {
     let (mut head, _) = answer.into_parts();
     let program = head.extensions.remove::<OnUpgrade>();
@@ -191,6 +226,7 @@ fn switch(
         };
         tokio::select! {
             ended = tunnel => tracing::debug!(?ended, "a tunnel to a program ends"),
+            () = open.ended() => tracing::debug!("what a tunnel to a program was opened with is no longer good"),
             () = stopping.cancelled() => {}
         }
     });
@@ -318,7 +354,8 @@ mod tests {
         let peer = Peer { address: "[::ffff:1.2.3.4]:5".parse().unwrap(), tls: false };
         request.extensions_mut().insert(ConnectInfo(peer));
         let (mut parts, ()) = request.into_parts();
-        let target = Target { id: "sb-0123abcd".parse().unwrap(), port: 1, host: "A.example:7".into() };
+        let target =
+            Target { id: "sb-0123abcd".parse().unwrap(), port: 1, domain: None, host: "A.example:7".into() };
         let headers = request_headers(&parts, &target, "http://x", Wish::Exchange);
         assert_eq!(headers[FORWARDED_FOR], "1.2.3.4", "a field that is named as hop-by-hop is not passed on");
         assert_eq!(headers[FORWARDED_PROTO], "http");

@@ -22,14 +22,16 @@ pub(super) enum Addressed {
 pub(super) struct Target {
     pub id: SandboxId,
     pub port: u16,
+    /// Of an organisation, when the name is below that.
+    pub domain: Option<String>,
     /// As the client wrote it, with a port if it wrote one: what the program sees.
     pub host: String,
 }
 
-/// `domain` and `api_host` are in lower case and have no port.
+/// `domains` are that of all previews and then those of organisations; they and `api_host` are in lower case and have no port.
 pub(super) fn addressed(
     request: &Request<Body>,
-    domain: &str,
+    domains: &[&str],
     api_host: Option<&str>,
 ) -> Result<Addressed, Error> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
@@ -48,10 +50,10 @@ pub(super) fn addressed(
         // Of old clients, which never mean a preview.
         (None, None) => return Ok(Addressed::Api),
     };
-    resolve(named, domain, api_host)
+    resolve(named, domains, api_host)
 }
 
-fn resolve(named: &str, domain: &str, api_host: Option<&str>) -> Result<Addressed, Error> {
+fn resolve(named: &str, domains: &[&str], api_host: Option<&str>) -> Result<Addressed, Error> {
     if named.starts_with('[') {
         return if is_address(named) { Ok(Addressed::Api) } else { Err(bad_host()) };
     }
@@ -70,15 +72,18 @@ fn resolve(named: &str, domain: &str, api_host: Option<&str>) -> Result<Addresse
         return Ok(Addressed::Api);
     }
     let without_dot = name.trim_end_matches('.');
-    let Some(label) = without_dot.strip_suffix(domain).and_then(|label| label.strip_suffix('.')) else {
-        return Ok(Addressed::Api);
-    };
+    let below = |domain: &&str| without_dot.strip_suffix(*domain).and_then(|label| label.strip_suffix('.'));
+    let found = domains.iter().enumerate().find_map(|(place, domain)| Some((place, domain, below(domain)?)));
+    let Some((place, domain, label)) = found else { return Ok(Addressed::Api) };
     // A name with a dot at its end is the same to a resolver and another to a browser, which would keep two sets of cookies.
     if without_dot.len() != name.len() {
         return Err(Error::invalid("the name of a preview has no dot at its end"));
     }
     match parse_label(label) {
-        Some((id, port)) => Ok(Addressed::Preview(Target { id, port, host: named.to_owned() })),
+        Some((id, port)) => {
+            let domain = (place > 0).then(|| (*domain).to_owned());
+            Ok(Addressed::Preview(Target { id, port, domain, host: named.to_owned() }))
+        }
         None => Err(Error::not_found(format!(
             "this is no preview's name; one is {{sandboxID}}-p{{port}}.{domain}, such as sb-0123abcd-p3000.{domain}"
         ))),
@@ -114,12 +119,12 @@ mod tests {
     const DOMAIN: &str = "preview.example.com";
 
     fn resolved(named: &str) -> Result<Addressed, Error> {
-        resolve(named, DOMAIN, Some("api.preview.example.com"))
+        resolve(named, &[DOMAIN, "acme.example"], Some("api.preview.example.com"))
     }
 
     fn preview(host: &str) -> Result<Addressed, Error> {
         let id = "sb-0123abcd".parse().unwrap();
-        Ok(Addressed::Preview(Target { id, port: 3000, host: host.to_owned() }))
+        Ok(Addressed::Preview(Target { id, port: 3000, domain: None, host: host.to_owned() }))
     }
 
     #[test]
@@ -188,6 +193,19 @@ mod tests {
     }
 
     #[test]
+    fn an_organisations_domain_has_previews_too() {
+        let id = "sb-0123abcd".parse().unwrap();
+        let (domain, host) =
+            (Some("acme.example".to_owned()), "sb-0123abcd-p3000.Acme.example:80".to_owned());
+        assert_eq!(
+            resolved(&host),
+            Ok(Addressed::Preview(Target { id, port: 3000, domain, host: host.clone() }))
+        );
+        assert_eq!(resolved("acme.example"), Ok(Addressed::Api));
+        assert_eq!(resolved("www.acme.example").unwrap_err().kind, warren_types::ErrorKind::NotFound);
+    }
+
+    #[test]
     fn where_a_host_is_named_twice_both_say_the_same() {
         let preview = "sb-0123abcd-p3000.preview.example.com";
         let asked = |uri: &str, hosts: &[&str]| {
@@ -195,7 +213,7 @@ mod tests {
             for host in hosts {
                 request = request.header("host", *host);
             }
-            addressed(&request.body(Body::empty()).unwrap(), DOMAIN, None)
+            addressed(&request.body(Body::empty()).unwrap(), &[DOMAIN], None)
         };
         let upper = preview.to_uppercase();
         let absolute = format!("http://{preview}/x");
@@ -224,7 +242,7 @@ mod tests {
         #[test]
         fn below_the_domain_there_is_nothing_but_previews(label in "[a-zA-Z0-9.:@_-]{0,40}") {
             let named = format!("{label}.{DOMAIN}");
-            if resolve(&named, DOMAIN, None) == Ok(Addressed::Api) {
+            if resolve(&named, &[DOMAIN], None) == Ok(Addressed::Api) {
                 prop_assert!(false, "{} leads to the API", named);
             }
         }

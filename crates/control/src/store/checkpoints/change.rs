@@ -17,7 +17,7 @@ macro_rules! dispensable {
         "status = 'ready' AND is_public = 0 \
          AND NOT EXISTS (SELECT 1 FROM checkpoint_patches p WHERE p.checkpoint_id = checkpoints.id) \
          AND NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.from_checkpoint = checkpoints.id \
-         AND s.observed IN ('creating', 'running', 'hibernated'))"
+         AND s.observed <> 'stopped')"
     };
 }
 
@@ -252,16 +252,19 @@ impl Store {
         ids.iter().map(|id| column("checkpoints.id", id.parse())).collect()
     }
 
-    /// Marks the oldest siblings of a ready checkpoint as deleted until as few are left as it was made with; their ids.
-    /// What others depend on stays, even if more are left then.
+    /// Marks the oldest siblings of a ready checkpoint as deleted until as few are left as it was made with; their ids. They
+    /// need not become ready in the order in which they were made, so it may be among them. The newest stays, and so does
+    /// what others depend on, even if more are left then.
     pub(crate) async fn retain(&self, newest: &CheckpointId) -> Result<Vec<CheckpointId>, StoreError> {
         let failed = StoreError::query("delete the oldest checkpoints");
         let mut tx = self.begin().await?;
         let deleted: Vec<String> = sqlx::query_scalar(concat!(
             "UPDATE checkpoints SET status = 'deleting', idempotency_key = NULL WHERE id IN (SELECT id FROM checkpoints WHERE ",
             dispensable!(),
-            " AND id <> $1 AND (sandbox_id, kind) = (SELECT sandbox_id, kind FROM checkpoints WHERE id = $1) \
-             AND created_at <= (SELECT created_at FROM checkpoints WHERE id = $1) \
+            " AND (sandbox_id, kind) = (SELECT sandbox_id, kind FROM checkpoints WHERE id = $1) \
+             AND EXISTS (SELECT 1 FROM checkpoints l WHERE l.sandbox_id = checkpoints.sandbox_id \
+             AND l.kind = checkpoints.kind AND l.status = 'ready' \
+             AND (l.created_at, l.id) > (checkpoints.created_at, checkpoints.id)) \
              ORDER BY created_at, id LIMIT (SELECT CASE WHEN count(*) > n.keep THEN count(*) - n.keep ELSE 0 END \
              FROM checkpoints c JOIN checkpoints n ON n.id = $1 WHERE n.keep IS NOT NULL AND n.status = 'ready' \
              AND c.sandbox_id = n.sandbox_id AND c.kind = n.kind AND c.status = 'ready')) RETURNING id"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use warren_types::{CheckpointId, OrgId};
 
-use super::ImageKey;
+use super::{ImageKey, StoredBase};
 use crate::store::sandboxes::{column, to_json};
 use crate::store::{Store, StoreError, now_micros};
 
@@ -13,8 +13,7 @@ use crate::store::{Store, StoreError, now_micros};
 pub(crate) struct NewImage {
     pub key: ImageKey,
     pub manifest: String,
-    /// The image a snapshot stands for that is its base.
-    pub base: Option<(OrgId, String)>,
+    pub base: StoredBase,
     pub shown: String,
 }
 
@@ -52,10 +51,11 @@ impl Store {
             Some((id, before)) => {
                 sqlx::query(
                     "UPDATE images SET status = 'building', error = NULL, checkpoint_id = NULL, layer = NULL, \
-                     last_used_at = $1 WHERE id = $2",
+                     last_used_at = $1, base_digest = coalesce($3, base_digest) WHERE id = $2",
                 )
                 .bind(now)
                 .bind(&id)
+                .bind(&new.base.digest)
                 .execute(&mut *tx)
                 .await
                 .map_err(&failed)?;
@@ -65,8 +65,8 @@ impl Store {
                 let id = uuid::Uuid::new_v4().to_string();
                 sqlx::query(
                     "INSERT INTO images (id, org_id, content_hash, isolation, memory_mb, manifest, base_org, base_image, \
-                     shown, status, envs, created_at, last_used_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'building', \
-                     '{}', $10, $10)",
+                     shown, status, envs, created_at, last_used_at, base_digest) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, \
+                     'building', '{}', $10, $10, $11)",
                 )
                 .bind(&id)
                 .bind(new.key.org.as_str())
@@ -74,10 +74,11 @@ impl Store {
                 .bind(new.key.isolation.as_str())
                 .bind(i64::from(new.key.memory_mb.unwrap_or(0)))
                 .bind(&new.manifest)
-                .bind(new.base.as_ref().map(|(org, _)| org.as_str()))
-                .bind(new.base.as_ref().map(|(_, id)| id))
+                .bind(new.base.image.as_ref().map(|(org, _)| org.as_str()))
+                .bind(new.base.image.as_ref().map(|(_, id)| id))
                 .bind(&new.shown)
                 .bind(now)
+                .bind(&new.base.digest)
                 .execute(&mut *tx)
                 .await
                 .map_err(&failed)?;
@@ -142,6 +143,25 @@ impl Store {
                 .fetch_optional(&self.writer)
                 .await
                 .map_err(StoreError::query("forget an image"))?;
+        removed.map(|id| column("images.checkpoint_id", id.map(|id| id.parse()).transpose())).transpose()
+    }
+
+    /// Forgets an image if none of the same content has a name.
+    pub(crate) async fn remove_nameless_image(
+        &self,
+        org: &OrgId,
+        id: &str,
+    ) -> Result<Option<Option<CheckpointId>>, StoreError> {
+        let removed: Option<Option<String>> = sqlx::query_scalar(
+            "DELETE FROM images WHERE id = $1 AND org_id = $2 AND NOT EXISTS (SELECT 1 FROM image_names n \
+             JOIN images o ON o.id = n.image_id WHERE o.org_id = images.org_id \
+             AND o.content_hash = images.content_hash AND o.memory_mb = images.memory_mb) RETURNING checkpoint_id",
+        )
+        .bind(id)
+        .bind(org.as_str())
+        .fetch_optional(&self.writer)
+        .await
+        .map_err(StoreError::query("forget an image without a name"))?;
         removed.map(|id| column("images.checkpoint_id", id.map(|id| id.parse()).transpose())).transpose()
     }
 

@@ -149,6 +149,18 @@ impl Store {
         tx.commit().await.map_err(&failed)
     }
 
+    /// Whether a layer or an image has that checkpoint.
+    pub(crate) async fn is_kept_for_builds(&self, checkpoint: &CheckpointId) -> Result<bool, StoreError> {
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM image_layers WHERE checkpoint_id = $1 UNION SELECT 1 FROM images WHERE checkpoint_id = $1",
+        )
+        .bind(checkpoint.as_str())
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(StoreError::query("look for what has a checkpoint"))?;
+        Ok(found.is_some())
+    }
+
     /// Checkpoints that builds made before that time and that no layer and no image has: of builds that were cut off.
     pub(crate) async fn list_stray_builds(&self, before: i64) -> Result<Vec<CheckpointId>, StoreError> {
         let ids: Vec<String> = sqlx::query_scalar(

@@ -23,6 +23,16 @@ pub(crate) struct SnapshotName {
     pub created_at: Timestamp,
 }
 
+/// What became of a version that was to be published, or to be published no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Publishing {
+    Done,
+    /// Another organisation has published that name.
+    Taken,
+    /// There is no such version.
+    Gone,
+}
+
 /// What became of a new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Naming {
@@ -71,20 +81,43 @@ impl Store {
         name: &str,
         version: Option<u32>,
     ) -> Result<Option<NamedImage>, StoreError> {
+        self.find_version(org, name, version, false).await
+    }
+
+    /// What starts from a name: that version; without one the newest that is ready, or the newest at all where none is, so
+    /// that a build of the next version takes nothing away.
+    pub(crate) async fn find_snapshot_to_use(
+        &self,
+        org: &OrgId,
+        name: &str,
+        version: Option<u32>,
+    ) -> Result<Option<NamedImage>, StoreError> {
+        self.find_version(org, name, version, true).await
+    }
+
+    async fn find_version(
+        &self,
+        org: &OrgId,
+        name: &str,
+        version: Option<u32>,
+        ready_first: bool,
+    ) -> Result<Option<NamedImage>, StoreError> {
         let row: Option<RawNamed> = sqlx::query_as(named_columns!(
             "FROM image_names n JOIN images i ON i.id = n.image_id LEFT JOIN checkpoints c ON c.id = i.checkpoint_id \
-             WHERE n.org_id = $1 AND n.name = $2 AND ($3 = 0 OR n.version = $3) ORDER BY n.version DESC LIMIT 1"
+             WHERE n.org_id = $1 AND n.name = $2 AND ($3 = 0 OR n.version = $3) \
+             ORDER BY ($4 = 1 AND i.status = 'ready' AND c.status IS 'ready') DESC, n.version DESC LIMIT 1"
         ))
         .bind(org.as_str())
         .bind(name)
         .bind(i64::from(version.unwrap_or(0)))
+        .bind(i64::from(ready_first))
         .fetch_optional(&self.reader)
         .await
         .map_err(StoreError::query("look a snapshot up"))?;
         row.map(RawNamed::parse).transpose()
     }
 
-    /// One that its owner has published; of several the one that was there first.
+    /// The same of one that its owner has published.
     pub(crate) async fn find_public_snapshot(
         &self,
         name: &str,
@@ -94,7 +127,7 @@ impl Store {
             "FROM image_names n JOIN images i ON i.id = n.image_id LEFT JOIN checkpoints c ON c.id = i.checkpoint_id \
              WHERE n.name = $1 AND n.is_public <> 0 AND ($2 = 0 OR n.version = $2) AND n.org_id = (SELECT p.org_id \
              FROM image_names p WHERE p.name = $1 AND p.is_public <> 0 ORDER BY p.created_at, p.org_id LIMIT 1) \
-             ORDER BY n.version DESC LIMIT 1"
+             ORDER BY (i.status = 'ready' AND c.status IS 'ready') DESC, n.version DESC LIMIT 1"
         ))
         .bind(name)
         .bind(i64::from(version.unwrap_or(0)))
@@ -136,16 +169,33 @@ impl Store {
         rows.into_iter().map(RawNamed::parse).collect()
     }
 
-    /// Gives an image a name. Versions whose build failed do not count as there and make room.
+    /// Gives an image a name. Versions whose build failed do not count as there and make room; one that was seen to have
+    /// `failed`, and whose image this is, is tried again, and keeps its number.
     pub(crate) async fn insert_name(
         &self,
         org: &OrgId,
         name: &str,
         new_version: bool,
         image: &str,
+        failed_version: Option<u32>,
     ) -> Result<Naming, StoreError> {
         let failed = StoreError::query("store the name of an image");
         let mut tx = self.begin().await?;
+        if let Some(version) = failed_version {
+            let has_it: Option<i64> = sqlx::query_scalar(
+                "SELECT 1 FROM image_names WHERE org_id = $1 AND name = $2 AND version = $3 AND image_id = $4",
+            )
+            .bind(org.as_str())
+            .bind(name)
+            .bind(i64::from(version))
+            .bind(image)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(&failed)?;
+            if has_it.is_some() {
+                return Ok(Naming::Version(version));
+            }
+        }
         sqlx::query(
             "DELETE FROM image_names WHERE org_id = $1 AND name = $2 AND image_id IN \
              (SELECT id FROM images WHERE org_id = $1 AND status = 'failed')",
@@ -244,22 +294,39 @@ impl Store {
         .map_err(StoreError::query("list images without a name"))
     }
 
-    /// False when there is no such version.
+    /// Makes a version known to everybody, or no more. A name that is published is its publisher's: what others start from
+    /// it does not change because somebody else publishes the same name.
     pub(crate) async fn set_name_public(
         &self,
         org: &OrgId,
         name: &SnapshotName,
         public: bool,
-    ) -> Result<bool, StoreError> {
-        sqlx::query("UPDATE image_names SET is_public = $1 WHERE org_id = $2 AND name = $3 AND version = $4")
-            .bind(i64::from(public))
-            .bind(org.as_str())
-            .bind(&name.name)
-            .bind(i64::from(name.version))
-            .execute(&self.writer)
-            .await
-            .map(|done| done.rows_affected() > 0)
-            .map_err(StoreError::query("publish a snapshot"))
+    ) -> Result<Publishing, StoreError> {
+        let failed = StoreError::query("publish a snapshot");
+        let mut tx = self.begin().await?;
+        let others: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM image_names WHERE name = $1 AND org_id <> $2 AND is_public <> 0",
+        )
+        .bind(&name.name)
+        .bind(org.as_str())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(&failed)?;
+        if public && others > 0 {
+            return Ok(Publishing::Taken);
+        }
+        let changed = sqlx::query(
+            "UPDATE image_names SET is_public = $1 WHERE org_id = $2 AND name = $3 AND version = $4",
+        )
+        .bind(i64::from(public))
+        .bind(org.as_str())
+        .bind(&name.name)
+        .bind(i64::from(name.version))
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
+        Ok(if changed.rows_affected() > 0 { Publishing::Done } else { Publishing::Gone })
     }
 
     /// Whether any name of an image is published.

@@ -1,6 +1,7 @@
 //! What changes rows of sandboxes. Each function is one transaction, and each says in its WHERE what it must not
-//! overwrite: who loses a race learns it from the number of rows.
+//! overwrite: who loses a race learns it from the number of rows. What a sandbox takes is accounted for with what changes it.
 
+use sqlx::{Sqlite, Transaction};
 use warren_node_api::Report;
 use warren_types::{CheckpointId, OrgId, SandboxId, SandboxState, Size, tags::Tags};
 
@@ -8,6 +9,7 @@ use super::{Intent, RawSandbox, SandboxRow, to_json, with_columns};
 use crate::store::access::{AccessRecord, NewToken, insert_access, policy_json, secret_hosts_json};
 use crate::store::idempotency::IdempotencyKey;
 use crate::store::tags::{LabelKind, insert_labels};
+use crate::store::usage::{begin_span, end_span};
 use crate::store::{Store, StoreError, now_micros};
 
 /// A row as a create writes it first: `creating`, known to nobody.
@@ -136,6 +138,8 @@ impl Store {
 
     /// Ends a create well. `None` when its owner has deleted the sandbox meanwhile.
     pub(crate) async fn settle_created(&self, report: &Report) -> Result<Option<SandboxRow>, StoreError> {
+        let failed = StoreError::query("store that a sandbox runs");
+        let mut tx = self.begin_state().await?;
         let row: Option<RawSandbox> = sqlx::query_as(with_columns!(
             "UPDATE sandboxes SET observed = $1, generation = $2, warning = $3, processes_since = $4, patch_error = $5, \
              memory_mb = coalesce($6, memory_mb), cpu_count = coalesce($7, cpu_count) \
@@ -150,9 +154,11 @@ impl Store {
         .bind(report.size.map(|size| i64::from(size.memory_mb)))
         .bind(report.size.map(|size| i64::from(size.cpu_count)))
         .bind(report.id.as_str())
-        .fetch_optional(&self.states)
+        .fetch_optional(&mut *tx)
         .await
-        .map_err(StoreError::query("store that a sandbox runs"))?;
+        .map_err(&failed)?;
+        begin_span(&mut tx, &report.id, now_micros()).await?;
+        tx.commit().await.map_err(&failed)?;
         self.sync_soon();
         row.map(RawSandbox::parse).transpose()
     }
@@ -171,6 +177,8 @@ impl Store {
     /// differs: that is how a row that [`Store::mark_lost`] has touched comes back. `creating` rows belong to their
     /// create, stopped ones are final.
     pub(crate) async fn apply_report(&self, report: &Report) -> Result<bool, StoreError> {
+        let failed = StoreError::query("store a report about a sandbox");
+        let mut tx = self.begin_state().await?;
         let applied = sqlx::query(
             "UPDATE sandboxes SET observed = $1, generation = $2, reason = $3, \
              ended_at = CASE WHEN $1 IN ('stopped', 'error') THEN coalesce(ended_at, $4) END, \
@@ -189,32 +197,42 @@ impl Store {
         .bind(&report.patches.error)
         .bind(report.size.map(|size| i64::from(size.memory_mb)))
         .bind(report.size.map(|size| i64::from(size.cpu_count)))
-        .execute(&self.states)
+        .execute(&mut *tx)
         .await
-        .map(|done| done.rows_affected() > 0)
-        .map_err(StoreError::query("store a report about a sandbox"));
+        .map_err(&failed)?;
+        if applied.rows_affected() == 0 {
+            return Ok(false);
+        }
+        self.account(&mut tx, &report.id).await?;
+        tx.commit().await.map_err(&failed)?;
         self.sync_soon();
-        applied
+        Ok(true)
     }
 
     /// The node no longer has it. The generation stays, so that the node's own word counts if it finds it again.
     pub(crate) async fn mark_lost(&self, id: &SandboxId, reason: &str) -> Result<bool, StoreError> {
-        sqlx::query(
+        let failed = StoreError::query("store that a sandbox is lost");
+        let mut tx = self.begin().await?;
+        let lost = sqlx::query(
             "UPDATE sandboxes SET observed = 'error', reason = $1, ended_at = coalesce(ended_at, $2) \
              WHERE id = $3 AND observed IN ('running', 'hibernated')",
         )
         .bind(reason)
         .bind(now_micros())
         .bind(id.as_str())
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await
-        .map(|done| done.rows_affected() > 0)
-        .map_err(StoreError::query("store that a sandbox is lost"))
+        .map_err(&failed)?;
+        self.account(&mut tx, id).await?;
+        tx.commit().await.map_err(&failed)?;
+        Ok(lost.rows_affected() > 0)
     }
 
     /// Records that its owner wants it gone. False when it is stopped already, or not theirs.
     pub(crate) async fn mark_deleted(&self, org: &OrgId, id: &SandboxId) -> Result<bool, StoreError> {
-        sqlx::query(
+        let failed = StoreError::query("store that a sandbox is deleted");
+        let mut tx = self.begin().await?;
+        let deleted = sqlx::query(
             "UPDATE sandboxes SET intent = $1, observed = 'stopped', reason = NULL, generation = generation + 1, \
              ended_at = coalesce(ended_at, $2) WHERE id = $3 AND org_id = $4 AND observed <> 'stopped'",
         )
@@ -222,10 +240,19 @@ impl Store {
         .bind(now_micros())
         .bind(id.as_str())
         .bind(org.as_str())
-        .execute(&self.writer)
+        .execute(&mut *tx)
         .await
-        .map(|done| done.rows_affected() > 0)
-        .map_err(StoreError::query("store that a sandbox is deleted"))
+        .map_err(&failed)?;
+        self.account(&mut tx, id).await?;
+        tx.commit().await.map_err(&failed)?;
+        Ok(deleted.rows_affected() > 0)
+    }
+
+    /// What a sandbox takes has changed, if it has.
+    async fn account(&self, tx: &mut Transaction<'static, Sqlite>, id: &SandboxId) -> Result<(), StoreError> {
+        let now = now_micros();
+        end_span(tx, id, now, self.opened_at).await?;
+        begin_span(tx, id, now).await
     }
 
     /// Records what its owner asked for; nothing brings a deleted one back.

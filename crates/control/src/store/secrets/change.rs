@@ -5,6 +5,7 @@ use sqlx::{Sqlite, Transaction};
 use warren_node_api::Place;
 use warren_types::{EgressPolicy, HostPattern, OrgId, SandboxId};
 
+use super::former::{self, Of};
 use super::{
     RawSealedSecret, RawSecretStore, SealedSecret, SecretStoreId, SecretStoreRow, hosts_json, sealed_columns,
     store_columns,
@@ -156,6 +157,7 @@ impl Store {
                 .await
                 .map_err(&failed)?;
         }
+        former::keep_with_tokens(&mut tx, Of::Store(id.as_str())).await?;
         sqlx::query("DELETE FROM secret_stores WHERE id = $1")
             .bind(id.as_str())
             .execute(&mut *tx)
@@ -210,7 +212,10 @@ impl Store {
             return Ok(SecretChanged::TooLarge);
         }
         let id = match old {
-            Some((id, _)) => update_secret(&mut tx, change, id, version, &sealed).await?,
+            Some((id, _)) => {
+                former::keep(&mut tx, Of::Secret(&id)).await?;
+                update_secret(&mut tx, change, id, version, &sealed).await?
+            }
             None => insert_secret(&mut tx, change, version, &sealed).await?,
         };
         tx.commit().await.map_err(&failed)?;
@@ -225,24 +230,26 @@ impl Store {
     ) -> Result<Option<Vec<SandboxId>>, StoreError> {
         let failed = StoreError::query("delete a secret");
         let mut tx = self.begin().await?;
-        let holders: Vec<String> = sqlx::query_scalar(
-            "SELECT t.sandbox_id FROM sealed_tokens t JOIN secrets e ON e.id = t.secret_id \
-             WHERE e.store_id = $1 AND e.name = $2",
-        )
-        .bind(store.as_str())
-        .bind(name)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(&failed)?;
-        let deleted = sqlx::query("DELETE FROM secrets WHERE store_id = $1 AND name = $2")
-            .bind(store.as_str())
-            .bind(name)
+        let id: Option<String> =
+            sqlx::query_scalar("SELECT id FROM secrets WHERE store_id = $1 AND name = $2")
+                .bind(store.as_str())
+                .bind(name)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(&failed)?;
+        let Some(id) = id else { return Ok(None) };
+        let holders: Vec<String> =
+            sqlx::query_scalar("SELECT sandbox_id FROM sealed_tokens WHERE secret_id = $1")
+                .bind(&id)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(&failed)?;
+        former::keep_with_tokens(&mut tx, Of::Secret(&id)).await?;
+        sqlx::query("DELETE FROM secrets WHERE id = $1")
+            .bind(&id)
             .execute(&mut *tx)
             .await
             .map_err(&failed)?;
-        if deleted.rows_affected() == 0 {
-            return Ok(None);
-        }
         tx.commit().await.map_err(&failed)?;
         holders.iter().map(|id| column("sandboxes.id", id.parse())).collect::<Result<_, _>>().map(Some)
     }
@@ -272,6 +279,7 @@ impl Store {
                 .await
                 .map_err(&failed)?;
         }
+        Self::reseal_former(&mut tx, reseal).await?;
         tx.commit().await.map_err(&failed)?;
         Ok(count)
     }

@@ -128,6 +128,8 @@ pub(super) async fn set_patches(
     Path(id): Path<CheckpointId>,
     Json(patches): Json<Vec<Patch>>,
 ) -> Answer<StatusCode> {
+    let takes = std::mem::take(&mut node.state().next_patches_take);
+    tokio::time::sleep(takes).await;
     let mut state = node.state();
     if state.unreachable {
         return Err(Error::unavailable("the node is away").into());
@@ -204,7 +206,13 @@ pub(super) async fn patch_runs(
 
 pub(super) async fn usage(State(node): State<SimNode>) -> Json<Vec<Usage>> {
     let state = node.state();
-    Json(state.usage.iter().map(|(id, bytes)| Usage { id: id.clone(), memory_bytes: *bytes }).collect())
+    Json(
+        state
+            .usage
+            .iter()
+            .map(|(id, bytes)| Usage { id: id.clone(), memory_bytes: *bytes, with_caches: false })
+            .collect(),
+    )
 }
 
 pub(super) fn disk_damaged() -> Error {

@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use warren_node_api::{
-    Blocked, EgressReport, GrantedSecret, NetworkEvent, NetworkEvents, NetworkEventsQuery, Report,
-    SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
+    Blocked, EgressReport, FormerSecret, GrantedSecret, NetworkEvent, NetworkEvents, NetworkEventsQuery,
+    Report, SecretGrant, SecretUse, SecretUses, SecretUsesQuery,
 };
 use warren_types::{EgressPolicy, Error, SandboxId};
 
@@ -16,6 +16,7 @@ use super::{Answer, SimNode, unknown};
 #[derive(Default)]
 pub(crate) struct Gateway {
     pub(crate) grants: HashMap<SandboxId, Vec<GrantedSecret>>,
+    pub(crate) former: HashMap<SandboxId, Vec<FormerSecret>>,
     /// Calls so far: of secrets, of policies.
     pub(crate) secret_calls: usize,
     pub(crate) policy_calls: usize,
@@ -46,6 +47,13 @@ impl SimNode {
             .collect();
         secrets.sort();
         secrets
+    }
+
+    /// Tokens and values of what its secrets were, the newest first.
+    pub(crate) fn former_of(&self, id: &str) -> Vec<(String, String)> {
+        let node = self.state();
+        let former = node.egress.former.get(&id.parse().unwrap()).into_iter().flatten();
+        former.map(|one| (one.secret.token.clone(), one.secret.value.expose().clone())).collect()
     }
 
     /// Only names and values.
@@ -98,6 +106,7 @@ pub(super) async fn set_secrets(
     let mut node = node.state();
     node.egress.secret_calls += 1;
     listening(&node.egress)?;
+    node.egress.former.insert(id.clone(), grant.former);
     node.egress.grants.insert(id, grant.secrets);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -9,7 +9,8 @@
 //! | `hold` | goes on for ever; as the whole script, it takes no input |
 //! | `sleep MS` | waits |
 //! | `timeout` | ends as if its time limit had struck |
-//! | `lose` | every stream of it breaks off |
+//! | `drop N` | claims not to keep the first N bytes of its output |
+//! | `lose` | every stream of it breaks off, because its sandbox has failed |
 //! | `exit N` | ends with that code; the end of the script is `exit 0` |
 
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ pub(crate) struct Log {
     pub(crate) lost: bool,
     pub(crate) attached: u32,
     pub(crate) signal: Option<i32>,
+    /// Bytes at the beginning that it says it does not keep.
+    pub(crate) dropped: u64,
 }
 
 impl Log {
@@ -207,6 +210,7 @@ async fn play(exec: Arc<Exec>, mut input: mpsc::UnboundedReceiver<Option<Bytes>>
             "hold" => std::future::pending().await,
             "sleep" => tokio::time::sleep(Duration::from_millis(value.parse().unwrap())).await,
             "timeout" => return exec.end(-1, ExitReason::TimedOut),
+            "drop" => exec.change(|log| log.dropped = value.parse().unwrap()),
             "lose" => return exec.change(|log| log.lost = true),
             "exit" => return exec.end(value.parse().unwrap(), ExitReason::Exited),
             _ => panic!("unknown step {step:?}"),
@@ -249,6 +253,10 @@ impl Exec {
         self.change(|log| log.exit = Some(Exit { code, reason }));
     }
 
+    pub(super) fn is_lost(&self) -> bool {
+        self.log.lock().unwrap().lost
+    }
+
     fn describe(&self) -> exec::Exec {
         let log = self.log.lock().unwrap();
         exec::Exec {
@@ -260,7 +268,7 @@ impl Exec {
             started_at_ms: self.started_at_ms,
             ended_at_ms: log.exit.map(|_| self.started_at_ms + 5),
             attached_clients: log.attached,
-            log_start: 0,
+            log_start: log.dropped,
             log_end: log.len(),
         }
     }

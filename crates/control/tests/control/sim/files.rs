@@ -20,6 +20,7 @@ pub(crate) async fn call(
     let mode = parameter(&request, "mode");
     let missing = || Error::not_found(format!("{file}: No such file or directory"));
     match (request.method().clone(), path) {
+        (Method::PUT, []) if file.starts_with("/proc/") => Err(missing().into()),
         (Method::PUT, [] | ["archive"]) => {
             let content = axum::body::to_bytes(request.into_body(), usize::MAX).await;
             let content = content.map_err(|_| Error::invalid("the upload broke off"))?;

@@ -2,6 +2,7 @@
 //! that it is `reference`.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use axum::Json;
 use axum::body::Body;
@@ -9,8 +10,8 @@ use axum::extract::{Path, State};
 use http::StatusCode;
 use warren_guest_api::boot::User;
 use warren_node_api::{
-    CheckpointCopy, CheckpointOrigin, CheckpointReport, CheckpointState, Held, Holds, ImageSettings, Import,
-    ResolvedImage, Space, TemplateImport, TemplateLine, TemplateReport,
+    CheckpointCopy, CheckpointOrigin, CheckpointReport, CheckpointState, Held, Holds, ImageLookup,
+    ImageSettings, Import, ResolvedImage, Space, TemplateImport, TemplateLine, TemplateReport,
 };
 use warren_types::{CheckpointId, Error, SandboxId};
 
@@ -27,6 +28,10 @@ pub(crate) struct Templates {
     /// What the next import ends with.
     pub(crate) import_error: Option<Error>,
     pub(crate) archives: Vec<usize>,
+    /// What tags stand for that have moved.
+    pub(crate) moved: BTreeMap<String, String>,
+    /// What registries answer, in the place of what they should.
+    pub(crate) registry_error: Option<Error>,
 }
 
 fn base() -> TemplateReport {
@@ -44,18 +49,24 @@ fn base() -> TemplateReport {
 }
 
 impl SimNode {
-    fn import(&self, reference: &str) -> TemplateReport {
-        let digits: String = reference.bytes().map(|byte| format!("{byte:02x}")).collect();
-        let name = format!("oci-{digits:0<32.32}");
+    fn import(&self, reference: &str, digest: &str) -> TemplateReport {
+        let mut hasher = DefaultHasher::new();
+        digest.hash(&mut hasher);
+        let name = format!("oci-{:032x}", hasher.finish());
         let report = TemplateReport {
             name: name.clone(),
             reference: Some(reference.to_owned()),
-            digest: digest_of(reference),
+            digest: digest.to_owned(),
             settings: ImageSettings {
                 user: Some(User { name: "app".into(), uid: 7, gid: 8, home: "/srv".into() }),
                 workdir: Some("/srv/app".into()),
             },
-            envs: BTreeMap::from([("FROM_IMAGE".to_owned(), reference.to_owned())]),
+            entrypoint: vec!["serve".into()],
+            cmd: vec!["--port".into(), "80".into()],
+            envs: BTreeMap::from([
+                ("FROM_IMAGE".to_owned(), reference.to_owned()),
+                ("DIGEST".to_owned(), digest.to_owned()),
+            ]),
             ..base()
         };
         self.state().templates.imported.insert(name, report.clone());
@@ -73,8 +84,16 @@ fn digest_of(reference: &str) -> String {
     format!("sha256:{digits}")
 }
 
-pub(super) async fn resolve(Json(import): Json<TemplateImport>) -> Json<ResolvedImage> {
-    Json(ResolvedImage { digest: digest_of(&import.reference) })
+pub(super) async fn resolve(
+    State(node): State<SimNode>,
+    Json(lookup): Json<ImageLookup>,
+) -> Answer<Json<ResolvedImage>> {
+    let state = node.state();
+    if let Some(error) = &state.templates.registry_error {
+        return Err(error.clone().into());
+    }
+    let moved = state.templates.moved.get(&lookup.reference).cloned();
+    Ok(Json(ResolvedImage { digest: moved.unwrap_or_else(|| digest_of(&lookup.reference)) }))
 }
 
 pub(super) async fn list(State(node): State<SimNode>) -> Json<Vec<TemplateReport>> {
@@ -94,14 +113,20 @@ fn progress(message: &str, done_bytes: u64, total_bytes: Option<u64>) -> Templat
 pub(super) async fn import(State(node): State<SimNode>, Json(import): Json<TemplateImport>) -> Body {
     let failure = {
         let mut state = node.state();
+        let templates = &mut state.templates;
+        if let Some(known) = templates.imported.values().find(|known| known.digest == import.digest) {
+            return lines(&[TemplateLine::Template(Box::new(known.clone()))]);
+        }
         let password = import.auth.map(|auth| auth.password.expose().clone());
-        state.templates.imports.push((import.reference.clone(), password));
-        state.templates.import_error.take()
+        templates.imports.push((import.reference.clone(), password));
+        templates.import_error.take().or_else(|| templates.registry_error.clone())
     };
     let begun = progress("fetching", 1_500_000, Some(3_000_000));
     match failure {
         Some(error) => lines(&[begun, TemplateLine::Error(error)]),
-        None => lines(&[begun, TemplateLine::Template(Box::new(node.import(&import.reference)))]),
+        None => {
+            lines(&[begun, TemplateLine::Template(Box::new(node.import(&import.reference, &import.digest)))])
+        }
     }
 }
 
@@ -112,7 +137,8 @@ pub(super) async fn archive(State(node): State<SimNode>, body: Body) -> Answer<B
     if bytes.starts_with(b"bad") {
         return Ok(lines(&[TemplateLine::Error(Error::invalid("this is no archive of an image"))]));
     }
-    let template = node.import(&String::from_utf8_lossy(&bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    let template = node.import(&text, &digest_of(&text));
     Ok(lines(&[progress("unpacking", 0, None), TemplateLine::Template(Box::new(template))]))
 }
 
@@ -144,8 +170,11 @@ pub(super) async fn copy(
     Path(id): Path<CheckpointId>,
     Json(copy): Json<CheckpointCopy>,
 ) -> Answer<Json<CheckpointReport>> {
+    node.state().copies_asked += 1;
+    drop(node.0.gate.read().await);
     let report = {
         let mut state = node.state();
+        state.copies += 1;
         let original = state.checkpoints.get(&copy.checkpoint_id).ok_or_else(unknown)?;
         assert_eq!(original.report.state, CheckpointState::Ready, "only what is ready is copied");
         assert_eq!(original.origin.spec.template, copy.spec.template, "a copy keeps the template");

@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+use axum::body::Body as HttpBody;
+use http::{Method, Request};
 use rustix::process::{Pid, Signal};
 use tracing::debug;
 use warren_runtime::cgroup::{Cgroup, CgroupError, Limits};
@@ -79,6 +81,19 @@ pub(super) async fn ask_to_end(cgroup: &Cgroup) {
         && cgroup.processes_below().is_ok_and(|left| !left.is_empty())
     {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Has its agent write down what commands have come to.
+pub(super) async fn keep_results(guest: &Guest) {
+    let mut request = Request::new(HttpBody::empty());
+    *request.method_mut() = Method::POST;
+    let kept = guest.call(request, "/v1/exec/keep");
+    match tokio::time::timeout(GRACE, kept).await {
+        Ok(Ok(answer)) if answer.status().is_success() => {}
+        Ok(Ok(answer)) => debug!(status = %answer.status(), "results of commands are not kept"),
+        Ok(Err(error)) => debug!(%error, "results of commands are not kept"),
+        Err(_) => debug!("results of commands are not kept: it took too long"),
     }
 }
 

@@ -149,8 +149,6 @@ impl Start {
 /// Whether a machine can go on with memory that was kept.
 pub(crate) enum Fit {
     Good,
-    /// It is to have another size; memory has the one it was started with.
-    OtherSize,
     Useless(String),
 }
 
@@ -161,8 +159,12 @@ pub(crate) fn fit(host: &Host, size: Size, suspended: &Suspended) -> Fit {
     let hardware = &suspended.made.hardware;
     match checked {
         Err(reason) => Fit::Useless(reason),
-        Ok(()) if hardware.cpu_count == size.cpu_count && hardware.memory_mb >= size.memory_mb => Fit::Good,
-        Ok(()) => Fit::OtherSize,
+        // What it has too much is taken from it once it runs.
+        Ok(()) if hardware.cpu_count >= size.cpu_count && hardware.memory_mb >= size.memory_mb => Fit::Good,
+        Ok(()) => Fit::Useless(format!(
+            "it is of a machine with {} MB and {} vCPU, which cannot be given {} MB and {} vCPU without a boot",
+            hardware.memory_mb, hardware.cpu_count, size.memory_mb, size.cpu_count
+        )),
     }
 }
 
@@ -183,10 +185,12 @@ pub(crate) struct Captured {
 pub(super) struct Vm {
     control: Control,
     made: Made,
+    /// It was to have less memory than it was started with, and uses more than that.
+    outgrown: bool,
 }
 
 pub(super) async fn launch(place: &Place<'_>, launch: Launch) -> Result<Launched, Error> {
-    let Launch { vms, made, begin, identity, .. } = launch;
+    let Launch { vms, made, begin, identity, since_ms } = launch;
     let size = place.record.spec.size;
     let limits = qemu::limits(size.cpu_count, made.hardware.memory_mb, place.cpus.to_vec());
     let limited = place.cgroup.create(&limits).map_err(|error| super::trouble("its cgroup", &error));
@@ -223,9 +227,15 @@ pub(super) async fn launch(place: &Place<'_>, launch: Launch) -> Result<Launched
         }
     };
     qemu::renew(&guest, place.boot(), identity).await?;
-    let mut vm = Vm { control, made };
-    if size.memory_mb < vm.made.hardware.memory_mb {
-        vm.inflate(size.memory_mb).await?;
+    let mut vm = Vm { control, made, outgrown: false };
+    if size.memory_mb < vm.made.hardware.memory_mb
+        && let Err(error) = vm.inflate(size.memory_mb).await
+    {
+        if since_ms.is_none() {
+            return Err(error);
+        }
+        // What goes on in it is worth more than its size.
+        vm.outgrown = true;
     }
     Ok(Launched { process, pid, guest, body: Body::Vm(vm) })
 }
@@ -240,7 +250,7 @@ pub(super) async fn find(machine: &MachineRecord, folder: &Path) -> Result<(Gues
     // A capture or a hibernation that was cut off has left it standing still.
     control.go_on().await.map_err(|error| unknown(&error))?;
     let guest = Guest::connect_port(folder).await?;
-    Ok((guest, Body::Vm(Vm { control, made })))
+    Ok((guest, Body::Vm(Vm { control, made, outgrown: false })))
 }
 
 pub(super) async fn ask_to_end(guest: &Guest) {
@@ -298,6 +308,11 @@ impl Vm {
         suspended
     }
 
+    /// Whether it stands still before a write that its disk has no room for.
+    pub(super) async fn has_no_room(&mut self) -> bool {
+        self.control.has_no_room().await.unwrap_or(false)
+    }
+
     pub(super) async fn go_on(&mut self) {
         if let Err(error) = self.control.go_on().await {
             warn!(%error, "a virtual machine does not go on");
@@ -352,6 +367,12 @@ impl Vm {
             .await
             .unwrap_or_else(|error| Err(CgroupError::Interrupted(error.to_string())))
             .map_err(super::not_resized)
+    }
+
+    /// The size it was started with, if what goes on in it does not fit in the one it was to have.
+    pub(super) fn outgrown(&self, size: Size) -> Option<Size> {
+        let Hardware { cpu_count, memory_mb, .. } = self.made.hardware;
+        self.outgrown.then_some(Size { cpu_count, memory_mb, ..size })
     }
 
     /// Takes memory from the guest, or gives it back.

@@ -15,6 +15,9 @@ use crate::app::images::ensure::{BaseWanted, ImageWanted};
 use crate::store::access::AccessRecord;
 use crate::store::checkpoints::Status;
 
+/// Longest command that is shown, in characters.
+const SHOWN_COMMAND: usize = 300;
+
 /// A base that is there.
 #[derive(Debug, Clone)]
 pub(super) struct Start {
@@ -31,6 +34,13 @@ pub(super) struct Start {
     pub access: AccessRecord,
     /// What the steps may reach.
     pub egress: EgressPolicy,
+}
+
+/// What a container engine would start, in words.
+fn command_of(template: &TemplateReport) -> Option<String> {
+    let words: Vec<&str> = template.entrypoint.iter().chain(&template.cmd).map(String::as_str).collect();
+    let text: String = words.join(" ").chars().filter(|c| !c.is_control()).take(SHOWN_COMMAND).collect();
+    (!text.is_empty()).then_some(text)
 }
 
 impl Start {
@@ -58,12 +68,21 @@ impl App {
         build: &Build,
     ) -> Result<Option<CheckpointId>, Error> {
         match &wanted.base {
-            BaseWanted::Template(_) | BaseWanted::Registry(_) => Ok(None),
+            BaseWanted::Template(_) | BaseWanted::Registry { .. } => Ok(None),
             BaseWanted::Checkpoint(id) => Ok(Some(id.clone())),
             BaseWanted::Image { org, id } => {
                 build.log.say(0, "resolve", "Making sure that the snapshot it starts from is there");
-                let image = Box::pin(self.image_for(org, id, wanted.key.isolation)).await?;
-                let gone = || Error::conflict("the snapshot it starts from was deleted");
+                // A login is for what is one's own: what somebody else's image starts from is not asked with it.
+                let auth = wanted.auth.clone().filter(|_| *org == wanted.org);
+                let isolation = wanted.key.isolation;
+                let gone = || {
+                    let text = format!(
+                        "the snapshot it starts from was deleted, so it cannot be built as {isolation}"
+                    );
+                    Error::conflict(text)
+                };
+                self.store.find_image(org, id).await?.ok_or_else(gone)?;
+                let image = Box::pin(self.image_for(org, id, isolation, auth)).await?;
                 Ok(Some(image.checkpoint_id.ok_or_else(gone)?))
             }
         }
@@ -81,9 +100,13 @@ impl App {
             return self.start_at_checkpoint(wanted, id).await;
         }
         let template = match &wanted.base {
-            BaseWanted::Registry(reference) => {
+            BaseWanted::Registry { reference, digest } => {
                 build.log.say(0, "resolve", format!("Looking {reference} up"));
-                let import = TemplateImport { reference: reference.clone(), auth: wanted.auth.clone() };
+                let import = TemplateImport {
+                    reference: reference.clone(),
+                    digest: digest.clone(),
+                    auth: wanted.auth.clone(),
+                };
                 let lines = self.node.import_template(&import).await.map_err(from_node)?;
                 super::import::follow(lines, &build.log).await?
             }
@@ -98,6 +121,9 @@ impl App {
             }
         };
         need.add(Needed::Template(template.name.clone()));
+        if let Some(command) = command_of(&template) {
+            build.log.say(0, "resolve", format!("Its command is not started by itself: {command}"));
+        }
         Ok(Start::of_template(template))
     }
 

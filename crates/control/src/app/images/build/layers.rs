@@ -8,7 +8,7 @@ use tracing::Instrument;
 use warren_node_api::{CheckpointCopy, SandboxSpec};
 use warren_types::{CheckpointId, Error, OrgId, SandboxId};
 
-use super::Needed;
+use super::{Build, Needed};
 use crate::app::App;
 use crate::app::guest::from_node;
 use crate::store::access::AccessRecord;
@@ -41,10 +41,20 @@ pub(super) struct Taken {
 }
 
 impl App {
-    /// Returns when it is captured.
-    pub(super) async fn take_for_build(self: &Arc<Self>, taken: Taken) -> Result<CheckpointId, Error> {
-        let app = Arc::clone(self);
-        let taking = async move { app.take_now(taken).await };
+    /// Returns when it is captured. Of a build that was cancelled meanwhile nothing stays.
+    pub(super) async fn take_for_build(
+        self: &Arc<Self>,
+        build: &Arc<Build>,
+        taken: Taken,
+    ) -> Result<CheckpointId, Error> {
+        let (app, build) = (Arc::clone(self), Arc::clone(build));
+        let taking = async move {
+            let id = app.take_now(taken).await?;
+            if !build.note_taken(&id) {
+                app.remove_unkept(&id).await?;
+            }
+            Ok(id)
+        };
         self.tasks.spawn(taking.in_current_span()).await.unwrap_or_else(|error| {
             tracing::error!(error = &error as &dyn std::error::Error, "a layer was not taken to its end");
             Err(Error::internal("the server failed while it kept a layer; its log says why"))
@@ -127,8 +137,8 @@ impl App {
         }
     }
 
-    /// Keeps the state after a step, to be found again by its key. What was found by it before is removed, by the sweep where
-    /// a build still needs it.
+    /// Keeps the state after a step, to be found again by its key. What was found by it before is removed, by the build that
+    /// made it where that still needs it.
     pub(super) async fn put_layer(
         &self,
         org: &OrgId,
@@ -139,6 +149,25 @@ impl App {
             && !self.builds.is_needed(&Needed::Checkpoint(before.clone()))
         {
             self.delete_checkpoint_row(&before).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a build that has ended has taken and nothing has: it was cancelled before it said so, or others have put their own
+    /// in the place of it.
+    pub(super) async fn remove_left_over(&self, build: &Build) -> Result<(), Error> {
+        let taken = build.taken().take().unwrap_or_default();
+        for checkpoint in &taken {
+            self.remove_unkept(checkpoint).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_unkept(&self, checkpoint: &CheckpointId) -> Result<(), Error> {
+        if !self.builds.is_needed(&Needed::Checkpoint(checkpoint.clone()))
+            && !self.store.is_kept_for_builds(checkpoint).await?
+        {
+            self.delete_checkpoint_row(checkpoint).await?;
         }
         Ok(())
     }

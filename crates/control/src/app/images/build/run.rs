@@ -14,6 +14,7 @@ use super::workshop::Workshop;
 use super::{Build, Needed, keys};
 use crate::app::App;
 use crate::app::access::add_gateway;
+use crate::app::audit::Kind as Audited;
 use crate::app::images::ensure::ImageWanted;
 use crate::store::checkpoints::Kind;
 use crate::store::checkpoints::change::MadeFor;
@@ -34,7 +35,7 @@ enum Stop {
 /// What a build works with.
 struct Work<'a> {
     wanted: &'a ImageWanted,
-    build: &'a Build,
+    build: &'a Arc<Build>,
     workshop: &'a Workshop,
     start: Start,
     keys: Vec<String>,
@@ -55,27 +56,34 @@ impl App {
     pub(in crate::app::images) fn start_build(self: &Arc<Self>, wanted: ImageWanted, build: &Arc<Build>) {
         let (app, build) = (Arc::clone(self), Arc::clone(build));
         let span = tracing::info_span!("build", image = %build.image_id);
+        let (key, steps) = (&wanted.key, wanted.manifest.steps.len());
+        let note = wanted.note(Audited::Image, "build").with("image", build.image_id.as_str());
+        let note = note.with("isolation", key.isolation.to_string()).with("steps", steps);
+        let note = note.with("base", wanted.manifest.base.canonical());
         self.tasks.spawn(
             async move {
-                let running = tokio::spawn({
-                    let (app, build) = (Arc::clone(&app), Arc::clone(&build));
-                    async move { app.run_build(&wanted, &build).await }.in_current_span()
-                });
-                let end = running.await.unwrap_or_else(|error| {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "a build did not run to its end"
-                    );
-                    Err(Stop::Failed(Error::internal(
-                        "the server failed while it built this; its log says why",
-                    )))
-                });
-                let end = app.settle_build(&build.image_id, end).await;
+                let end = app.audit.around(note, app.run_and_settle(wanted, &build)).await;
                 app.builds.end(&build);
                 build.log.end(end);
             }
             .instrument(span),
         );
+    }
+
+    async fn run_and_settle(self: &Arc<Self>, wanted: ImageWanted, build: &Arc<Build>) -> Result<(), Error> {
+        let running = tokio::spawn({
+            let (app, build) = (Arc::clone(self), Arc::clone(build));
+            async move { app.run_build(&wanted, &build).await }.in_current_span()
+        });
+        let end = running.await.unwrap_or_else(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "a build did not run to its end");
+            Err(Stop::Failed(Error::internal("the server failed while it built this; its log says why")))
+        });
+        let end = self.settle_build(&build.image_id, end).await;
+        if let Err(error) = self.remove_left_over(build).await {
+            tracing::warn!(%error, "what a build took and nobody has is left to the sweep");
+        }
+        end
     }
 
     async fn settle_build(&self, image: &str, end: Result<(), Stop>) -> Result<(), Error> {
@@ -96,7 +104,7 @@ impl App {
         Err(error)
     }
 
-    async fn run_build(self: &Arc<Self>, wanted: &ImageWanted, build: &Build) -> Result<(), Stop> {
+    async fn run_build(self: &Arc<Self>, wanted: &ImageWanted, build: &Arc<Build>) -> Result<(), Stop> {
         let workshop = Workshop::new();
         let end = tokio::select! {
             biased;
@@ -111,16 +119,15 @@ impl App {
     async fn work(
         self: &Arc<Self>,
         wanted: &ImageWanted,
-        build: &Build,
+        build: &Arc<Build>,
         workshop: &Workshop,
     ) -> Result<(), Error> {
         let base = self.base_checkpoint(wanted, build).await?;
-        let _place = match self.builds.places.try_acquire() {
+        let _place = match self.builds.places.ask(&wanted.org) {
             Ok(place) => place,
-            Err(_) => {
+            Err(turn) => {
                 build.log.say(0, "build", "Waiting for another build of this server to end");
-                let place = self.builds.places.acquire().await;
-                place.map_err(|_| Error::unavailable("the server takes no more builds"))?
+                turn.await.map_err(|_| Error::internal("a build was never given its turn"))?
             }
         };
         let mut need = self.builds.need();
@@ -248,7 +255,7 @@ impl App {
             access: work.start.access.clone(),
             from: From::Sandbox { id: site.id.clone(), kind: Kind::DiskOnly },
         };
-        let layer = self.take_for_build(taken).await?;
+        let layer = self.take_for_build(work.build, taken).await?;
         // Another build that has come to the same state puts its own in its place, and this one still ends in it.
         need.add(Needed::Checkpoint(layer.clone()));
         self.put_layer(&work.wanted.org, key, &layer).await?;
@@ -272,13 +279,16 @@ impl App {
             }
         };
         let checkpoint = self
-            .take_for_build(Taken {
-                org: work.wanted.org.clone(),
-                name: format!("image {}", work.wanted.key.content_hash),
-                made_for: MadeFor::Image,
-                access: work.start.access.clone(),
-                from,
-            })
+            .take_for_build(
+                work.build,
+                Taken {
+                    org: work.wanted.org.clone(),
+                    name: format!("image {}", work.wanted.key.content_hash),
+                    made_for: MadeFor::Image,
+                    access: work.start.access.clone(),
+                    from,
+                },
+            )
             .await?;
         self.wait_until_ready(&checkpoint).await?;
         let built = BuiltImage {
@@ -288,10 +298,14 @@ impl App {
             envs: config.envs,
             workdir: config.workdir,
         };
-        if !self.store.finish_image(&work.build.image_id, &built).await? {
+        let image = &work.build.image_id;
+        self.copy_patches(image, &checkpoint).await?;
+        if !self.store.finish_image(image, &built).await? {
             self.delete_checkpoint_row(&checkpoint).await?;
             return Err(Error::conflict("the image was deleted while it was built"));
         }
+        // One that was added between the two is here now, and one that is added from here on finds the image ready.
+        self.copy_patches(image, &checkpoint).await?;
         self.publish_with_names(&work.build.image_id, &checkpoint).await
     }
 }

@@ -124,6 +124,8 @@ fn as_user(config: &Config, cmd: &str, args: Vec<String>) -> ExecStart {
         envs: config.envs.clone(),
         cwd: config.workdir.clone(),
         shell: ShellUse::WhenNeeded,
+        // The log of a build is kept here. What the sandbox kept of it would be in the layer.
+        unkept: true,
         ..ExecStart::default()
     }
 }
@@ -157,9 +159,16 @@ fn pip(config: &Config, packages: &[String]) -> ExecStart {
 // === impl Running ===
 
 impl Running<'_> {
+    /// What a step names and is not there, or is in its way, is a fault of the image: the route that it was sent to is there.
     fn failed(&self, error: Error) -> Error {
         let message = format!("step {} ({}) failed: {}", self.index, self.kind, error.message);
-        Error { message, ..from_node(error) }
+        let error = from_node(error);
+        let kind = match error.kind {
+            ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Forbidden => ErrorKind::Invalid,
+            ErrorKind::Gone => ErrorKind::SandboxFailed,
+            kind => kind,
+        };
+        Error { message, kind, ..error }
     }
 
     fn timed_out(&self) -> Error {

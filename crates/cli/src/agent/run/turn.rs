@@ -1,0 +1,91 @@
+//! Several commands may follow one run. One of them at a time brings its work home; what became of the run meanwhile the others read here.
+//!
+//! ```text
+//!   follow ──▶ its end ──▶ take the turn ──▶ bring the work home ──▶ forget, with a word ──▶ let go
+//!      └────▶ its end ──▶ wait for the turn ───────────────────────────────────────────────▶ read the word
+//! ```
+//!
+//! The turn is a lock on a file of the record. Whoever holds the file open can read the last word in it, also when the record is gone.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use super::record::Run;
+
+const LOCK: &str = "lock";
+const LOOK: Duration = Duration::from_millis(50);
+const MAX_WORD: u64 = 64 << 10;
+
+pub(crate) struct Turn(File);
+
+/// What is left for the others to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Word {
+    pub(crate) text: String,
+    /// The program's exit code.
+    pub(crate) code: Option<u8>,
+}
+
+/// What became of a run, as its record says it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Became {
+    /// It goes on, as far as anybody knows.
+    Goes,
+    Paused,
+    /// Another command has seen its end.
+    Ended(u8),
+    /// Its record is gone.
+    Gone(Word),
+}
+
+impl Turn {
+    pub(crate) fn of(run: &Run) -> anyhow::Result<Self> {
+        let path = run.dir.join(LOCK);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        Ok(Self(file.with_context(|| format!("could not open {}", path.display()))?))
+    }
+
+    /// Waits until no other command has it. `waits` is called once if one has.
+    pub(crate) async fn take(&self, waits: impl FnOnce()) {
+        let mut waits = Some(waits);
+        while let Err(std::fs::TryLockError::WouldBlock) = self.0.try_lock() {
+            if let Some(waits) = waits.take() {
+                waits();
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Before the record is forgotten.
+    pub(crate) fn leave_word(&self, text: &str, code: Option<u8>) -> anyhow::Result<()> {
+        let word = serde_json::to_vec(&Word { text: text.to_owned(), code })?;
+        let mut file = &self.0;
+        let mut write = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(&word)
+        };
+        write().context("could not write the run's record")
+    }
+
+    fn word(&self) -> Word {
+        let mut file = &self.0;
+        let mut bytes = Vec::new();
+        let read = file.rewind().and_then(|()| file.take(MAX_WORD).read_to_end(&mut bytes));
+        read.ok().and_then(|_| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn became(&self, run: &Run) -> Became {
+        match run.again() {
+            None => Became::Gone(self.word()),
+            Some(run) if run.record.paused => Became::Paused,
+            Some(run) => run.record.ended.map_or(Became::Goes, Became::Ended),
+        }
+    }
+}
