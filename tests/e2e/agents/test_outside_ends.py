@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.agent_runs import CLIENT
+from harness.pipes import first_line
 from harness.waiting import wait_for
 
 from .run_fixtures import _own_server, api, folder, server  # noqa: F401
@@ -57,7 +58,7 @@ def start(folder, *arguments):
         [CLIENT, *RUN, "--json", "work", *arguments], cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
-    event = json.loads(process.stdout.readline())
+    event = json.loads(first_line(process.stdout))
     assert event["type"] == "started", event
     return process, event["sandbox"]
 

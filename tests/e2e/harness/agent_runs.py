@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from . import settings
+from .pipes import first_line
 from .waiting import wait_for
 
 #: The client, where it is another build than the server.
@@ -87,7 +88,7 @@ class Folder:
             [CLIENT, "agent", "run", "--memory", "1024", "--json", "--command", command, *arguments], cwd=self.path, env=self.environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        line = process.stdout.readline()
+        line = first_line(process.stdout)
         assert line, process.stderr.read()
         event = json.loads(line)
         assert event["type"] == "started", event

@@ -38,7 +38,7 @@ class Internet:
     added with `listen`."""
 
     def __init__(self, number=0, servers=True):
-        number, self.has_servers = unused(number), servers
+        (number, self.claim), self.has_servers = claim(number), servers
         first = 16 * (number % 16)
         self.at = lambda offset: f"198.51.100.{first + offset}"
         self.host, self.dns, self.web, self.other, self.evil = (self.at(each) for each in (1, 2, 3, 4, 5))
@@ -180,13 +180,20 @@ class Internet:
         if self.names:
             self.names.close()
         self._remove_network()
+        self.claim.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def unused(number):
-    """That number, or the next that no other run on this machine has."""
-    there = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
-    return next((each for each in range(number, 16) if f"warren-e2e-web{each}" not in there), number)
+def claim(number):
+    """That number, or the next that nobody on this machine has, and the socket that keeps it ours until it is closed, also by our end."""
+    for each in range(number, 16):
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f"\0warren-e2e-web{each}")
+            return each, holder
+        except OSError:
+            holder.close()
+    raise AssertionError(f"all of the small internets from {number} to 15 are in use")
 
 
 def run(*command):
