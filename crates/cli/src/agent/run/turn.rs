@@ -39,7 +39,7 @@ pub(crate) enum Became {
     Paused,
     /// Another command has seen its end.
     Ended(u8),
-    /// Its record is gone.
+    /// Its record is gone, or about to go.
     Gone(Word),
 }
 
@@ -62,14 +62,22 @@ impl Turn {
         }
     }
 
-    /// Before the record is forgotten.
+    /// Before the sandbox is ended and the record forgotten: who follows the run hears of its end before that is over.
     pub(crate) fn leave_word(&self, text: &str, code: Option<u8>) -> anyhow::Result<()> {
-        let word = serde_json::to_vec(&Word { text: text.to_owned(), code })?;
+        self.write(&serde_json::to_vec(&Word { text: text.to_owned(), code })?)
+    }
+
+    /// It did not go after all.
+    pub(crate) fn take_word_back(&self) -> anyhow::Result<()> {
+        self.write(&[])
+    }
+
+    fn write(&self, word: &[u8]) -> anyhow::Result<()> {
         let mut file = &self.0;
         let mut write = || {
             file.set_len(0)?;
             file.rewind()?;
-            file.write_all(&word)
+            file.write_all(word)
         };
         write().context("could not write the run's record")
     }
@@ -84,8 +92,48 @@ impl Turn {
     pub(crate) fn became(&self, run: &Run) -> Became {
         match run.again() {
             None => Became::Gone(self.word()),
+            Some(_) if self.word() != Word::default() => Became::Gone(self.word()),
             Some(run) if run.record.paused => Became::Paused,
             Some(run) => run.record.ended.map_or(Became::Goes, Became::Ended),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_types::SandboxId;
+
+    use super::super::super::launch::Lines;
+    use super::super::super::tree::cache::Tree;
+    use super::super::record::Record;
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn who_follows_a_run_reads_of_its_removal_before_the_record_is_gone() {
+        let runs = tempfile::tempdir().unwrap();
+        let id: SandboxId = "sb-0123abcd".parse().unwrap();
+        let tree = Tree {
+            server: String::new(),
+            folder: runs.path().to_owned(),
+            checkpoint: String::new(),
+            sandbox: String::new(),
+            coarse: false,
+            listed: 0,
+        };
+        let record = Record::new("", &id, (Path::new("/"), "/"), "", Vec::new(), Lines::Plain, &tree, None);
+        let run = Run { dir: runs.path().to_owned(), record };
+        run.save().unwrap();
+
+        let (follows, removes) = (Turn::of(&run).unwrap(), Turn::of(&run).unwrap());
+        assert_eq!(follows.became(&run), Became::Goes);
+        removes.leave_word("it was removed", Some(3)).unwrap();
+        let gone = Became::Gone(Word { text: "it was removed".to_owned(), code: Some(3) });
+        assert_eq!(follows.became(&run), gone);
+        removes.take_word_back().unwrap();
+        assert_eq!(follows.became(&run), Became::Goes);
+        removes.leave_word("it was removed", Some(3)).unwrap();
+        run.forget();
+        assert_eq!(follows.became(&run), gone);
     }
 }

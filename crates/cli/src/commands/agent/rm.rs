@@ -27,10 +27,13 @@ pub(crate) async fn run(context: &Context, args: RmArgs) -> anyhow::Result<ExitC
 
 async fn remove(client: &Client, id: &SandboxId) -> anyhow::Result<()> {
     let mut run = Run::find(id)?;
-    // For who follows it.
-    Turn::of(&run)?.leave_word("it was removed with `warren agent rm`", run.record.ended)?;
+    let turn = Turn::of(&run)?;
+    turn.leave_word("it was removed with `warren agent rm`", run.record.ended)?;
     finish::end_keys(client, &mut run).await;
-    finish::kill(client, id).await?;
+    if let Err(error) = finish::kill(client, id).await {
+        turn.take_word_back()?;
+        return Err(error);
+    }
     run.forget();
     Ok(())
 }
