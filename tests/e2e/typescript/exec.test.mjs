@@ -74,6 +74,14 @@ test('a session streams both ways', inSandbox(async (sandbox) => {
   session.close()
 }))
 
+test('input of many megabytes arrives in one message', inSandbox(async (sandbox) => {
+  const output = new Output()
+  const session = await sandbox.exec.start('sh', { args: ['-c', 'head -c 12000000 | md5sum'], ...output.options })
+  session.sendStdin(new Uint8Array(12000000))
+  assert.equal(await session.done, 0)
+  assert.equal(output.out, '02c47bac5b2803f9a2ccbf5777fece72  -\n')
+}))
+
 test('background is start', inSandbox(async (sandbox) => {
   const output = new Output()
   const session = await sandbox.exec.background('sh', { args: ['-c', 'echo bg; exit 4'], ...output.options })

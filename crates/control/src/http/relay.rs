@@ -22,7 +22,7 @@ use crate::app::exec::attach::{Attached, Input};
 use crate::app::exec::output::OutputStream;
 
 /// Largest message a client may send.
-pub(super) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Output sent in one message, at most.
 const MAX_OUTPUT_BYTES: usize = 256 * 1024;
 /// How long a connection may be silent before a sign of life is sent.
