@@ -14,6 +14,7 @@ mod challenge;
 mod docker_config;
 mod download;
 mod guard;
+mod patience;
 mod session;
 
 use std::fmt;

@@ -11,7 +11,7 @@ use warren_types::Secret;
 use super::Login;
 use super::challenge::Challenge;
 use super::guard::{Guard, shown_host};
-use super::session::{Timed, body, network};
+use super::session::{Timed, body, is_down, network};
 use crate::ImageError;
 
 const LARGEST_TOKEN: u64 = 256 << 10;
@@ -81,6 +81,7 @@ async fn token(
             let or = if login.is_some() { "" } else { ", or with a login" };
             return Err(ImageError::Busy { registry: host, or, said: String::new() });
         }
+        _ if is_down(status) => return Err(ImageError::Down { host, status, said: String::new() }),
         _ => return Err(wrong(format!("asked for a token, it answered {status}"))),
     }
     let json = Secret::new(body(response, &host, "a token", LARGEST_TOKEN, timed).await?);

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -13,6 +12,7 @@ use http::StatusCode;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::guard::shown_host;
+use super::patience::Patience;
 use super::session::{Session, Timed, network};
 use crate::digest::{Digest, Hasher};
 use crate::limits::STEP_BYTES;
@@ -24,11 +24,8 @@ const AT_ONCE: usize = 3;
 /// Pieces of a body that wait to be written.
 const WAITING: usize = 64;
 const BUFFER: usize = 1 << 20;
-/// Connections that one layer may take, and how many of them in turn may bring nothing of it.
+/// Connections that one layer may take.
 const MOST_CONNECTIONS: usize = 100;
-const MOST_IN_VAIN: u32 = 4;
-/// Before a layer is asked for again, doubled each time in vain.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a layer is put.
 pub(super) fn file(folder: &Path, digest: Digest) -> PathBuf {
@@ -126,19 +123,15 @@ impl<F: Fn(Step) + Send + Sync> Incoming<'_, F> {
     /// The whole of it. A connection that is cut is taken up again where it broke off, and whoever cannot answer for the moment is
     /// asked again, as long as not too many in turn bring nothing.
     async fn all(&mut self) -> Result<String, ImageError> {
-        let mut in_vain = 0;
+        let mut patience = Patience::default();
+        let what = self.layer.digest.to_string();
         for _ in 0..MOST_CONNECTIONS {
             let before = self.received;
             let error = match self.some().await {
-                Err(error) if error.may_pass() => error,
+                Err(error) => error,
                 end => return end,
             };
-            in_vain = if self.received > before { 0 } else { in_vain + 1 };
-            if in_vain > MOST_IN_VAIN {
-                return Err(error);
-            }
-            tracing::debug!(%error, digest = %self.layer.digest, at = self.received, "a download goes on");
-            tokio::time::sleep(PAUSE * (1 << in_vain)).await;
+            patience.after(error, &what, self.received > before).await?;
         }
         Err(ImageError::Network {
             host: self.session.host(),

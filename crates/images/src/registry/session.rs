@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use super::guard::{Blocked, Guard, shown_host};
+use super::patience::Patience;
 use super::{Login, auth, challenge};
 use crate::error::shown;
 use crate::{ImageError, Limits, Reference};
@@ -87,7 +88,7 @@ impl Session {
         })
     }
 
-    /// A small document of the repository, `path` being relative to it.
+    /// A small document of the repository, `path` being relative to it. Whoever cannot answer for the moment is asked again.
     pub(super) async fn document(
         &self,
         path: &str,
@@ -95,7 +96,24 @@ impl Session {
         what: &str,
         most: u64,
     ) -> Result<Fetched, ImageError> {
-        let timed = Timed { stall: Limits::default().stall, deadline: Some(Instant::now() + DOCUMENT) };
+        let deadline = Instant::now() + DOCUMENT;
+        let timed = Timed { stall: Limits::default().stall, deadline: Some(deadline) };
+        let mut patience = Patience::until(deadline);
+        loop {
+            match self.document_once(path, accept, (what, most), timed).await {
+                Err(error) => patience.after(error, path, false).await?,
+                document => return document,
+            }
+        }
+    }
+
+    async fn document_once(
+        &self,
+        path: &str,
+        accept: &str,
+        (what, most): (&str, u64),
+        timed: Timed,
+    ) -> Result<Fetched, ImageError> {
         let response = self.get(path, accept, timed).await?;
         let header = |name: &str| {
             let value = response.headers().get(name)?.to_str().ok()?;
@@ -230,10 +248,7 @@ impl Session {
                 let or = if self.login.is_some() { "" } else { ", or with a login" };
                 ImageError::Busy { registry: self.registry.clone(), or, said }
             }
-            StatusCode::INTERNAL_SERVER_ERROR
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => ImageError::Down { host, status, said },
+            status if is_down(status) => ImageError::Down { host, status, said },
             _ => ImageError::Registry { host, why: format!("it answered {status}{said}") },
         })
     }
@@ -256,6 +271,17 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("image", &self.image).finish_non_exhaustive()
     }
+}
+
+/// Whether whoever answers that has a trouble of its own, and may have none a moment later.
+pub(super) fn is_down(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 /// A whole body, if it is no larger.

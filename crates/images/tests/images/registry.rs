@@ -288,6 +288,50 @@ async fn a_registry_that_cannot_answer_for_the_moment_is_asked_again() {
     assert_eq!(asked_for_the_rest(&server), 5, "not for ever");
 }
 
+/// A registry that answers with `status` so many times, whenever it is asked for what `is_it` says.
+async fn with_bad_documents(
+    is_it: impl Fn(&str) -> bool + Send + Sync + 'static,
+    status: StatusCode,
+    times: usize,
+) -> Server {
+    let asked = Mutex::new(0);
+    Server::answering(image(), move |seen| {
+        if !is_it(&seen.path) {
+            // All but the token itself is for those who have one.
+            return with_tokens(seen, None);
+        }
+        let mut asked = asked.lock().unwrap();
+        *asked += 1;
+        let error = r#"{"errors":[{"code":"SOME","message":"a reason"}]}"#;
+        (*asked <= times).then(|| (status, error).into_response()).or_else(|| with_tokens(seen, None))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn documents_and_tokens_are_asked_for_again_as_layers_are() {
+    let config = digest(&bytes(&image().config));
+    let documents = ["/v2/team/image/manifests/tag".to_owned(), format!("/v2/team/image/blobs/{config}")];
+    for path in documents.into_iter().chain(["/token".to_owned()]) {
+        for status in [500, 502, 503, 504, 429] {
+            let (wanted, status) = (path.clone(), StatusCode::from_u16(status).unwrap());
+            let server = with_bad_documents(move |path| path == wanted, status, 1).await;
+            server.fetch().await.unwrap_or_else(|error| panic!("{status} at {path}: {error}"));
+        }
+    }
+    let down = StatusCode::SERVICE_UNAVAILABLE;
+    let server = with_bad_documents(|path| path.ends_with("/tag"), down, usize::MAX).await;
+    let sentence = server.refused().await;
+    assert!(sentence.contains("503") && sentence.contains("`a reason`"), "{sentence}");
+    assert_eq!(server.seen().len(), 5, "not for ever");
+    for status in [403, 404, 418] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let server = with_bad_documents(|path| path.ends_with("/tag"), status, 1).await;
+        server.refused().await;
+        assert_eq!(server.seen().len(), 1, "{status} is an answer");
+    }
+}
+
 #[tokio::test]
 async fn a_registry_that_refuses_the_rest_is_not_asked_again() {
     for (status, words) in [(401, "login"), (403, "login"), (404, "not found"), (418, "418")] {
