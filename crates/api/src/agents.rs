@@ -32,7 +32,11 @@ pub struct AgentOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permission_mode: Option<String>,
     /// Turns of the model for one prompt, 1 to 100000; 50 when absent or 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub max_turns: Option<i64>,
     /// An absolute path that exists; the user's home when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

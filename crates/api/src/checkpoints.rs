@@ -31,7 +31,11 @@ pub struct RetentionPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
     /// Of this kind, the new one included; as many as are allowed when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub max_count: Option<i64>,
 }
 
@@ -127,7 +131,11 @@ pub struct Restoring {
 #[serde(rename_all = "camelCase")]
 pub struct Fork {
     /// Seconds without use after which it hibernates. 0 or absent = never; negative counts as 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub timeout: Option<i64>,
     /// Over those of the checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,7 +144,12 @@ pub struct Fork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
     /// MiB; raised to what the checkpoint had, and to the next tier.
-    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "memoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub memory_mb: Option<i64>,
     /// *Additive.* Requires a token of who asks for its previews; not taken over from the checkpoint's sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -20,10 +20,18 @@ pub struct ExecCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
     /// Seconds. One-shot: 60 when absent or 0. Session: none when absent or 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub timeout: Option<i64>,
     /// Sessions: seconds it may go on after its last client has left; absent or 0 = for ever. One that nobody has attached to yet goes on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub max_run_after_disconnect: Option<i64>,
 }
 
@@ -91,6 +99,10 @@ pub struct ExecSession {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct ExecKill {
     /// Signal number; 9 when absent or 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub signal: Option<i64>,
 }

@@ -56,7 +56,11 @@ pub struct FileUrlCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Seconds; 3600 when absent or not positive, 86400 at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub expires_in: Option<i64>,
 }
 

@@ -26,10 +26,20 @@ pub struct ImageManifest {
     #[serde(default)]
     pub steps: Vec<ImageStep>,
     /// MiB of the sandbox that runs the steps.
-    #[serde(rename = "builderMemoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "builderMemoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub builder_memory_mb: Option<i64>,
     /// MiB that sandboxes made from it have at least.
-    #[serde(rename = "runtimeMemoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "runtimeMemoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub runtime_memory_mb: Option<i64>,
     /// Makes the built image a snapshot of that name.
     #[serde(default, skip_serializing_if = "Option::is_none")]

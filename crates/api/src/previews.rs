@@ -31,7 +31,11 @@ impl std::fmt::Debug for PreviewAuth {
 #[serde(rename_all = "camelCase")]
 pub struct PreviewCreate {
     /// 1 to 65535.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub port: Option<i64>,
     /// A domain of the organisation, as the operator of the server knows it: the preview has a second name there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +82,11 @@ pub struct PreviewTokenRotated {
 #[serde(rename_all = "camelCase")]
 pub struct PreviewShareCreate {
     /// Seconds; 3600 when absent or not positive, 604800 at most.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub expires_in: Option<i64>,
 }
 

@@ -7,10 +7,18 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct PtyCreate {
     /// 1 to 1000; 80 when absent or 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub cols: Option<i64>,
     /// 1 to 1000; 24 when absent or 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub rows: Option<i64>,
     /// Program to run; `/bin/bash`, else `/bin/sh`, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,7 +17,11 @@ pub struct SandboxCreate {
     #[serde(rename = "templateID", alias = "template", default, skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
     /// Seconds without use after which it hibernates. 0 = never; negative counts as 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub timeout: Option<i64>,
     /// Environment of everything started in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -27,13 +31,27 @@ pub struct SandboxCreate {
     pub metadata: Option<BTreeMap<String, String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub cpu_count: Option<i64>,
     /// MiB.
-    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "memoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub memory_mb: Option<i64>,
     /// MiB.
-    #[serde(rename = "diskMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "diskMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub disk_mb: Option<i64>,
     /// Whether it may open connections to the outside; true when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +97,34 @@ pub struct SandboxCreate {
     /// *Additive.* For an `image` whose base is in a registry that asks who is there. Not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<crate::images::RegistryLogin>,
+    /// Where the hosted service puts a sandbox and what from. Here there is no choice to make: they are read, so that one of another
+    /// type is refused by name, and have no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub burst: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub sandbox_family: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub cell_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub image_ref: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub template_rootfs_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub template_workspace_key: Option<String>,
+    /// Port of the default preview name of the hosted service; here a preview is named with its port.
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(ignore)]
+    pub port: Option<i64>,
     /// Fields that protect or change what runs. This server does not have the abilities behind them yet and refuses a
     /// request that sets one.
     #[serde(flatten)]
@@ -95,20 +141,17 @@ pub struct NotYet {
 }
 
 impl NotYet {
-    /// Names of the fields that are set to something other than null or an empty collection.
+    /// Names of the fields that are set to something other than null or an empty list, which is all that means nothing.
     #[must_use]
     pub fn named(&self) -> Vec<&'static str> {
         let fields = [("webhooks", &self.webhooks)];
-        let set = |value: &serde_json::Value| match value {
-            serde_json::Value::Null => false,
-            serde_json::Value::String(text) => !text.is_empty(),
+        let is_set = |value: &serde_json::Value| match value {
             serde_json::Value::Array(items) => !items.is_empty(),
-            serde_json::Value::Object(fields) => !fields.is_empty(),
-            serde_json::Value::Bool(_) | serde_json::Value::Number(_) => true,
+            value => !value.is_null(),
         };
         fields
             .into_iter()
-            .filter(|(_, value)| value.as_ref().is_some_and(set))
+            .filter(|(_, value)| value.as_ref().is_some_and(is_set))
             .map(|(name, _)| name)
             .collect()
     }
@@ -212,7 +255,11 @@ pub const NEXT_CURSOR_HEADER: &str = "x-next-cursor";
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct TimeoutChange {
     /// Seconds; 0 = never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub timeout: Option<i64>,
 }
 
@@ -220,7 +267,11 @@ pub struct TimeoutChange {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Wake {
     /// Replaces the idle time-out. Seconds; 0 = never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub timeout: Option<i64>,
     /// *Additive.* `previous`: with the disk as it was before it last woke; for a disk that was refused as damaged.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,8 +7,17 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Scale {
     /// MiB: 1024, 4096, 8192 or 16384. The vCPUs follow.
-    #[serde(rename = "memoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "memoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub memory_mb: Option<i64>,
+    /// As in a create: read, and without effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub burst: Option<bool>,
 }
 
 /// Answer of `POST …/scale`.
@@ -35,10 +44,20 @@ pub struct AutoscaleChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     /// MiB, a tier; the smallest when absent.
-    #[serde(rename = "minMemoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "minMemoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub min_memory_mb: Option<i64>,
     /// MiB, a tier; the largest when absent.
-    #[serde(rename = "maxMemoryMB", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "maxMemoryMB",
+        default,
+        deserialize_with = "warren_types::whole::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub max_memory_mb: Option<i64>,
 }
 

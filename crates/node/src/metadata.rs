@@ -68,7 +68,7 @@ impl Meter {
 /// Body of `POST /v1/scale`.
 #[derive(Deserialize)]
 struct Scale {
-    #[serde(rename = "memoryMB")]
+    #[serde(rename = "memoryMB", default, deserialize_with = "warren_types::whole::optional")]
     memory_mb: Option<i64>,
 }
 
@@ -225,6 +225,7 @@ mod tests {
     fn what_is_wanted_is_a_number_or_nothing() {
         assert_eq!(wanted(b"").unwrap(), None);
         assert_eq!(wanted(b"{\"memoryMB\": 4096, \"other\": 1}").unwrap(), Some(4096));
+        assert_eq!(wanted(b"{\"memoryMB\": 4096.0}").unwrap(), Some(4096));
         assert_eq!(wanted(b"{\"memoryMB\": -1}").unwrap(), Some(-1));
         for body in [
             "[]",

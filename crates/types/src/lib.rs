@@ -9,6 +9,7 @@ pub mod secret;
 pub mod size;
 pub mod state;
 pub mod tags;
+pub mod whole;
 
 pub use egress::{EgressMode, EgressPolicy, EgressRule, HostPattern};
 pub use error::{Error, ErrorKind};

@@ -8,7 +8,7 @@ use super::{Answer, Client};
 
 impl Client {
     pub(crate) async fn scale(&self, id: &SandboxId, memory_mb: u32) -> anyhow::Result<Answer<Scaled>> {
-        let body = Scale { memory_mb: Some(i64::from(memory_mb)) };
+        let body = Scale { memory_mb: Some(i64::from(memory_mb)), ..Scale::default() };
         self.call(self.request(Method::POST, &["sandboxes", id.as_str(), "scale"])?.json(&body)).await
     }
 

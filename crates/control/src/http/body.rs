@@ -146,12 +146,21 @@ mod tests {
             ("{} x", "not valid JSON"),
             (r#"{"timeout": "x"}"#, "timeout: invalid type: string \"x\""),
             (r#"{"envs": {"A": 1}}"#, "envs.A: invalid type: integer `1`"),
-            (r#"{"cpuCount": 1.5}"#, "cpuCount: invalid type"),
+            (r#"{"cpuCount": 1.5}"#, "cpuCount: invalid type: floating point `1.5`, expected a whole number"),
+            (r#"{"burst": "yes"}"#, "burst: invalid type: string \"yes\", expected a boolean"),
+            (r#"{"cellId": 5}"#, "cellId: invalid type"),
+            (r#"{"sandboxFamily": true}"#, "sandboxFamily: invalid type"),
+            (r#"{"port": "80"}"#, "port: invalid type"),
+            (r#"{"imageRef": {}}"#, "imageRef: invalid type"),
             (r#"{"template": "a", "templateID": "b"}"#, "cannot be used: duplicate field `templateID`"),
         ] {
             let error = parse::<SandboxCreate>(body.as_bytes()).unwrap_err();
             assert!(error.message.contains(says), "{body}: {}", error.message);
         }
-        assert!(parse::<SandboxCreate>(br#" {"unknown": [1], "timeout": null}"#).is_ok());
+        assert!(parse::<SandboxCreate>(br#" {"unknown": [1], "timeout": null, "burst": true}"#).is_ok());
+        let whole = parse::<SandboxCreate>(br#"{"memoryMB": 4096.0, "timeout": 1e2}"#).unwrap();
+        assert_eq!((whole.memory_mb, whole.timeout), (Some(4096), Some(100)));
+        let error = parse::<warren_api::scaling::Scale>(br#"{"burst": "yes"}"#).unwrap_err();
+        assert!(error.message.starts_with("burst: invalid type"), "{}", error.message);
     }
 }

@@ -321,6 +321,8 @@ mod tests {
             (json!({"steps": [{"type": 5}]}), "image.steps"),
             (json!({"steps": [{"type": "copy"}]}), "step 0 (copy): unknown step type: copy"),
             (json!({"steps": [{}]}), "step 0 (): unknown step type"),
+            (json!({"builderMemoryMB": 1024.5}), "image.builderMemoryMB: invalid type: floating point"),
+            (json!({"builderMemoryMB": "1024"}), "image.builderMemoryMB: invalid type: string"),
             (json!({"builderMemoryMB": -1}), "builderMemoryMB must be between 0 and 16384"),
             (json!({"runtimeMemoryMB": 20000}), "runtimeMemoryMB must be between 0 and 16384"),
             (json!({"name": "a/b"}), "name must"),
@@ -331,7 +333,7 @@ mod tests {
         let many = vec![json!({"type": "run", "args": {"commands": ["true"]}}); 129];
         let error = Manifest::parse(json!({"steps": many})).unwrap_err();
         assert_eq!(error.kind, ErrorKind::TooLarge);
-        let sizes = Manifest::parse(json!({"builderMemoryMB": 5000, "runtimeMemoryMB": 1})).unwrap();
+        let sizes = Manifest::parse(json!({"builderMemoryMB": 5000.0, "runtimeMemoryMB": 1})).unwrap();
         assert_eq!((sizes.builder_memory_mb, sizes.runtime_memory_mb), (8192, Some(1024)));
     }
 

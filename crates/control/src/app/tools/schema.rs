@@ -1,7 +1,7 @@
 //! Input checked against the schema that was shown: the words of JSON Schema that [`super::table`] uses, and no others.
 
 use serde_json::{Map, Value};
-use warren_types::Error;
+use warren_types::{Error, whole};
 
 /// Longest piece of a wrong value that is repeated.
 const MAX_SHOWN: usize = 60;
@@ -87,12 +87,10 @@ fn check_value(name: &str, schema: &Value, value: &mut Value) -> Result<(), Erro
     Err(Error::invalid(format!("{name} must be {} (got {})", in_words(wanted, schema), shown(value))))
 }
 
-/// A number that was written with a fraction or an exponent and is whole. Those that a double cannot tell apart any more are left.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is whole and in range")]
+/// A number that was written with a fraction or an exponent and is whole.
 fn whole(value: &Value) -> Option<u64> {
-    const EXACT: f64 = (1_u64 << 53) as f64;
     let number = value.as_f64().filter(|_| value.is_f64())?;
-    (number.fract() == 0.0 && (0.0..EXACT).contains(&number)).then_some(number as u64)
+    whole::of_double(number).and_then(|number| u64::try_from(number).ok())
 }
 
 /// What a field takes, as one would say it.
