@@ -418,6 +418,33 @@ async fn images_of_registries_bring_their_user_folder_and_variables() {
     assert!(refused.contains("wants a login"), "{refused}");
 }
 
+#[tokio::test]
+async fn variables_that_no_sandbox_could_have_are_refused_before_anything_is_built() {
+    let server = Server::start().await;
+    // As many as steps may set; those of the base come on top.
+    let vars: serde_json::Map<String, Value> =
+        (0..10).map(|number| (format!("V{number}"), Value::from("x".repeat(104_853)))).collect();
+    let steps = [json!({"type": "env", "args": {"vars": vars}}), run("out x")];
+    let image = |base: &str| json!({"image": {"base": base, "steps": steps}});
+    let refused = server.acme.post("/api/sandboxes", image("a.example/b:1")).await.is(400).error();
+    assert!(refused.starts_with("the variables of the image: envs may have"), "{refused}");
+    assert!(scripts(&server.node).is_empty());
+    server.acme.post("/api/sandboxes", image("base")).await.is(201);
+}
+
+#[tokio::test]
+async fn steps_with_nothing_in_them_do_nothing() {
+    let server = Server::start().await;
+    let empty = |kind: &str, list: &str| json!({"type": kind, "args": {list: []}});
+    let nothing =
+        [empty("apt_install", "packages"), empty("pip_install", "packages"), empty("run", "commands")];
+    let steps = [&nothing[..], &[json!({"type": "env", "args": {"vars": {}}})]].concat();
+    built(&server.acme, &json!({"image": image(&steps)})).await;
+    built(&server.acme, &json!({"image": image(&[&steps[..], &[run("out x")]].concat())})).await;
+    let ran = server.node.state().ran.iter().map(|ran| ran.start.cmd.clone()).collect::<Vec<_>>();
+    assert_eq!(ran, ["/bin/sh"], "the one step that has something in it");
+}
+
 /// What the template of a sandbox was made of.
 fn digest_in(server: &Server, made: &Value) -> String {
     let id = made["sandboxID"].as_str().unwrap().parse().unwrap();

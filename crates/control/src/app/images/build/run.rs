@@ -16,6 +16,8 @@ use crate::app::App;
 use crate::app::access::add_gateway;
 use crate::app::audit::Kind as Audited;
 use crate::app::images::ensure::ImageWanted;
+use crate::app::images::steps::Step;
+use crate::app::sandboxes::request::checked_envs;
 use crate::store::checkpoints::Kind;
 use crate::store::checkpoints::change::MadeFor;
 use crate::store::images::change::BuiltImage;
@@ -136,6 +138,7 @@ impl App {
         let keys = keys::chain(keys::of_base(&start.identity, wanted.key.isolation), steps);
         let last = keys::last_layer(steps);
         build.log.say(0, "build", format!("Building image with {} steps", steps.len()));
+        check_variables(&start, steps)?;
 
         let work = Work { wanted, build, workshop, start, keys, last };
         let (mut point, mut site) = self.begin_at(&work, &mut need).await?;
@@ -308,6 +311,14 @@ impl App {
         self.copy_patches(image, &checkpoint).await?;
         self.publish_with_names(&work.build.image_id, &checkpoint).await
     }
+}
+
+/// Those of the base and of all steps together are what every sandbox made from the image would be refused for.
+fn check_variables(start: &Start, steps: &[Step]) -> Result<(), Error> {
+    let mut config = Config { envs: start.envs.clone(), workdir: None };
+    steps.iter().for_each(|step| config.apply(step));
+    let checked = checked_envs(config.envs).map(drop);
+    checked.map_err(|error| Error { message: format!("the variables of the image: {error}"), ..error })
 }
 
 impl Work<'_> {

@@ -92,6 +92,9 @@ impl Site {
         let running =
             Running { app, log, site: &id, index, kind: step.kind(), deadline: Instant::now() + STEP };
         match step {
+            // Lists that are put together by a program may be empty, and there is nothing to be done then.
+            Step::AptInstall { packages } | Step::PipInstall { packages } if packages.is_empty() => Ok(()),
+            Step::Run { commands } if commands.is_empty() => Ok(()),
             Step::AptInstall { packages } => {
                 if !self.updated {
                     running.exec(apt(config, &["update".to_owned()])).await?;
