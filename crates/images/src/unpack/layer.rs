@@ -28,6 +28,9 @@ pub(super) struct Unpacking<'a> {
     times: FolderTimes,
     /// Names that this layer has; nothing in the lowest one, which cannot hide anything.
     touched: Option<Touched>,
+    /// Where device nodes would be, as numbers likewise. What is a hard link to one is one.
+    devices: HashSet<u64>,
+    hasher: RandomState,
     done: Unpacked,
 }
 
@@ -66,7 +69,15 @@ struct Placed<'a> {
 
 impl<'a> Unpacking<'a> {
     pub(super) fn new(tree: Tree<'a>, limits: &'a Limits) -> Self {
-        Self { tree, limits, times: FolderTimes::default(), touched: None, done: Unpacked::default() }
+        Self {
+            tree,
+            limits,
+            times: FolderTimes::default(),
+            touched: None,
+            devices: HashSet::new(),
+            hasher: RandomState::new(),
+            done: Unpacked::default(),
+        }
     }
 
     pub(super) fn begin_layer(&mut self, is_above_others: bool) {
@@ -90,8 +101,7 @@ impl<'a> Unpacking<'a> {
             return self.whiteout(above, name, &path);
         }
         if entry.kind == Kind::Device {
-            self.done.devices += 1;
-            return Ok(());
+            return self.device(path.as_bytes());
         }
         let owner = owner::read(path.as_bytes(), entry.uid, entry.gid)?;
         let folder = self.tree.ensure(above)?;
@@ -209,8 +219,13 @@ impl<'a> Unpacking<'a> {
             ImageError::Broken(format!("{name} is a hard link to {target}, which is not there"))
         };
         let Some((above, target_name)) = target.split() else { return Err(missing()) };
-        let target_folder = self.tree.find(above)?.ok_or_else(missing)?;
+        let is_device = self.devices.contains(&self.hasher.hash_one(target.as_bytes()));
+        let target_folder = match self.tree.find(above)? {
+            None if is_device => return self.device(at.path),
+            found => found.ok_or_else(missing)?,
+        };
         let found = match fs::statat(&target_folder, target_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) if is_device => return self.device(at.path),
             Err(Errno::NOENT) => return Err(missing()),
             found => found.map_err(|error| at.failed(error))?,
         };
@@ -234,6 +249,12 @@ impl<'a> Unpacking<'a> {
             }
             made => made,
         }
+    }
+
+    fn device(&mut self, path: &[u8]) -> Result<(), ImageError> {
+        self.done.devices += 1;
+        self.devices.insert(self.hasher.hash_one(path));
+        Ok(())
     }
 
     fn symlink(&mut self, at: &Placed<'_>, entry: &Entry) -> Result<(), ImageError> {

@@ -324,10 +324,11 @@ fn devices_are_left_out_and_counted() {
     let (root, unpacked) = unpack(&[
         &[Item::file("dev/null", "")],
         &[Item::new(b'3', "dev/null"), Item::new(b'4', "dev/sda"), Item::new(b'3', "whiteout")],
+        &[Item::hard_link("dev/sdb", "/dev/sda"), Item::hard_link("sdc", "dev/sdb"), Item::file("f", "")],
     ])
     .unwrap();
-    assert_eq!(paths(root.path()), ["dev/", "dev/null"]);
-    assert_eq!(unpacked.devices, 3);
+    assert_eq!(paths(root.path()), ["dev/", "dev/null", "f"]);
+    assert_eq!(unpacked.devices, 5, "a hard link to a device is one");
 }
 
 #[test]
