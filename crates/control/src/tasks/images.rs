@@ -13,7 +13,8 @@ use crate::app::images::build::Needed;
 use crate::store::images::layers::Unused;
 use crate::store::now_micros;
 
-/// How long after a build was cut off its checkpoints are taken for left over, in microseconds.
+/// How long after a checkpoint was begun it is taken for left over, in microseconds: longer than a build has one of its own. What the end
+/// of a server cut off is removed when it starts again.
 const STRAY_AFTER: i64 = 60 * 60 * 1_000_000;
 /// How long it is shown why an image without a name could not be built, in microseconds: a day.
 const FAILED_KEPT: i64 = 24 * 60 * 60 * 1_000_000;
@@ -36,12 +37,7 @@ pub(super) async fn sweep(app: Arc<App>) {
 async fn remove_strays(app: &App) -> Result<(), Error> {
     app.store.forget_failed_builds(now_micros() - FAILED_KEPT).await?;
     app.store.forget_references(now_micros() - REFERENCES_KEPT).await?;
-    for id in app.store.list_stray_builds(now_micros() - STRAY_AFTER).await? {
-        if !app.builds.is_needed(&Needed::Checkpoint(id.clone())) {
-            app.delete_checkpoint_row(&id).await?;
-        }
-    }
-    Ok(())
+    app.remove_stray_builds(now_micros() - STRAY_AFTER).await
 }
 
 async fn make_room(app: &App) -> Result<(), Error> {

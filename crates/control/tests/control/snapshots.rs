@@ -2,9 +2,11 @@
 
 use http::{Method, header};
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Executor, SqlitePool};
 
 use crate::harness::{Server, eventually, send};
-use crate::images::{events, image, nothing_is_left, run, scripts, stream};
+use crate::images::{built, events, image, nothing_is_left, run, scripts, stream};
 use crate::sim::SimNode;
 
 #[tokio::test]
@@ -322,6 +324,25 @@ async fn a_server_that_dies_leaves_a_stray_that_the_reconciler_removes() {
     let (_, dir) = server.stop().await;
     let server = Server::start_with(node, dir, |_| {}).await;
     assert!(!server.node.has("sb-0000000b"));
+}
+
+#[tokio::test]
+async fn what_a_build_took_before_the_server_died_goes_when_it_starts_again() {
+    let server = Server::start().await;
+    let body = json!({"image": image(&[run("out x")])});
+    let made = server.acme.post("/api/sandboxes", body.clone()).await.is(201).json();
+    server.acme.delete(&format!("/api/sandboxes/{}", made["sandboxID"].as_str().unwrap())).await.is(204);
+    assert_eq!(server.node.state().checkpoints.len(), 2, "a layer and the image");
+    let (node, dir) = server.stop().await;
+    // As it stands between the capture of the image's checkpoint and the row that says whose it is.
+    let store = SqliteConnectOptions::new().filename(dir.path().join("control.sqlite"));
+    let store = SqlitePool::connect_with(store).await.unwrap();
+    store.execute("UPDATE images SET status = 'building', checkpoint_id = NULL, layer = NULL").await.unwrap();
+    store.close().await;
+    let server = Server::start_with(node, dir, |_| {}).await;
+    assert_eq!(server.node.state().checkpoints.len(), 1, "the layer, which is good for the next build");
+    let (log, _) = built(&server.acme, &body).await;
+    assert!(log.iter().any(|line| line.1 == "cache_hit"), "{log:?}");
 }
 
 #[tokio::test]

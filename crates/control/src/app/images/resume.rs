@@ -1,16 +1,22 @@
 //! Builds that the end of a server cut off. What has a name is built again, from the layers there are; of the rest nobody waits
-//! any more.
+//! any more. What they had taken and no layer and no image has is removed, with its space.
 
 use std::sync::Arc;
 
 use warren_node_api::Space;
 use warren_types::{Error, OrgId};
 
+use super::build::Needed;
 use crate::app::{App, ImageSpace};
+use crate::store::now_micros;
 
 impl App {
     /// To be called once, when the server starts and before anybody can ask for anything.
     pub(crate) async fn resume_builds(self: &Arc<Self>) {
+        // No build goes on yet, so whatever is nobody's will not be anybody's.
+        if let Err(error) = self.remove_stray_builds(now_micros()).await {
+            tracing::warn!(%error, "what builds left behind could not be removed; it is left to the sweep");
+        }
         let unfinished = match self.store.list_unfinished_images().await {
             Ok(unfinished) => unfinished,
             // The store's log says why; a request builds them anew.
@@ -28,6 +34,18 @@ impl App {
                 }
             }
         }
+    }
+
+    /// Removes checkpoints that builds took before that time and that nothing has.
+    pub(crate) async fn remove_stray_builds(&self, before: i64) -> Result<(), Error> {
+        self.store.forget_lost_layers().await?;
+        for id in self.store.list_stray_builds(before).await? {
+            if !self.builds.is_needed(&Needed::Checkpoint(id.clone())) {
+                tracing::info!(checkpoint = %id, "removing what a build has left behind");
+                self.delete_checkpoint_row(&id).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn resume(self: &Arc<Self>, org: &OrgId, id: &str) -> Result<(), Error> {

@@ -126,27 +126,29 @@ impl Store {
         Ok(all.into_iter().map(|(_, unused)| unused).collect())
     }
 
-    /// Forgets layers whose checkpoint is lost, and images without a name that could not be built and that nobody has asked for
-    /// since that time.
-    pub(crate) async fn forget_failed_builds(&self, before: i64) -> Result<(), StoreError> {
-        let failed = StoreError::query("forget failed builds");
-        let mut tx = self.begin().await?;
+    /// Forgets layers whose checkpoint is lost.
+    pub(crate) async fn forget_lost_layers(&self) -> Result<(), StoreError> {
         sqlx::query(
             "DELETE FROM image_layers WHERE NOT EXISTS (SELECT 1 FROM checkpoints c \
              WHERE c.id = image_layers.checkpoint_id AND c.status IN ('processing', 'ready'))",
         )
-        .execute(&mut *tx)
+        .execute(&self.writer)
         .await
-        .map_err(&failed)?;
+        .map(drop)
+        .map_err(StoreError::query("forget layers that are lost"))
+    }
+
+    /// Forgets images without a name that could not be built and that nobody has asked for since that time.
+    pub(crate) async fn forget_failed_builds(&self, before: i64) -> Result<(), StoreError> {
         sqlx::query(
             "DELETE FROM images WHERE status = 'failed' AND last_used_at < $1 \
              AND NOT EXISTS (SELECT 1 FROM image_names n WHERE n.image_id = images.id)",
         )
         .bind(before)
-        .execute(&mut *tx)
+        .execute(&self.writer)
         .await
-        .map_err(&failed)?;
-        tx.commit().await.map_err(&failed)
+        .map(drop)
+        .map_err(StoreError::query("forget failed builds"))
     }
 
     /// Whether a layer or an image has that checkpoint.
