@@ -157,13 +157,15 @@ def test_a_failing_step_says_so_and_a_retry_runs_it_again(api):
         outcome = build_fails(api, manifest(first, failing, run("true")))
         head = "step 1 (run) failed (exit 3): "
         assert outcome.error.startswith(head + "err 0 é\n"), outcome.error
-        assert 300 < len(outcome.error) - len(head) <= 500, len(outcome.error)
+        told, rest = outcome.error[len(head) :].split("\nThe command was `")
+        assert 300 < len(told) <= 500, len(told)
+        assert rest.startswith("echo out; i=0; ") and rest.endswith("\n  err 98 é\n  err 99 é"), rest
         assert outcome.ran() == ([1] if attempt == 0 else []), outcome.text
         assert "out" in outcome.messages("run") and "err 99 é" in outcome.messages("run"), "all of the output is in the log"
     with create(api, image=manifest(first, run("true"))) as box:
         assert box.outcome.ran() == [2], "what worked is not run again"
     answer = post(api, "/api/sandboxes", SMALL | {"image": manifest(run("exit 7"))}, headers={})
-    assert 400 <= answer.status < 500 and "step 0 (run) failed (exit 7)" in answer.refusal, answer.body
+    assert 400 <= answer.status < 500 and answer.refusal == "step 0 (run) failed (exit 7): `exit 7` wrote nothing", answer.body
     outcome = build_fails(api, manifest(run("kill -9 $$")))
     assert outcome.error.startswith("step 0 (run) failed ("), outcome.error
 

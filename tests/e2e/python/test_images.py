@@ -90,8 +90,10 @@ async def test_build_logs_and_the_cache():
 
 async def test_a_failing_step_and_a_retry():
     good = fresh().run_commands("echo good > ~/f")
-    with pytest.raises(RuntimeError, match=r"^Build failed: step 2 \(run\) failed \(exit 4\): to stderr"):
+    with pytest.raises(RuntimeError, match=r"^Build failed: step 2 \(run\) failed \(exit 4\): to stderr\nThe command was `echo to stderr >&2; exit 4`\.$"):
         await Sandbox.create(image=good.run_commands("echo to stderr >&2; exit 4"))
+    with pytest.raises(RuntimeError, match=r"^Build failed: step 2 \(run\) failed \(exit 7\): `exit 7` wrote nothing$"):
+        await Sandbox.create(image=good.run_commands("exit 7"))
     logs = []
     async with await Sandbox.create(image=good.run_commands("echo fixed >> ~/f"), memory_mb=1024, on_build_log=logs.append) as sandbox:
         assert await sandbox.files.read("/home/sandbox/f") == "good\nfixed\n"

@@ -79,7 +79,8 @@ test('build logs and the cache', async () => {
 
 test('a failing step and a retry', async () => {
   const good = fresh().runCommands('echo good > ~/f')
-  await assert.rejects(Sandbox.create({ image: good.runCommands('echo to stderr >&2; exit 4') }), /^Error: Build failed: step 2 \(run\) failed \(exit 4\): to stderr/)
+  await assert.rejects(Sandbox.create({ image: good.runCommands('echo to stderr >&2; exit 4') }), /^Error: Build failed: step 2 \(run\) failed \(exit 4\): to stderr\nThe command was `echo to stderr >&2; exit 4`\.$/)
+  await assert.rejects(Sandbox.create({ image: good.runCommands('exit 7') }), /^Error: Build failed: step 2 \(run\) failed \(exit 7\): `exit 7` wrote nothing$/)
   await withSandbox({ image: good.runCommands('echo fixed >> ~/f') }, async (sandbox) => {
     assert.equal(await sandbox.files.read('/home/sandbox/f'), 'good\nfixed\n')
   })

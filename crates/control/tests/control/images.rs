@@ -248,16 +248,25 @@ async fn a_failed_build_says_why_and_is_in_nobodys_way() {
     for (steps, says) in [
         (
             vec![run("out fine"), run(&format!("err {long};exit 3"))],
-            format!("step 1 (run) failed (exit 3): {}", "é".repeat(500)),
+            format!("step 1 (run) failed (exit 3): {}\nThe command was `err é", "é".repeat(500)),
         ),
         (
             vec![run("timeout")],
-            "step 0 (run) failed (exit -1): it did not end within 300 s, which is what a step may take"
+            "step 0 (run) failed (exit -1): it did not end within 300 s, which is what a step may take\n\
+             The command was `timeout`."
                 .into(),
         ),
         (
             vec![json!({"type": "apt_install", "args": {"packages": ["nonsense"]}})],
-            "step 0 (apt_install) failed (exit 100): E: Unable to locate package nonsense".into(),
+            "step 0 (apt_install) failed (exit 100): E: Unable to locate package nonsense\n\
+             The command was `apt-get install -y -- nonsense`."
+                .into(),
+        ),
+        (vec![run("exit 7")], "step 0 (run) failed (exit 7): `exit 7` wrote nothing".into()),
+        (
+            vec![run("raw 6f6e650a;out two;exit 7")],
+            "step 0 (run) failed (exit 7): `raw 6f6e650a;out two;exit 7` wrote no error, and last:\n  one\n  two"
+                .into(),
         ),
         (
             vec![json!({"type": "add_file", "args": {"path": "/proc/1/x", "content": ""}})],

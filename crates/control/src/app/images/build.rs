@@ -8,6 +8,7 @@
 //! ```
 
 mod base;
+mod failure;
 mod import;
 mod keys;
 mod layers;

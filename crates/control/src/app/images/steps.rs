@@ -141,11 +141,16 @@ impl Step {
             Self::AddFile { path, content } => format!("add file {path} ({} bytes)", content.len()),
             Self::AddDir { path, files } => format!("add folder {path} ({} files)", files.len()),
         };
-        let line = whole.replace(['\n', '\r'], " ");
-        match line.char_indices().nth(DESCRIPTION) {
-            Some((end, _)) => format!("{}…", &line[..end]),
-            None => line,
-        }
+        in_one_line(&whole)
+    }
+}
+
+/// Something that may have many lines, in one that is not too long.
+pub(super) fn in_one_line(whole: &str) -> String {
+    let line = whole.replace(['\n', '\r'], " ");
+    match line.char_indices().nth(DESCRIPTION) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
     }
 }
 

@@ -13,6 +13,7 @@ use warren_guest_api::files::Stat;
 use warren_guest_api::frame::Frame;
 use warren_types::{Error, ErrorKind, SandboxId};
 
+use super::failure::Said;
 use super::lines::Lines;
 use super::log::BuildStream;
 use crate::app::App;
@@ -24,8 +25,6 @@ use crate::app::images::steps::{DirFile, Step};
 const STEP: Duration = Duration::from_secs(300);
 /// What an agent gets beyond that to say that the time is over.
 const GRACE: Duration = Duration::from_secs(30);
-/// Of standard error in the reason of a failure, in characters.
-const TOLD: usize = 500;
 const SHELLS: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
 const FILE_MODE: &str = "644";
 
@@ -174,37 +173,34 @@ impl Running<'_> {
         Error { message, kind, ..error }
     }
 
-    fn timed_out(&self) -> Error {
+    /// A program that came to no good end, or other work that took too long.
+    fn ended(&self, code: i32, told: &str) -> Error {
+        Error::invalid(format!("step {} ({}) failed (exit {code}): {told}", self.index, self.kind))
+    }
+
+    fn timed_out(&self) -> String {
         let message = format!("it did not end within {} s, which is what a step may take", STEP.as_secs());
         self.log.say(self.index + 1, self.kind, message.clone());
-        Error::invalid(format!("step {} ({}) failed (exit -1): {message}", self.index, self.kind))
+        message
     }
 
     /// Runs a program to its end and tells what it says.
     async fn exec(&self, mut start: ExecStart) -> Result<(), Error> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         start.timeout_ms = Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1));
-        let ran = tokio::time::timeout(left + GRACE, self.exec_now(&start)).await;
-        let (exit, stderr) = match ran {
-            Ok(ran) => ran.map_err(|error| self.failed(error))?,
-            Err(_) => return Err(self.timed_out()),
-        };
-        match exit {
-            Exit { reason: ExitReason::TimedOut, .. } => Err(self.timed_out()),
-            Exit { code: 0, .. } => Ok(()),
-            Exit { code, .. } => {
-                let told: String = String::from_utf8_lossy(&stderr).chars().take(TOLD).collect();
-                Err(Error::invalid(format!(
-                    "step {} ({}) failed (exit {code}): {}",
-                    self.index,
-                    self.kind,
-                    told.trim_end()
-                )))
+        let mut said = Said::default();
+        let ran = tokio::time::timeout(left + GRACE, self.exec_now(&start, &mut said)).await;
+        match ran {
+            Ok(Err(error)) => Err(self.failed(error)),
+            Err(_) | Ok(Ok(Exit { reason: ExitReason::TimedOut, .. })) => {
+                Err(self.ended(-1, &said.told(&start, Some(&self.timed_out()))))
             }
+            Ok(Ok(Exit { code: 0, .. })) => Ok(()),
+            Ok(Ok(Exit { code, .. })) => Err(self.ended(code, &said.told(&start, None))),
         }
     }
 
-    async fn exec_now(&self, start: &ExecStart) -> Result<(Exit, Vec<u8>), Error> {
+    async fn exec_now(&self, start: &ExecStart, said: &mut Said) -> Result<Exit, Error> {
         let json = serde_json::to_vec(start)
             .map_err(|error| Error::internal(format!("could not encode a command: {error}")))?;
         let mut headers = HeaderMap::new();
@@ -213,21 +209,25 @@ impl Running<'_> {
             self.app.node.guest(self.site, Method::POST, "exec/run", headers, Body::from(json)).await?;
         let mut output = OutputStream::new(answer.into_body());
         output.started().await?;
-        let (mut stdout, mut stderr, mut kept) = (Lines::default(), Lines::default(), Vec::new());
-        let say = |line: String| self.log.say(self.index + 1, self.kind, line);
+        let (mut stdout, mut stderr) = (Lines::default(), Lines::default());
+        let say = |said: &mut Said, line: String| {
+            said.line(&line);
+            self.log.say(self.index + 1, self.kind, line);
+        };
         loop {
             match output.next().await? {
-                Frame::Stdout(bytes) => stdout.push(&bytes, say),
+                Frame::Stdout(bytes) => {
+                    said.output(&bytes);
+                    stdout.push(&bytes, |line| say(said, line));
+                }
                 Frame::Stderr(bytes) => {
-                    // A character has at most four bytes.
-                    let room = (TOLD * 4).saturating_sub(kept.len());
-                    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-                    stderr.push(&bytes, say);
+                    said.error(&bytes);
+                    stderr.push(&bytes, |line| say(said, line));
                 }
                 Frame::Exit(exit) => {
-                    stdout.finish(say);
-                    stderr.finish(say);
-                    return Ok((exit, kept));
+                    stdout.finish(|line| say(said, line));
+                    stderr.finish(|line| say(said, line));
+                    return Ok(exit);
                 }
                 Frame::Stdin(_)
                 | Frame::ReplayEnd
@@ -280,7 +280,7 @@ impl Running<'_> {
     async fn within<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<(), Error> {
         match tokio::time::timeout_at(self.deadline, call).await {
             Ok(done) => done.map(drop).map_err(|error| self.failed(error)),
-            Err(_) => Err(self.timed_out()),
+            Err(_) => Err(self.ended(-1, &self.timed_out())),
         }
     }
 }
