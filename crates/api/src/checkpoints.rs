@@ -19,7 +19,11 @@ pub struct CheckpointCreate {
     pub kind: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promote_to_full: Option<bool>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub retention_policy: Option<RetentionPolicy>,
 }
 
@@ -152,7 +156,11 @@ pub struct Fork {
     )]
     pub memory_mb: Option<i64>,
     /// *Additive.* Requires a token of who asks for its previews; not taken over from the checkpoint's sandbox.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub preview_auth: Option<crate::previews::PreviewAuth>,
     /// Name of a secret store, over those the checkpoint's sandbox had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -164,7 +172,11 @@ pub struct Fork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_allowed_hosts: Option<BTreeMap<String, Vec<String>>>,
     /// *Additive.* What it may reach, instead of what the checkpoint's sandbox itself was given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(value_type = Option<crate::egress::PolicyShape>)]
     pub egress: Option<EgressPolicy>,
 }

@@ -79,7 +79,11 @@ pub struct SnapshotCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
     /// *Additive.* For a base in a registry that asks who is there. Not kept.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub registry_auth: Option<RegistryLogin>,
 }
 

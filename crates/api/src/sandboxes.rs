@@ -79,11 +79,19 @@ pub struct SandboxCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_allowed_hosts: Option<BTreeMap<String, Vec<String>>>,
     /// *Additive.* What it may reach; `egressAllowlist` adds to its rules.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(value_type = Option<crate::egress::PolicyShape>)]
     pub egress: Option<EgressPolicy>,
     /// Requires a token of who asks for its previews.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub preview_auth: Option<PreviewAuth>,
     /// An image to start from, built first unless it was built before: a manifest ([`crate::images::ImageManifest`]), or
     /// *additive* the name of one in a registry, such as `node:22`. With `Accept: text/event-stream` the answer is a stream
@@ -95,7 +103,11 @@ pub struct SandboxCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
     /// *Additive.* For an `image` whose base is in a registry that asks who is there. Not kept.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "warren_types::object::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub registry_auth: Option<crate::images::RegistryLogin>,
     /// Where the hosted service puts a sandbox and what from. Here there is no choice to make: they are read, so that one of another
     /// type is refused by name, and have no effect.

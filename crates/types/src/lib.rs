@@ -5,6 +5,7 @@ pub mod error;
 pub mod hex;
 pub mod id;
 pub mod isolation;
+pub mod object;
 pub mod secret;
 pub mod size;
 pub mod state;

@@ -174,6 +174,8 @@ CREATE_WRONG = [
     {"memoryMB": 1024.5},
     {"memoryMB": 2**70},
     {"cpuCount": True},
+    {"burst": "yes"},
+    {"cellId": 5},
     {"diskMB": "big"},
     {"diskMB": -5},
     {"networkEnabled": "no"},

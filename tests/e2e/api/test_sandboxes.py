@@ -80,6 +80,9 @@ def test_what_cannot_be_is_refused_with_a_reason(api, fields, status, says):
     [
         {"previewAuth": {"scheme": "none"}},
         {"webhooks": [{"url": "https://example.com"}]},
+        {"egress": []},
+        {"previewAuth": []},
+        {"registryAuth": ["me", "secret"]},
     ],
     ids=lambda fields: next(iter(fields)),
 )

@@ -151,6 +151,13 @@ mod tests {
             (r#"{"cellId": 5}"#, "cellId: invalid type"),
             (r#"{"sandboxFamily": true}"#, "sandboxFamily: invalid type"),
             (r#"{"port": "80"}"#, "port: invalid type"),
+            (r#"{"egress": []}"#, "egress: invalid type: sequence, expected an object"),
+            (r#"{"egress": {"mode": 5}}"#, "egress.mode: "),
+            (r#"{"previewAuth": []}"#, "previewAuth: invalid type: sequence, expected an object"),
+            (
+                r#"{"registryAuth": ["me", "secret"]}"#,
+                "registryAuth: invalid type: sequence, expected an object",
+            ),
             (r#"{"imageRef": {}}"#, "imageRef: invalid type"),
             (r#"{"template": "a", "templateID": "b"}"#, "cannot be used: duplicate field `templateID`"),
         ] {
