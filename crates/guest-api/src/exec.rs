@@ -47,6 +47,14 @@ pub struct ExecStart {
     /// all of it, others what memory has. For what builds an image, which that would be a part of.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unkept: bool,
+    /// Its id, where the caller has chosen one. A command that is known under it is answered as it stands, and not started
+    /// again. From version 3 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ExecId>,
+    /// It is started once for all: when it has been forgotten it is gone, and still not started again. The agent remembers each
+    /// of these ids for as long as it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
 }
 
 /// How a `cmd` without `args` is run.

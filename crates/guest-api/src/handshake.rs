@@ -25,7 +25,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const MAGIC: [u8; 8] = *b"WARRENGA";
 /// Oldest and newest protocol version this code speaks.
 pub const OLDEST: u16 = 2;
-pub const NEWEST: u16 = 2;
+/// From this version on a command may be started under an id that the node has chosen, see [`crate::exec::ExecStart::id`].
+pub const CHOSEN_IDS: u16 = 3;
+pub const NEWEST: u16 = 3;
 
 const LENGTH: usize = 16;
 const STATUS_OK: u16 = 0;

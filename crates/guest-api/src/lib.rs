@@ -11,7 +11,7 @@
 //! | `GET /v1/status` | | [`Status`] |
 //! | `POST /v1/renew` | [`machine::Renew`]; virtual machines only | [`machine::Renewed`] |
 //! | `GET /v1/usage` | | [`machine::Usage`] |
-//! | `POST /v1/exec` | [`exec::ExecStart`] | 201 [`exec::Exec`] |
+//! | `POST /v1/exec` | [`exec::ExecStart`] | 201 [`exec::Exec`]; 410 when it was started before, under that id, and is forgotten |
 //! | `POST /v1/exec/run` | [`exec::ExecStart`] | frames: `Started`, output, `Exit` |
 //! | `POST /v1/exec/keep` | | 204; the next agent of this container knows what commands have come to |
 //! | `GET /v1/exec` | | array of [`exec::Exec`], finished ones for a while |

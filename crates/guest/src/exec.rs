@@ -41,6 +41,8 @@ use crate::workers::Workers;
 const KEPT: &str = "kept";
 
 const MAX_RUNNING: usize = 512;
+/// Between two looks at whether a command has begun that somebody else has asked for.
+const BEGINS_WITHIN: Duration = Duration::from_millis(2);
 const MAX_FINISHED: usize = 256;
 /// Memory and disk that the output of finished commands may take.
 const MAX_FINISHED_MEMORY: usize = 16 * 1024 * 1024;
@@ -66,6 +68,8 @@ pub(crate) struct Commands {
     journal: Rc<Journal>,
     rest: Rc<Rest>,
     commands: RefCell<BTreeMap<ExecId, Rc<Command>>>,
+    /// Ids of commands that are beginning, of those whose id was chosen, and, as begun, of those that are started once for all.
+    chosen: RefCell<BTreeMap<ExecId, bool>>,
     /// Oldest first.
     finished: RefCell<VecDeque<(Instant, Rc<Command>)>>,
     starting: Cell<usize>,
@@ -89,6 +93,7 @@ impl Commands {
             journal,
             rest,
             commands: RefCell::default(),
+            chosen: RefCell::default(),
             finished: RefCell::default(),
             starting: Cell::new(0),
             sweeping: Cell::new(false),
@@ -96,21 +101,39 @@ impl Commands {
     }
 
     /// Starts a command; with `attach` together with a client that gets all of its output. It goes on if the caller
-    /// does not wait for the answer.
+    /// does not wait for the answer. One that was started under its id before is found, not started.
     pub(crate) async fn start(
         self: &Rc<Self>,
         start: ExecStart,
         attach: bool,
     ) -> Result<(Rc<Command>, Option<Reader>)> {
+        if let Some(id) = &start.id
+            && let Some(command) = self.find_begun(id).await?
+        {
+            let reader = attach.then(|| command.output.reader(0, true));
+            return Ok((command, reader));
+        }
         if self.running() + self.starting.get() >= MAX_RUNNING {
             let message = format!("{MAX_RUNNING} commands are running already; end one and try again");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         self.starting.set(self.starting.get() + 1);
+        let (chosen, once) = (start.id.clone(), start.once);
+        if let Some(id) = &chosen {
+            self.chosen.borrow_mut().insert(id.clone(), false);
+        }
         let commands = Rc::clone(self);
         let task = tokio::task::spawn_local(async move {
             let result = commands.launch(start, attach).await;
             commands.starting.set(commands.starting.get() - 1);
+            if let Some(id) = chosen {
+                let mut chosen = commands.chosen.borrow_mut();
+                chosen.remove(&id);
+                // What could not be started may be tried again, with another program say.
+                if result.is_ok() && once {
+                    chosen.insert(id, true);
+                }
+            }
             result
         });
         task.await.unwrap_or_else(|_| Err(Error::internal("the command's start was broken off")))
@@ -121,7 +144,7 @@ impl Commands {
         start: ExecStart,
         attach: bool,
     ) -> Result<(Rc<Command>, Option<Reader>)> {
-        let id = self.new_id();
+        let id = start.id.clone().unwrap_or_else(|| self.new_id());
         let log = self.folder.join(format!("{id}.log"));
         let limits = if start.unkept { Limits { slots: 0, ..LOG_LIMITS } } else { LOG_LIMITS };
         let (command, pipes) = Command::launch(
@@ -144,10 +167,24 @@ impl Commands {
         Ok((command, reader))
     }
 
+    /// The command that was started under an id of the caller's choice, as soon as it has begun.
+    async fn find_begun(&self, id: &ExecId) -> Result<Option<Rc<Command>>> {
+        let begun = || self.chosen.borrow().get(id).copied();
+        while begun() == Some(false) {
+            tokio::time::sleep(BEGINS_WITHIN).await;
+        }
+        let known = self.commands.borrow().get(id).cloned();
+        if known.is_none() && begun().is_some() {
+            let message = format!("command {id} has run, and how it ended is not known here any more");
+            return Err(Error::new(ErrorKind::Gone, message));
+        }
+        Ok(known)
+    }
+
     fn new_id(&self) -> ExecId {
         loop {
             let id = ExecId::generate();
-            if !self.commands.borrow().contains_key(&id) {
+            if !self.commands.borrow().contains_key(&id) && !self.chosen.borrow().contains_key(&id) {
                 return id;
             }
         }

@@ -50,6 +50,8 @@ const PASSED_HEADERS: [HeaderName; 4] =
 #[derive(Clone)]
 pub(crate) struct Guest {
     sender: SendRequest<Body>,
+    /// Of the protocol, as both ends have agreed.
+    version: u16,
 }
 
 /// How an agent is reached.
@@ -102,11 +104,11 @@ impl Guest {
         )?;
         // Socket addresses hold 108 bytes; through the descriptor a path of any length fits.
         let socket = format!("/proc/self/fd/{}/agent.sock", folder.as_raw_fd());
-        let stream = match channel {
+        let (stream, version) = match channel {
             Channel::Socket => {
                 let mut stream = UnixStream::connect(socket).await?;
-                handshake::connect(&mut stream, random()?).await?;
-                stream
+                let version = handshake::connect(&mut stream, random()?).await?;
+                (stream, version)
             }
             Channel::Port => take_port(&socket).await?,
         };
@@ -126,7 +128,12 @@ impl Guest {
                 debug!(%error, "the connection to a guest agent ended");
             }
         });
-        Ok(Self { sender })
+        Ok(Self { sender, version })
+    }
+
+    /// Whether its agent starts a command once that is asked for again under the same id.
+    pub(crate) fn takes_chosen_ids(&self) -> bool {
+        self.version >= handshake::CHOSEN_IDS
     }
 
     /// Whether calls can no longer be made over this connection.
@@ -232,15 +239,14 @@ impl Guest {
 /// Connects to a port whose machine may have been stopped in the middle of another conversation. What is said then is taken for
 /// the rest of a message that never comes to its end. Its agent begins anew when it sees that nobody is there, and somebody
 /// who comes at once is not seen to have been away: so a port that does not answer is let go for a moment.
-async fn take_port(socket: &str) -> Result<UnixStream, Box<dyn std::error::Error + Send + Sync>> {
+async fn take_port(socket: &str) -> Result<(UnixStream, u16), Box<dyn std::error::Error + Send + Sync>> {
     let (mut kept, mut let_go) = (PORT_KEPT, PORT_LET_GO);
     loop {
         let mut stream = UnixStream::connect(socket).await?;
         if let Ok(answered) =
             tokio::time::timeout(kept, handshake::connect_port(&mut stream, random()?)).await
         {
-            answered?;
-            return Ok(stream);
+            return Ok((stream, answered?));
         }
         drop(stream);
         tokio::time::sleep(let_go).await;

@@ -233,6 +233,35 @@ def test_a_patch_goes_on_when_the_server_is_killed_and_runs_once(server):
             each.kill()
 
 
+@pytest.mark.timeout(250)
+def test_a_patch_that_cannot_be_written_down_is_not_begun_and_runs_once(server):
+    """Which patch is to run is in the record before it begins: a server that is killed then could not tell otherwise."""
+    with server.api() as api:
+        box = api.create()
+        forked = api.fork(one := box.checkpoint("one"))
+        assert forked.call("POST", "/hibernate").status_code == 200
+        for script in ("echo one >> ~/log; sleep 3", "echo two >> ~/log; sleep 3"):
+            assert api.post(f"/api/sandboxes/checkpoints/{one}/patches", json={"script": script}).status_code == 201
+        in_the_way = volume(server) / "sandboxes" / forked.id / "record.unfinished"
+        with server.api(strict=False) as rough:
+            asking = threading.Thread(target=lambda: use(rough, forked), daemon=True)
+            asking.start()
+            wait_for(lambda: forked.status() == "running", "it wakes")
+            time.sleep(1)
+            in_the_way.mkdir()
+            wait_for(lambda: forked.call("GET", "/patches").json(), "the first is over")
+            time.sleep(1)
+            server.kill()
+            asking.join(30)
+        in_the_way.rmdir()
+        server.start()
+        assert forked.out("cat ~/log") == "one\ntwo\n", "a patch ran twice"
+        ran = [(run["sequence"], run.get("exitCode"), run.get("error") or "") for run in forked.call("GET", "/patches").json()]
+        assert [run[:2] for run in ran] == [(1, 0), (2, None), (2, 0)] and "could not be written down" in ran[1][2], ran
+        box.kill()
+        forked.kill()
+
+
 def use(api, box):
     try:
         api.http.post(f"{box.path}/exec/run", json={"cmd": "true"}, timeout=30)

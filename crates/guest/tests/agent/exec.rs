@@ -307,3 +307,31 @@ async fn a_thousand_quick_commands_end_with_their_own_codes() {
     assert!(known.len() <= 256, "finished commands are not kept without end");
     assert!(known.iter().all(|exec| !exec.running && exec.ended_at_ms >= Some(exec.started_at_ms)));
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_command_under_an_id_of_the_callers_is_started_once() {
+    let Some(agent) = Agent::start().await else { return };
+    let id = "0a1b2c3d";
+    // What cannot be started has not been.
+    let wrong = agent.request("nope", &["x"], json!({ "id": id }));
+    agent.call(Method::POST, "/v1/exec", wrong).await.error(400);
+    let request = agent.request("sh", &["-c", "echo ran >> ran"], json!({ "id": id, "once": true }));
+    let start = || agent.call(Method::POST, "/v1/exec", request.clone());
+    // Asked for again while it begins, while it runs, and when it has ended.
+    let (one, two) = tokio::join!(start(), start());
+    let (one, two): (Exec, Exec) = (one.json(), two.json());
+    assert!(one.id.as_str() == id && two.id.as_str() == id);
+    assert_eq!(agent.wait(&one).await.code, 0);
+    let again: Exec = start().await.json();
+    assert_eq!((again.running, again.exit.map(|exit| exit.code)), (false, Some(0)));
+    // And when it has been forgotten: whether it ran well is not known then, that it ran is.
+    for _ in 0..300 {
+        let other: Exec =
+            agent.call(Method::POST, "/v1/exec", agent.request("true", &["x"], NOTHING)).await.json();
+        agent.wait(&other).await;
+    }
+    agent.get(&format!("/v1/exec/{id}")).await.error(404);
+    let gone = start().await.error(410);
+    assert!(gone.message.contains("has run"), "{}", gone.message);
+    assert_eq!(std::fs::read_to_string(agent.path("ran")).unwrap(), "ran\n");
+}

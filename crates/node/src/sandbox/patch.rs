@@ -5,10 +5,10 @@
 //!               └─ fails: the rest waits for the next start; the reason is in the report
 //! ```
 //!
-//! Each patch is an ordinary command of the agent, in order, each once. Which one is running is written down, so a node that
-//! is killed meanwhile goes on waiting for it instead of running it twice. For the same reason no checkpoint holds half a
-//! patch: a capture waits for the end of them. Nobody waits for start commands, and they are started once for each start of
-//! the sandbox.
+//! Each patch is an ordinary command of the agent, in order, each once. Which one is to run, and under which id, is written
+//! down before it is asked for, and the agent starts an id once: a node that is killed at any point asks again and gets the
+//! command that runs already, or word that it has run. For the same reason no checkpoint holds half a patch: a capture waits
+//! for the end of them. Nobody waits for start commands, and they are started once for each start of the sandbox.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 use warren_guest_api::exec::{Exec, ExecStart, ExitReason};
 use warren_node_api::{Patch, PatchRun, Report};
-use warren_types::{Error, ErrorKind};
+use warren_types::{Error, ErrorKind, ExecId};
 
 use super::activity::Call;
 use super::actor::{Actor, Answer};
@@ -28,6 +28,7 @@ use super::capture::Taken;
 use super::machine::Target;
 use super::record::StartedPatch;
 use crate::checkpoint::make::now_ms;
+use crate::checkpoint::manifest::Lineage;
 use crate::guest::Guest;
 
 /// Longest run of one patch.
@@ -114,47 +115,53 @@ impl Actor {
     /// Goes on with what a start of the sandbox had left to do when the node was killed.
     pub(super) async fn resume_patches(&mut self) {
         if self.record.settling {
-            self.go_on_with_patches().await;
+            return self.go_on_with_patches().await;
+        }
+        // Those that have begun do not begin again.
+        if let Some(machine) = self.machine.as_ref().filter(|machine| machine.guest.takes_chosen_ids()) {
+            self.begin_start_commands(machine.guest.clone());
         }
     }
 
-    /// A patch that is already running, in memory that was kept, is waited for and not begun again.
+    /// A patch that has begun, in memory that was kept or before the node was killed, is waited for and not begun again.
     pub(super) async fn go_on_with_patches(&mut self) {
         match (self.record.patch.clone(), &self.machine) {
             (Some(started), Some(machine)) => {
-                self.patching.task = Some(tokio::spawn(follow(machine.guest.clone(), started)));
+                let known = self.patches_due();
+                let patch = known.iter().find(|patch| patch.sequence == started.sequence).cloned();
+                self.patching.task = Some(tokio::spawn(go_on(machine.guest.clone(), started, patch)));
             }
             _ => self.begin_patches().await,
         }
     }
 
+    /// Patches of the checkpoint it came from.
+    fn patches_due(&self) -> Arc<Vec<Patch>> {
+        let of_checkpoint = |lineage: &Lineage| self.host.checkpoints.patches(&lineage.checkpoint);
+        self.record.lineage.as_ref().and_then(of_checkpoint).unwrap_or_else(|| self.patching.owed.clone())
+    }
+
     /// Whether there was one, and it runs.
     async fn begin_next_patch(&mut self) -> bool {
         let (Some(lineage), Some(machine)) = (&self.record.lineage, &self.machine) else { return false };
-        let patches = self.host.checkpoints.patches(&lineage.checkpoint);
-        let patches = patches.unwrap_or_else(|| self.patching.owed.clone());
+        let patches = self.patches_due();
         let Some(patch) = patches.iter().find(|patch| patch.sequence > lineage.patches_applied) else {
             if self.record.patch_error.take().is_some() {
                 self.note();
             }
             return false;
         };
-        let guest = machine.guest.clone();
-        match start(&guest, patch).await {
-            Ok(exec) => {
-                let started = StartedPatch { sequence: patch.sequence, exec: exec.id, at_ms: now_ms() };
-                self.record.patch = Some(started.clone());
-                if let Err(error) = self.save() {
-                    warn!(%error, "which patch runs could not be written down");
-                }
-                self.patching.task = Some(tokio::spawn(follow(guest, started)));
-                true
-            }
-            Err(error) => {
-                self.take_run(failed_run(patch.sequence, &error.message));
-                false
-            }
+        let (guest, patch) = (machine.guest.clone(), patch.clone());
+        let started = StartedPatch { sequence: patch.sequence, exec: ExecId::generate(), at_ms: now_ms() };
+        self.record.patch = Some(started.clone());
+        if let Err(error) = self.record.save_durably(&self.folder) {
+            // Begun without that it might run twice.
+            let why = format!("that it begins could not be written down, so it was not begun: {error}");
+            self.take_run(failed_run(patch.sequence, &why));
+            return false;
         }
+        self.patching.task = Some(tokio::spawn(run(guest, started, patch)));
+        true
     }
 
     pub(super) async fn on_patch_ended(&mut self, run: PatchRun) {
@@ -165,9 +172,9 @@ impl Actor {
 
     /// Keeps a run that came to no end, of a patch whose processes are gone. It begins anew with the next start.
     pub(super) fn give_up_patch(&mut self) {
-        let Some(StartedPatch { sequence, at_ms, .. }) = self.record.patch.take() else { return };
-        let run = failed_run(sequence, "the sandbox was hibernated, or started anew, while it ran");
-        if let Err(error) = keep(&self.folder, PatchRun { started_at_ms: at_ms, ..run }) {
+        let Some(started) = self.record.patch.take() else { return };
+        let run = ended_unseen(&started, "the sandbox was hibernated, or started anew, while it ran");
+        if let Err(error) = keep(&self.folder, run) {
             warn!(%error, "that a patch was interrupted could not be kept");
         }
     }
@@ -190,6 +197,10 @@ impl Actor {
 
     async fn end_patches(&mut self) {
         let begun = std::mem::take(&mut self.record.settling);
+        let resumed = self.record.machine.as_ref().is_some_and(|machine| machine.resumed);
+        if begun && !resumed {
+            self.record.begun = self.record.spec.start_commands.iter().map(|_| ExecId::generate()).collect();
+        }
         if begun && let Err(error) = self.save() {
             warn!(%error, "that a sandbox has started could not be written down");
         }
@@ -205,18 +216,30 @@ impl Actor {
                 }
             }
         }
-        let resumed = self.record.machine.as_ref().is_some_and(|machine| machine.resumed);
-        if begun && !resumed && !self.record.spec.start_commands.is_empty() {
-            tokio::spawn(start_all(guest, self.record.spec.start_commands.clone()));
+        if begun {
+            self.begin_start_commands(guest);
+        }
+    }
+
+    fn begin_start_commands(&self, guest: Guest) {
+        let commands = self.record.spec.start_commands.iter().cloned();
+        let commands: Vec<_> = commands.zip(self.record.begun.iter().cloned()).collect();
+        if !commands.is_empty() {
+            tokio::spawn(start_all(guest, commands));
         }
     }
 }
 
 /// Starts a script in bash, or where an image has none in the shell that it has.
-async fn start_script(guest: &Guest, script: &str, timeout_ms: Option<u64>) -> Result<Exec, Error> {
+async fn start_script(
+    guest: &Guest,
+    script: &str,
+    timeout_ms: Option<u64>,
+    id: ExecId,
+) -> Result<Exec, Error> {
     let start = async |shell: &str| {
-        let args = vec!["-c".into(), script.into()];
-        let start = ExecStart { cmd: shell.into(), args, timeout_ms, ..ExecStart::default() };
+        let (args, id) = (vec!["-c".into(), script.into()], Some(id.clone()));
+        let start = ExecStart { cmd: shell.into(), args, timeout_ms, id, once: true, ..ExecStart::default() };
         guest.json::<Exec>(Method::POST, "/v1/exec", Some(&start)).await
     };
     match start("bash").await {
@@ -225,22 +248,46 @@ async fn start_script(guest: &Guest, script: &str, timeout_ms: Option<u64>) -> R
     }
 }
 
-async fn start(guest: &Guest, patch: &Patch) -> Result<Exec, Error> {
+/// Runs a patch under the id that is written down; one that has begun under it goes on.
+async fn run(guest: Guest, started: StartedPatch, patch: Patch) -> PatchRun {
     let limit = u64::try_from(LIMIT.as_millis()).unwrap_or(u64::MAX);
-    start_script(guest, &patch.script, Some(limit)).await
+    match start_script(&guest, &patch.script, Some(limit), started.exec.clone()).await {
+        // An agent of before ids could be chosen has chosen one itself.
+        Ok(exec) => follow(guest, StartedPatch { exec: exec.id, ..started }).await,
+        Err(error) => ended_unseen(&started, &error.message),
+    }
 }
 
-async fn start_all(guest: Guest, commands: Vec<String>) {
-    for command in commands {
-        if let Err(error) = start_script(&guest, &command, None).await {
-            warn!(%error, "a start command could not be started");
+/// Goes on with a patch that was to begin when the node was killed, or its sandbox hibernated with its memory.
+async fn go_on(guest: Guest, started: StartedPatch, patch: Option<Patch>) -> PatchRun {
+    let path = format!("/v1/exec/{}", started.exec);
+    match guest.json::<Exec>(Method::GET, &path, None::<&()>).await {
+        Ok(_) => follow(guest, started).await,
+        Err(error) if error.kind != ErrorKind::NotFound => ended_unseen(&started, &error.message),
+        Err(_) => match patch.filter(|_| guest.takes_chosen_ids()) {
+            Some(patch) => run(guest, started, patch).await,
+            None => ended_unseen(
+                &started,
+                "the server was started anew when it was to begin, and whether it has run, and how it ended, is not known",
+            ),
+        },
+    }
+}
+
+async fn start_all(guest: Guest, commands: Vec<(String, ExecId)>) {
+    for (command, id) in commands {
+        match start_script(&guest, &command, None, id).await {
+            // It has run before the node was killed.
+            Err(error) if error.kind == ErrorKind::Gone => {}
+            Err(error) => warn!(%error, "a start command could not be started"),
+            Ok(_) => {}
         }
     }
 }
 
 /// Waits for the end of a patch.
 async fn follow(guest: Guest, started: StartedPatch) -> PatchRun {
-    let failed = |why: &str| PatchRun { started_at_ms: started.at_ms, ..failed_run(started.sequence, why) };
+    let failed = |why: &str| ended_unseen(&started, why);
     let exec = match tokio::time::timeout(LIMIT + GRACE, wait(&guest, &started)).await {
         Ok(Ok(exec)) => exec,
         Ok(Err(error)) => return failed(&error.message),
@@ -290,6 +337,11 @@ async fn tail(guest: &Guest, started: &StartedPatch, stream: &str) -> String {
     String::from_utf8_lossy(&bytes.ok().and_then(Result::ok).unwrap_or_default()).into_owned()
 }
 
+/// One that was begun, or was to be, and whose end nobody has seen.
+fn ended_unseen(started: &StartedPatch, why: &str) -> PatchRun {
+    PatchRun { started_at_ms: started.at_ms, ..failed_run(started.sequence, why) }
+}
+
 fn failed_run(sequence: u32, why: &str) -> PatchRun {
     PatchRun {
         sequence,
@@ -313,7 +365,12 @@ pub(crate) fn runs(folder: &Path) -> Vec<PatchRun> {
 
 fn keep(folder: &Path, run: PatchRun) -> std::io::Result<()> {
     let mut runs = runs(folder);
-    runs.push(run);
+    // A node that was killed after this, and before the record said so, sees the same end again.
+    let same = |kept: &PatchRun| (kept.sequence, kept.started_at_ms) == (run.sequence, run.started_at_ms);
+    match runs.iter().position(same) {
+        Some(at) => runs[at] = run,
+        None => runs.push(run),
+    }
     runs.drain(..runs.len().saturating_sub(KEPT_RUNS));
     let unfinished = folder.join("patches.unfinished");
     fs::write(&unfinished, serde_json::to_vec(&runs)?)?;

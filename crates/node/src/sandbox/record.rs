@@ -1,7 +1,7 @@
 //! What is written down of a sandbox, so that a restarted node knows what it had.
 
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,9 +66,12 @@ pub(crate) struct Record {
     /// The patch that is running.
     #[serde(default)]
     pub(crate) patch: Option<StartedPatch>,
-    /// It has started, and its patches and start commands are not all done yet.
+    /// It has started, and its patches are not all done yet.
     #[serde(default)]
     pub(crate) settling: bool,
+    /// Ids of the start commands that this start of it has begun, or is about to begin.
+    #[serde(default)]
+    pub(crate) begun: Vec<ExecId>,
     /// Present from before its processes start until after they have ended.
     pub(crate) machine: Option<MachineRecord>,
 }
@@ -190,6 +193,7 @@ impl Record {
             patch_error: None,
             patch: None,
             settling: false,
+            begun: Vec::new(),
             machine: None,
         }
     }
@@ -267,8 +271,20 @@ impl Record {
     /// Replaces the file in one step: a reader sees the old record or this one. Synced a little later, with the whole
     /// volume; should the host lose power before, the file can be empty, and the one that was there before counts again.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
+        self.save_with(folder, |_| Ok(()))
+    }
+
+    /// The same, and on the drive when this returns.
+    pub(crate) fn save_durably(&self, folder: &Path) -> io::Result<()> {
+        self.save_with(folder, File::sync_all)?;
+        File::open(folder)?.sync_all()
+    }
+
+    fn save_with(&self, folder: &Path, bring: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
         let (unfinished, file) = (folder.join("record.unfinished"), folder.join(FILE));
-        fs::write(&unfinished, serde_json::to_vec(self)?)?;
+        let mut new = File::create(&unfinished)?;
+        new.write_all(&serde_json::to_vec(self)?)?;
+        bring(&new)?;
         let age = |there: Metadata| there.modified().ok()?.elapsed().ok();
         if fs::metadata(&file).ok().and_then(age).is_some_and(|age| age > DURABLE_AFTER) {
             let durable = folder.join(DURABLE_FILE);
@@ -333,7 +349,6 @@ pub(crate) fn boot_id() -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::fs::File;
     use std::time::SystemTime;
     use warren_types::{EgressPolicy, Isolation, Size};
 

@@ -193,6 +193,7 @@ impl Actor {
     }
 
     async fn start_in(&mut self, ready: Ready) -> Result<(), Error> {
+        self.record.begun.clear();
         self.record.settling = self.record.lineage.is_some() || !self.record.spec.start_commands.is_empty();
         if !ready.goes_on() {
             // A patch that was running has ended with all else.
