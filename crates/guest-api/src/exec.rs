@@ -13,6 +13,8 @@ pub const REPLAY_BYTES: u64 = 1024 * 1024;
 pub const LOG_BYTES: u64 = 256 * 1024 * 1024;
 /// How long a finished command stays known, in seconds.
 pub const RETENTION_SECONDS: u64 = 600;
+/// Most that an agent tells the one after it of what commands have come to, in bytes.
+pub const KEPT_BYTES: usize = 16 * 1024 * 1024;
 /// Exit code of a command that was ended by its own time limit.
 pub const EXIT_TIMED_OUT: i32 = -1;
 

@@ -13,7 +13,8 @@
 //! | `GET /v1/usage` | | [`machine::Usage`] |
 //! | `POST /v1/exec` | [`exec::ExecStart`] | 201 [`exec::Exec`]; 410 when it was started before, under that id, and is forgotten |
 //! | `POST /v1/exec/run` | [`exec::ExecStart`] | frames: `Started`, output, `Exit` |
-//! | `POST /v1/exec/keep` | | 204; the next agent of this container knows what commands have come to |
+//! | `GET /v1/exec/kept` | | what commands have come to, for the agent that comes after this one; what runs is about to be killed |
+//! | `PUT /v1/exec/kept` | the same | 204; from here on they are known as those that have ended |
 //! | `GET /v1/exec` | | array of [`exec::Exec`], finished ones for a while |
 //! | `GET /v1/exec/{id}` | | [`exec::Exec`] |
 //! | `GET /v1/exec/{id}/wait?ms=` | | [`exec::Exec`], as soon as it has exited or after `ms` |

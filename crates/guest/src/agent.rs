@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use warren_guest_api::Status;
 use warren_guest_api::boot::{Boot, CGROUP_DIR};
 use warren_guest_api::machine::{Renew, Renewed};
-use warren_types::{Error, ErrorKind, SandboxId};
+use warren_types::{Error, ErrorKind};
 
 use crate::account::Account;
 use crate::archive::Transfers;
@@ -65,8 +65,6 @@ pub(crate) struct Agent {
     pub(crate) ports: Ports,
     pub(crate) rest: Rc<Rest>,
     environment: Rc<Environment>,
-    /// Which one it is the agent of, when it is a container's.
-    container: Option<SandboxId>,
     owner: Cell<Owner>,
     started: Instant,
 }
@@ -85,7 +83,6 @@ enum Owner {
 impl Agent {
     /// The agent of a container, or with no `boot` that of a virtual machine.
     pub(crate) fn new(boot: Option<Boot>, places: &Places) -> io::Result<Rc<Self>> {
-        let container = boot.as_ref().map(|boot| boot.sandbox_id.clone());
         let owner = if boot.is_some() { Owner::Container } else { Owner::Nobody };
         let environment = Rc::new(Environment::new(boot));
         let cgroups = Cgroups::new(&places.cgroup);
@@ -103,11 +100,7 @@ impl Agent {
             Rc::clone(&journal),
             Rc::clone(&rest),
         );
-        if let Some(sandbox) = &container {
-            commands.take_kept(sandbox);
-        }
         Ok(Rc::new(Self {
-            container,
             commands,
             terminals: Terminals::new(Rc::clone(&environment), cgroups, keeper, Rc::clone(&rest)),
             files,
@@ -158,16 +151,6 @@ impl Agent {
         }
         let done = self.files.run(move || end::rest(grace_ms.map(Duration::from_millis)));
         done.await.map_err(|_| Error::internal("it was cut off"))
-    }
-
-    /// Writes down what commands have come to, because this agent is about to end.
-    pub(crate) async fn keep_results(&self) -> Result<(), Error> {
-        match &self.container {
-            Some(sandbox) => self.commands.keep(sandbox).await,
-            None => {
-                Err(Error::not_found("a machine keeps its memory, and what commands have come to with it"))
-            }
-        }
     }
 
     pub(crate) fn status(&self) -> Status {

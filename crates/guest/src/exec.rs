@@ -21,10 +21,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use warren_guest_api::exec::{self as api, ExecStart, LOG_BYTES, RETENTION_SECONDS};
 use warren_types::error::Result;
-use warren_types::{Error, ErrorKind, ExecId, SandboxId};
+use warren_types::{Error, ErrorKind, ExecId};
 
 pub(crate) use self::command::Command;
 pub(crate) use self::input::Input;
@@ -36,9 +37,6 @@ use crate::log::Limits;
 use crate::output::Reader;
 use crate::rest::Rest;
 use crate::workers::Workers;
-
-/// What outlasts the agent, beside the logs.
-const KEPT: &str = "kept";
 
 const MAX_RUNNING: usize = 512;
 /// Between two looks at whether a command has begun that somebody else has asked for.
@@ -227,28 +225,28 @@ impl Commands {
         Ok((command, reader))
     }
 
-    /// Writes down what they have come to, for the agent that comes after this one.
-    pub(crate) async fn keep(&self, sandbox: &SandboxId) -> Result<()> {
+    /// What they have come to, for the agent that comes after this one.
+    pub(crate) async fn kept(&self) -> Bytes {
         self.forget_old();
         let mut commands: Vec<_> = self.commands.borrow().values().cloned().collect();
         commands.sort_by_key(|command| command.view().started_at_ms);
-        let (path, text) = (self.folder.join(KEPT), kept::encode(sandbox, &commands).await);
-        let written = self.workers.run(move || kept::write(&path, &text)).await;
-        match written {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::internal(format!("results could not be kept: {error}"))),
-            Err(_) => Err(Error::internal("results could not be kept: it was broken off")),
-        }
+        kept::encode(&commands).await
     }
 
-    /// Knows again what an earlier agent has kept.
-    pub(crate) fn take_kept(self: &Rc<Self>, sandbox: &SandboxId) {
-        for kept in kept::take(&self.folder.join(KEPT), sandbox) {
+    /// Knows again what an earlier agent has told.
+    pub(crate) fn take_kept(self: &Rc<Self>, text: Bytes) -> Result<()> {
+        let kept = kept::decode(text)
+            .ok_or_else(|| Error::invalid("this is not what an agent has told of its commands"))?;
+        for kept in kept {
+            if self.commands.borrow().contains_key(&kept.exec.id) {
+                continue;
+            }
             let log = self.folder.join(format!("{}.log", kept.exec.id));
             let command = Command::kept(kept, (LOG_LIMITS, log, self.workers.clone()));
             self.commands.borrow_mut().insert(command.id.clone(), Rc::clone(&command));
             self.note_finished(command);
         }
+        Ok(())
     }
 
     fn note_finished(self: &Rc<Self>, command: Rc<Command>) {

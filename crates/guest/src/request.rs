@@ -1,6 +1,6 @@
 //! What comes with a request: bounded JSON, and the parameters of a query.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use crate::query::Query;
 use crate::reply::Failure;
 
 /// The next bytes of a body; `None` at its proper end.
-pub(crate) async fn next_bytes(body: &mut Incoming) -> Option<Result<bytes::Bytes, hyper::Error>> {
+pub(crate) async fn next_bytes(body: &mut Incoming) -> Option<Result<Bytes, hyper::Error>> {
     loop {
         match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await? {
             Ok(frame) => {
@@ -29,18 +29,24 @@ pub(crate) async fn next_bytes(body: &mut Incoming) -> Option<Result<bytes::Byte
 }
 
 /// Reads a body of JSON.
-pub(crate) async fn json<T: DeserializeOwned>(mut body: Incoming) -> Result<T, Failure> {
+pub(crate) async fn json<T: DeserializeOwned>(body: Incoming) -> Result<T, Failure> {
+    let text = whole(body, MAX_JSON_BYTES).await?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::invalid(format!("the request is not understood: {error}")).into())
+}
+
+/// Reads a body of at most so many bytes.
+pub(crate) async fn whole(mut body: Incoming, most: usize) -> Result<Bytes, Failure> {
     let mut text = BytesMut::new();
     while let Some(bytes) = next_bytes(&mut body).await {
         let bytes = bytes.map_err(|_| Error::invalid("the request ended early"))?;
-        if text.len() + bytes.len() > MAX_JSON_BYTES {
-            let message = format!("the request is longer than {MAX_JSON_BYTES} bytes");
+        if text.len() + bytes.len() > most {
+            let message = format!("the request is longer than {most} bytes");
             return Err(Error::new(ErrorKind::TooLarge, message).into());
         }
         text.extend_from_slice(&bytes);
     }
-    serde_json::from_slice(&text)
-        .map_err(|error| Error::invalid(format!("the request is not understood: {error}")).into())
+    Ok(text.freeze())
 }
 
 /// A parameter that is a whole number, if it is there.

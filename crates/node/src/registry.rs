@@ -35,7 +35,7 @@ use crate::metadata::Questions;
 use crate::sandbox::machine::{self, Machine, NotAdopted};
 use crate::sandbox::record::{self, Record, RecordError, Transition, boot_id};
 use crate::sandbox::stock::{self, Stock};
-use crate::sandbox::{DISK, Handle, NEXT, actor, log};
+use crate::sandbox::{DISK, Handle, NEXT, actor, log, results};
 use crate::template::host_authorities;
 use crate::templates::{Means, Templates, Trusted};
 use crate::vm::{self, Vms};
@@ -324,6 +324,7 @@ impl Registry {
             };
             if machine.is_some() {
                 record.transition = None;
+                results::forget(&folder);
             }
         }
         if record.state == SandboxState::Running && record.transition.is_some() {

@@ -6,7 +6,7 @@
 //! - [`actor`]: the one owner; it decides what happens in which order. What it does, by subject:
 //!   [`start`] (make, wake, the gate), [`hibernate`], [`restore`] (and reboot), [`capture`], [`patch`], [`resize`], [`room`], [`egress`].
 //! - [`activity`]: when the sandbox was last used, for its idle time-out.
-//! - [`log`]: what it has logged, also while it does not run.
+//! - [`log`]: what it has logged, also while it does not run. [`results`]: what its commands have come to, beyond their agent.
 //!
 //! ```text
 //!   <volume>/sandboxes/<id>/record.json    see `record`
@@ -16,6 +16,7 @@
 //!                          /next.*         what it is being restored to; becomes disk.img, memory and state
 //!                          /previous.*     the same as they were before it last woke
 //!                          /patches.json   how patches went in it
+//!                          /execs.kept     what its commands have come to, while there is no agent who knows
 //!                          /agent.sock     its agent
 //! ```
 
@@ -32,6 +33,7 @@ pub(crate) mod stock;
 mod egress;
 mod hibernate;
 mod resize;
+pub(crate) mod results;
 mod room;
 mod start;
 

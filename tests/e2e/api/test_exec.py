@@ -265,6 +265,38 @@ def test_results_outlast_a_hibernation(box):
         assert fork.call("GET", f"/exec/{done}/result").status_code in ((200,) if box.keeps_memory else (404,))
 
 
+@pytest.mark.parametrize("how", ["reboot", "power-cycle", "restore"])
+def test_a_command_that_its_sandbox_takes_with_it_is_told_the_same_to_everybody(box, how):
+    """Who waits for it, who asks for its result, who is attached and who attaches later."""
+    one = box.checkpoint("one")
+    handle = run_async(box, "echo begun; exec sleep 600").json()["execId"]
+    done = run_async(box, "sleep 1; echo done; exit 5").json()["execId"]
+    wait_for(lambda: result_of(box, done).get("exitCode") == 5, "it has ended", 20)
+    session = box.start("sh", "-c", "echo begun; exec sleep 600")
+    with ThreadPoolExecutor(1) as pool, ExecSocket(box, session) as socket:
+        run = pool.submit(box.call, "POST", "/exec/run", json={"cmd": "echo begun; touch /tmp/begun; exec sleep 600"})
+        wait_for(lambda: box.call("GET", "/files", params={"path": "/tmp/begun"}).status_code == 200, "it has begun", 10)
+        if how == "restore":
+            box.restore(one)
+        else:
+            assert box.call("POST", f"/{how}").status_code == 204
+        while socket.next(20):
+            pass
+        answer = run.result(60)
+    ends = (143, 137) if how == "reboot" else (137,)
+    assert answer.status_code == 200 and answer.json()["exitCode"] in ends and answer.json()["stdout"] == "begun\n", answer.text
+    assert socket.exit_code in (None, *ends), socket.frames
+    for each in (handle, session):
+        found = result_of(box, each)
+        assert (found["running"], found["stdout"]) == (False, "begun\n") and found["exitCode"] in ends, found
+        with ExecSocket(box, each) as later:
+            while later.next(20):
+                pass
+        assert later.exit_code == found["exitCode"], later.frames
+    assert (result_of(box, done)["exitCode"], result_of(box, done)["stdout"]) == (5, "done\n")
+    assert not box.is_alive("sleep 600")
+
+
 def test_a_result_poll_waits_a_moment(box):
     handle = run_async(box, "sleep 3").json()
     start = time.monotonic()

@@ -48,6 +48,32 @@ async fn a_run_returns_both_streams_and_the_true_code() {
 }
 
 #[tokio::test]
+async fn a_run_whose_beginning_nobody_heard_of_is_not_to_be_run_again() {
+    let server = Server::start().await;
+    let id = server.acme.sandbox().await;
+    let post = async |route: &str, cmd: &str| {
+        server.acme.post(&format!("/api/sandboxes/{id}/exec/{route}"), json!({ "cmd": cmd })).await
+    };
+    assert_eq!(
+        run(&server, &id, "unheard;out a;exit 3").await,
+        json!({"exitCode": 3, "stdout": "a", "stderr": ""})
+    );
+    let handle = post("run-async", "unheard;out a;exit 3").await.is(202).json();
+    let handle = handle["execId"].as_str().unwrap();
+    let result = server.acme.get(&format!("/api/sandboxes/{id}/exec/{handle}/result")).await.json();
+    assert_eq!((&result["exitCode"], &result["stdout"]), (&json!(3), &json!("a")));
+    assert_eq!(server.node.state().ran.len(), 2, "each has begun once");
+    for route in ["run", "run-async"] {
+        let unknown = post(route, "vanish").await.is(409).json();
+        assert_eq!(
+            (&unknown["code"], unknown.get("retryable")),
+            (&json!("command_ended"), None),
+            "{unknown}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn large_output_arrives_whole() {
     let server = Server::start().await;
     let id = server.acme.sandbox().await;

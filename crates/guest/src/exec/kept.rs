@@ -1,27 +1,22 @@
-//! What commands have come to, kept for the agent that comes after this one: a container's ends when it hibernates, and whoever
-//! asks for a result after that is to have it. What still ran ends with the agent, and is kept as that.
+//! What commands have come to, kept for the agent that comes after this one: an agent ends when its container hibernates, or its
+//! sandbox is started anew, and whoever asks for a result after that is to have it. What still runs ends with the agent, and is
+//! kept as that.
 //!
-//! A file: a line that names the sandbox, then for each command, newest first, its [`Exec`] as JSON and its newest output as
-//! frames, both with their length in front. It is read once and removed. A disk that was copied into another sandbox has it
-//! too, and there it means nothing.
+//! A line that says what it is, then for each command, newest first, its [`Exec`] as JSON and its newest output as frames, both
+//! with their length in front. The node has it from one agent to the next, so it goes with the sandbox and not with its disk.
 
-use std::fs;
 use std::future::poll_fn;
-use std::io;
-use std::path::Path;
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes, BytesMut};
-use warren_guest_api::exec::{Exec, Exit, ExitReason, REPLAY_BYTES};
+use warren_guest_api::exec::{Exec, Exit, ExitReason, KEPT_BYTES, REPLAY_BYTES};
 use warren_guest_api::frame::{Decoder, Frame};
-use warren_types::SandboxId;
 
 use super::Command;
 use crate::clock::now_ms;
 use crate::log::{Batch, Stream};
 
-/// What is kept of all commands together, in bytes.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+const HEADER: &[u8] = b"warren-kept 2\n";
 const KILLED: Exit = Exit { code: 128 + 9, reason: ExitReason::Signalled };
 
 /// One command as it is read again.
@@ -31,8 +26,8 @@ pub(super) struct Kept {
 }
 
 /// What is written of `commands`, oldest first in that list.
-pub(super) async fn encode(sandbox: &SandboxId, commands: &[Rc<Command>]) -> Bytes {
-    let mut text = BytesMut::from(header(sandbox).as_str());
+pub(super) async fn encode(commands: &[Rc<Command>]) -> Bytes {
+    let mut text = BytesMut::from(HEADER);
     for command in commands.iter().rev() {
         let mut exec = command.view();
         let output = newest_output(command).await;
@@ -43,7 +38,7 @@ pub(super) async fn encode(sandbox: &SandboxId, commands: &[Rc<Command>]) -> Byt
         exec.log_start = output.start;
         exec.log_end = output.end;
         let Ok(json) = serde_json::to_vec(&exec) else { continue };
-        if text.len() + json.len() + output.frames.len() > MAX_BYTES {
+        if text.len() + json.len() + output.frames.len() + 2 * size_of::<u32>() > KEPT_BYTES {
             break;
         }
         for part in [&json[..], &output.frames] {
@@ -79,37 +74,18 @@ async fn newest_output(command: &Command) -> Output {
     output
 }
 
-/// Puts it in its place at once.
-pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_added_extension("unfinished");
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(&unfinished, text)?;
-    fs::rename(unfinished, path)
-}
-
-/// What the agent before this one has kept, oldest first, and not any more. Nothing where it was another sandbox's or is not
-/// what was written.
-pub(super) fn take(path: &Path, sandbox: &SandboxId) -> Vec<Kept> {
-    let size = fs::symlink_metadata(path).map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 });
-    let text = if (1..=MAX_BYTES as u64).contains(&size) { fs::read(path).ok() } else { None };
-    let _ = fs::remove_file(path);
-    let mut kept = text.and_then(|text| decode(Bytes::from(text), sandbox)).unwrap_or_default();
+/// What an earlier agent has told, oldest first; `None` where that is not what was told.
+pub(super) fn decode(text: Bytes) -> Option<Vec<Kept>> {
+    let mut kept = decode_newest_first(text)?;
     kept.reverse();
-    kept
+    Some(kept)
 }
 
-fn header(sandbox: &SandboxId) -> String {
-    format!("warren-kept 1 {sandbox}\n")
-}
-
-fn decode(mut text: Bytes, sandbox: &SandboxId) -> Option<Vec<Kept>> {
-    let header = header(sandbox);
-    if !text.starts_with(header.as_bytes()) {
+fn decode_newest_first(mut text: Bytes) -> Option<Vec<Kept>> {
+    if !text.starts_with(HEADER) {
         return None;
     }
-    text.advance(header.len());
+    text.advance(HEADER.len());
     let mut kept = Vec::new();
     while !text.is_empty() {
         let exec: Exec = serde_json::from_slice(&part(&mut text)?).ok()?;
@@ -139,10 +115,6 @@ fn part(text: &mut Bytes) -> Option<Bytes> {
 mod tests {
     use super::*;
 
-    fn sandbox() -> SandboxId {
-        "sb-0a1b2c3d".parse().unwrap()
-    }
-
     fn text(exit: Option<Exit>, output: &[u8]) -> Vec<u8> {
         let exec = Exec {
             id: "0a1b2c3d".parse().unwrap(),
@@ -158,7 +130,7 @@ mod tests {
         };
         let json = serde_json::to_vec(&exec).unwrap();
         let frame = Frame::Stdout(Bytes::copy_from_slice(output)).to_bytes();
-        let mut text = header(&sandbox()).into_bytes();
+        let mut text = HEADER.to_vec();
         for part in [&json[..], &frame] {
             text.extend_from_slice(&u32::try_from(part.len()).unwrap().to_be_bytes());
             text.extend_from_slice(part);
@@ -169,18 +141,14 @@ mod tests {
     #[test]
     fn what_is_not_what_was_written_is_not_taken() {
         let whole = text(Some(KILLED), b"said");
-        let kept = decode(whole.clone().into(), &sandbox()).unwrap();
+        let kept = decode(whole.clone().into()).unwrap();
         assert_eq!(
             (kept.len(), kept[0].exec.exit, &kept[0].output[0].1[..]),
             (1, Some(KILLED), &b"said"[..])
         );
-        assert!(
-            decode(whole.clone().into(), &"sb-0a1b2c3e".parse().unwrap()).is_none(),
-            "of another sandbox"
-        );
-        assert!(decode(text(None, b"said").into(), &sandbox()).is_none(), "it cannot be running");
-        for length in header(&sandbox()).len() + 1..whole.len() {
-            assert!(decode(whole[..length].to_vec().into(), &sandbox()).is_none(), "cut at {length}");
+        assert!(decode(text(None, b"said").into()).is_none(), "it cannot be running");
+        for length in HEADER.len() + 1..whole.len() {
+            assert!(decode(whole[..length].to_vec().into()).is_none(), "cut at {length}");
         }
     }
 }

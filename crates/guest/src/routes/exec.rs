@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use warren_guest_api::exec::Kill;
+use warren_guest_api::exec::{KEPT_BYTES, Kill};
 use warren_types::Error;
 
 use super::{Answer, Call, no_such_path};
@@ -24,8 +24,9 @@ pub(super) async fn route(agent: &Rc<Agent>, rest: &[&str], call: Call) -> Answe
             let (command, _) = agent.commands.start(request::json(call.body).await?, false).await?;
             reply::json(StatusCode::CREATED, &command.view())
         }
-        (["keep"], &Method::POST) => {
-            agent.keep_results().await?;
+        (["kept"], &Method::GET) => Ok(reply::whole(StatusCode::OK, agent.commands.kept().await)),
+        (["kept"], &Method::PUT) => {
+            agent.commands.take_kept(request::whole(call.body, KEPT_BYTES).await?)?;
             Ok(reply::empty(StatusCode::NO_CONTENT))
         }
         (["run"], &Method::POST) => run(agent, call).await,

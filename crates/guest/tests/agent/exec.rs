@@ -335,3 +335,25 @@ async fn a_command_under_an_id_of_the_callers_is_started_once() {
     assert!(gone.message.contains("has run"), "{}", gone.message);
     assert_eq!(std::fs::read_to_string(agent.path("ran")).unwrap(), "ran\n");
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_next_agent_knows_what_commands_have_come_to() {
+    let (Some(agent), Some(next)) = (Agent::start().await, Agent::start().await) else { return };
+    let begin = async |script: &str| -> Exec {
+        agent.call(Method::POST, "/v1/exec", agent.request("sh", &["-c", script], NOTHING)).await.json()
+    };
+    let (done, runs) = (begin("echo done; exit 5").await, begin("echo begun; sleep 600").await);
+    agent.wait(&done).await;
+    let mut told = Bytes::new();
+    while !told.windows(5).any(|bytes| bytes == b"begun") {
+        told = agent.get("/v1/exec/kept").await.body;
+    }
+    next.call(Method::PUT, "/v1/exec/kept", told.clone()).await;
+    next.call(Method::PUT, "/v1/exec/kept", told[..told.len() - 1].to_vec()).await.error(400);
+    for (exec, code, said) in [(done, 5, &b"done\n"[..]), (runs, 137, b"begun\n")] {
+        let found: Exec = next.get(&format!("/v1/exec/{}", exec.id)).await.json();
+        assert_eq!((found.running, found.exit.map(|exit| exit.code)), (false, Some(code)));
+        let output = next.get(&format!("/v1/exec/{}/output?stream=stdout", exec.id)).await;
+        assert_eq!(&output.body[..], said);
+    }
+}

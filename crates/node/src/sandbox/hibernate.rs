@@ -18,6 +18,7 @@ use warren_types::{Error, SandboxState};
 use super::actor::{Actor, Answer, sleep_until};
 use super::log;
 use super::record::{Kept, Transition};
+use super::results;
 use super::{DISK, MEMORY};
 use crate::checkpoint::make::now_ms;
 
@@ -90,6 +91,7 @@ impl Actor {
         self.begin_transition(Transition::Hibernate)?;
         if let Err(error) = self.bring_to_rest().await {
             // It runs on as if nothing had been asked.
+            results::forget(&self.folder);
             self.record.transition = None;
             let _ = self.save();
             return Err(error);
@@ -121,7 +123,7 @@ impl Actor {
             return saved;
         }
         machine.ask_to_end().await;
-        machine.keep_results().await;
+        results::take_over(&machine.guest, &self.folder).await;
         log::take_over(&machine.guest, &self.folder).await;
         // What they wrote to the last; it is little.
         self.write_out().await

@@ -349,11 +349,10 @@ impl Machine {
         }
     }
 
-    /// Has written down what commands have come to, where that would end with its agent. An agent that cannot, or is of before
-    /// this was so, ends without.
-    pub(crate) async fn keep_results(&self) {
+    /// Ends commands and terminals at once, where they can be told from what else it is.
+    pub(crate) fn kill_commands(&self) {
         if let Body::Container(_) = &self.body {
-            container::keep_results(&self.guest).await;
+            container::kill_commands(&self.cgroup);
         }
     }
 

@@ -17,6 +17,7 @@ use warren_types::{Error, SandboxState};
 
 use super::actor::{Actor, Answer, Changing};
 use super::record::Transition;
+use super::results;
 use super::start::With;
 use super::{CURRENT, NEXT};
 use crate::checkpoint::Whole;
@@ -79,13 +80,15 @@ impl Actor {
         if let Some(machine) = &self.machine {
             if hard {
                 machine.write_out().await;
+                machine.kill_commands();
             } else {
                 machine.ask_to_end().await;
-                machine.keep_results().await;
             }
+            results::take_over(&machine.guest, &self.folder).await;
         }
         // What they wrote to the last.
         if !hard && let Err(error) = self.write_out().await {
+            results::forget(&self.folder);
             self.record.transition = None;
             let _ = self.save();
             return Err(error);
@@ -140,6 +143,10 @@ impl Actor {
             // First, because it is all that could fail; what runs still has the old one and does not notice.
             if let Err(error) = self.put_next_in_place(suspended.is_some()).await {
                 return self.stay_with_old_disk(&error).await;
+            }
+            if let Some(machine) = &self.machine {
+                machine.kill_commands();
+                results::take_over(&machine.guest, &self.folder).await;
             }
             old = self.set_machine_aside().await;
             self.record.template_digest = template_digest;

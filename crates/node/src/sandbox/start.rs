@@ -15,6 +15,7 @@ use super::activity::Call;
 use super::actor::{Actor, Answer};
 use super::machine::{self, Fit, Ready, VmStart};
 use super::record::{Kept, Suspended, Transition};
+use super::results;
 use super::stock::Prepared;
 use super::{CURRENT, DISK, Files, PREVIOUS};
 use crate::checkpoint::Whole;
@@ -218,6 +219,9 @@ impl Actor {
             return Err(error);
         }
         self.grow_to_its_memory().await;
+        if let Some(machine) = &self.machine {
+            results::hand_on(&machine.guest, &self.folder).await;
+        }
         self.go_on_with_patches().await;
         Ok(())
     }

@@ -30,7 +30,7 @@ const WAIT_TURN_MS: u64 = 30_000;
 
 /// Of a command whose sandbox was hibernated with its memory.
 const CODE_GOES_ON: &str = "command_goes_on";
-/// Of one whose sandbox was hibernated without.
+/// Of one whose sandbox was hibernated without, or started anew.
 const CODE_ENDED: &str = "command_ended";
 
 /// How a one-shot command ended.
@@ -90,11 +90,34 @@ impl App {
     }
 
     async fn run_exec_now(self: &Arc<Self>, live: &Live, start: &ExecStart) -> Result<(ExecId, Ran), Error> {
-        let Watched { output, exec, guard } = self.start_watched(live, start.clone()).await?;
+        let (start, id) = with_id(start);
+        let Watched { output, exec, guard } = match self.start_watched(live, start).await {
+            Ok(watched) => watched,
+            Err(error) => return self.perhaps_begun(live, &id, error).await.map(|ran| (id, ran)),
+        };
         let ran = self.to_its_end(live, &exec, output).await;
         // It has ended; or its sandbox has, or sleeps, and ending the command would wake it.
         guard.leave();
         Ok((exec, ran?))
+    }
+
+    /// What came of a command whose agent broke off before it said that it begins: it may have begun, so whoever asked for it is
+    /// not to try again without a thought.
+    async fn perhaps_begun(&self, live: &Live, id: &ExecId, error: Error) -> Result<Ran, Error> {
+        self.check_perhaps_begun(live, error).await?;
+        let (exit, missing) = self.wait_for_exit(live, id).await.map_err(unknown_end)?;
+        Ok(Ran::Large { exec: id.clone(), exit, missing })
+    }
+
+    /// Whether its agent can be asked for it. One that could not be woken has begun nothing.
+    async fn check_perhaps_begun(&self, live: &Live, error: Error) -> Result<(), Error> {
+        let runs = error.kind == ErrorKind::SandboxFailed
+            && self
+                .node
+                .get_sandbox(live.id())
+                .await
+                .is_ok_and(|report| report.state == SandboxState::Running);
+        if runs { Ok(()) } else { self.unless_ended(live.id(), Err(error)).await }
     }
 
     async fn to_its_end(&self, live: &Live, exec: &ExecId, mut output: OutputStream) -> Result<Ran, Error> {
@@ -108,7 +131,7 @@ impl App {
             }
         }
         drop((output, collected));
-        let (exit, missing) = self.wait_for_exit(live, exec).await?;
+        let (exit, missing) = self.wait_for_exit(live, exec).await.map_err(unknown_end)?;
         Ok(Ran::Large { exec: exec.clone(), exit, missing })
     }
 
@@ -145,16 +168,30 @@ impl App {
     }
 
     async fn run_exec_async_now(&self, live: &Live, start: &ExecStart) -> Result<(ExecId, RanAsync), Error> {
-        let mut output = self.open_run(live, start).await?;
-        let (exec, _) = output.started().await?;
+        let (start, id) = with_id(start);
         let started_at = Timestamp::now();
+        let handle = |exec: &ExecId| ExecHandle { exec_id: exec.to_string(), running: true, started_at };
+        let begun = async {
+            let mut output = self.open_run(live, &start).await?;
+            let (exec, _) = output.started().await?;
+            Ok((output, exec))
+        };
+        let (mut output, exec) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => {
+                // It may have begun; then it can be asked for.
+                self.check_perhaps_begun(live, error).await?;
+                self.wait_exec(live, &id, 0).await.map_err(unknown_end)?;
+                return Ok((id.clone(), RanAsync::Running(handle(&id))));
+            }
+        };
         let mut collected = Collected::default();
         match tokio::time::timeout(INLINE_HOLD, collect(&mut output, &mut collected)).await {
             Ok(Ok(Collecting::Ended(exit))) => Ok((exec, RanAsync::Ended(result(collected, exit)))),
             // One whose output broke off is asked for as any other.
             Ok(Ok(Collecting::Overflowed) | Err(_)) | Err(_) => {
-                let handle = ExecHandle { exec_id: exec.to_string(), running: true, started_at };
-                Ok((exec, RanAsync::Running(handle)))
+                let running = RanAsync::Running(handle(&exec));
+                Ok((exec, running))
             }
         }
     }
@@ -210,6 +247,24 @@ impl App {
             tokio::time::sleep(Duration::from_millis(ms.min(250))).await;
         }
         Ok(found)
+    }
+}
+
+/// A command under an id of ours, by which it can be asked for whatever becomes of the answer.
+fn with_id(start: &ExecStart) -> (ExecStart, ExecId) {
+    let id = ExecId::generate();
+    (ExecStart { id: Some(id.clone()), ..start.clone() }, id)
+}
+
+/// The agent does not know a command that this run has started, or asked for: it is another agent, and what ran went with the one
+/// before.
+fn unknown_end(error: Error) -> Error {
+    match error.kind {
+        ErrorKind::NotFound => Error::conflict(
+            "the sandbox was started anew while the command ran, or was about to; what became of it is not known",
+        )
+        .with_code(CODE_ENDED),
+        _ => error,
     }
 }
 

@@ -11,6 +11,8 @@
 //! | `timeout` | ends as if its time limit had struck |
 //! | `drop N` | claims not to keep the first N bytes of its output |
 //! | `lose` | every stream of it breaks off, because its sandbox has failed |
+//! | `unheard` | at its beginning: the answer of its run breaks off before it says anything |
+//! | `vanish` | alone: the same, and it has never begun |
 //! | `exit N` | ends with that code; the end of the script is `exit 0` |
 
 use std::collections::BTreeMap;
@@ -29,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use warren_guest_api::exec::{self, ExecStart, Exit, ExitReason, Kill, REPLAY_BYTES};
 use warren_guest_api::frame::{Decoder, Frame, STDERR, STDOUT};
 use warren_guest_api::input::WINDOW;
-use warren_types::{Error, ExecId, SandboxId};
+use warren_types::{Error, ErrorKind, ExecId, SandboxId};
 
 use super::{Answer, Ran, SimNode, json, parameter};
 
@@ -71,7 +73,15 @@ pub(crate) async fn call(
             Ok((StatusCode::CREATED, Json(exec.describe())).into_response())
         }
         (Method::POST, ["run"]) => {
-            let exec = begin(node, id, json(request).await)?;
+            let start: ExecStart = json(request).await;
+            let broke_off = || Error::new(ErrorKind::SandboxFailed, "the sandbox's agent broke off");
+            if start.cmd == "vanish" {
+                return Err(broke_off().into());
+            }
+            let exec = begin(node, id, start)?;
+            if exec.start.cmd.starts_with("unheard") {
+                return Err(broke_off().into());
+            }
             Ok(exec.frames(0, false).into_response())
         }
         (Method::GET, []) => {
@@ -153,7 +163,7 @@ fn begin(node: &SimNode, id: &SandboxId, start: ExecStart) -> Answer<Arc<Exec>> 
     let (sender, receiver) = mpsc::unbounded_channel();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let exec = Arc::new(Exec {
-        id: ExecId::generate(),
+        id: start.id.clone().unwrap_or_else(ExecId::generate),
         log: Mutex::default(),
         changed: watch::channel(0).0,
         input: Mutex::new(Some(sender)),
@@ -207,6 +217,7 @@ async fn play(exec: Arc<Exec>, mut input: mpsc::UnboundedReceiver<Option<Bytes>>
                     say(STDOUT, bytes);
                 }
             }
+            "unheard" => {}
             "hold" => std::future::pending().await,
             "sleep" => tokio::time::sleep(Duration::from_millis(value.parse().unwrap())).await,
             "timeout" => return exec.end(-1, ExitReason::TimedOut),

@@ -5,8 +5,6 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::body::Body as HttpBody;
-use http::{Method, Request};
 use rustix::process::{Pid, Signal};
 use tracing::debug;
 use warren_runtime::cgroup::{Cgroup, CgroupError, Limits};
@@ -71,6 +69,13 @@ pub(super) async fn find(machine: &MachineRecord, folder: &Path) -> Result<(Gues
     Ok((guest, Body::Container(Container { disk_device: machine.disk_device.clone() })))
 }
 
+/// Ends its commands and terminals at once, before the agent that knows of them: so what it tells of them last is how they ended.
+pub(super) fn kill_commands(cgroup: &Cgroup) {
+    for pid in cgroup.processes_below().unwrap_or_default().into_iter().filter_map(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
 pub(super) async fn ask_to_end(cgroup: &Cgroup) {
     let asked = cgroup.processes_below().unwrap_or_default();
     for pid in asked.iter().filter_map(|pid| Pid::from_raw(*pid)) {
@@ -81,19 +86,6 @@ pub(super) async fn ask_to_end(cgroup: &Cgroup) {
         && cgroup.processes_below().is_ok_and(|left| !left.is_empty())
     {
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Has its agent write down what commands have come to.
-pub(super) async fn keep_results(guest: &Guest) {
-    let mut request = Request::new(HttpBody::empty());
-    *request.method_mut() = Method::POST;
-    let kept = guest.call(request, "/v1/exec/keep");
-    match tokio::time::timeout(GRACE, kept).await {
-        Ok(Ok(answer)) if answer.status().is_success() => {}
-        Ok(Ok(answer)) => debug!(status = %answer.status(), "results of commands are not kept"),
-        Ok(Err(error)) => debug!(%error, "results of commands are not kept"),
-        Err(_) => debug!("results of commands are not kept: it took too long"),
     }
 }
 
