@@ -278,15 +278,20 @@ pub(crate) async fn settle(image: &Path) -> io::Result<()> {
 
 /// Waits until the loop device `major:minor` no longer has `image`.
 pub(crate) async fn wait_released(device: &str, image: &Path) -> io::Result<()> {
-    let backing = PathBuf::from(format!("/sys/dev/block/{device}/loop/backing_file"));
     let started = tokio::time::Instant::now();
-    while std::fs::read(&backing).is_ok_and(|attached| names(&attached, image)) {
+    while is_attached(device, image) {
         if started.elapsed() > RELEASE_DEADLINE {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel still writes the disk out"));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
+}
+
+/// Whether the loop device `major:minor` has `image`.
+pub(crate) fn is_attached(device: &str, image: &Path) -> bool {
+    std::fs::read(format!("/sys/dev/block/{device}/loop/backing_file"))
+        .is_ok_and(|attached| names(&attached, image))
 }
 
 /// Whether that is the name under which the kernel has `image`: from the root of the volume, because the sandbox's

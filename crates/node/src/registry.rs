@@ -317,7 +317,7 @@ impl Registry {
         let mut machine: Option<Machine> = None;
         if was_cut_off(&record) {
             // Who asked was told nothing, so it runs on if it still does.
-            machine = match machine::adopt(&self.host, &record, &folder, &session).await {
+            machine = match machine::adopt(&self.host, &mut record, &folder, &session).await {
                 Ok(adopted) => Some(adopted),
                 Err(NotAdopted::Ended(_)) => None,
                 Err(NotAdopted::Shortage(reason)) => return Err(shortage(&record.id, reason)),
@@ -328,7 +328,8 @@ impl Registry {
             }
         }
         if record.state == SandboxState::Running && record.transition.is_some() {
-            self.end_rest(&mut record).await;
+            machine::end_rest(&self.host, &mut record, &folder).await;
+            record.machine = None;
             // The others are carried on by the actor.
             if record.transition == Some(Transition::Hibernate) {
                 // It was cut off, perhaps before that was done.
@@ -336,7 +337,7 @@ impl Registry {
                 record.become_state(SandboxState::Hibernated, None);
             }
         } else if record.state == SandboxState::Running && machine.is_none() {
-            match machine::adopt(&self.host, &record, &folder, &session).await {
+            match machine::adopt(&self.host, &mut record, &folder, &session).await {
                 Ok(adopted) => machine = Some(adopted),
                 Err(NotAdopted::Shortage(reason)) => return Err(shortage(&record.id, reason)),
                 Err(NotAdopted::Ended(reason)) => {
@@ -356,7 +357,8 @@ impl Registry {
             }
         } else if record.state != SandboxState::Running {
             // A wake or a hibernation was cut off: what ran is ended, the disk stays.
-            self.end_rest(&mut record).await;
+            machine::end_rest(&self.host, &mut record, &folder).await;
+            record.machine = None;
             if record.transition == Some(Transition::Resume)
                 && let Err(error) = record.undo_resume(&folder)
             {
@@ -374,13 +376,6 @@ impl Registry {
         let handle = actor::resume(self.host.clone(), folder, record, session, machine, self.forget(&id));
         self.lock().insert(id, handle);
         Ok(())
-    }
-
-    /// Ends what is left of a sandbox's processes.
-    async fn end_rest(&self, record: &mut Record) {
-        machine::end_processes(&self.host.cgroup(record.cgroup())).await;
-        let _ = disk::wait_released_by_all(&self.host.disks.sandbox_dir(&record.id).join(DISK)).await;
-        record.machine = None;
     }
 
     /// Removes one that could not be taken over at the start, now that its owner wants it gone.

@@ -5,6 +5,7 @@
 //! mount keeps both: when whoever holds it dies, the kernel takes everything back.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -63,24 +64,33 @@ impl AsFd for Disk {
     }
 }
 
-/// Has everything written out that the disk on the loop device `major:minor` has in memory alone; blocks. An error is also
-/// what could not be written earlier, in the background, and that nobody was told of yet.
+/// The file system of a disk that a sandbox has mounted, held open: it stays mounted until this is dropped, so that whether all
+/// of it came to the disk can still be asked when the sandbox has ended.
 ///
 /// The overlay that a sandbox sees passes none of these errors on, so the disk itself is asked: the kernel has one file system
 /// for each device, however often it is mounted.
-pub fn write_out(device: &str) -> Result<()> {
-    let step = "reach the disk";
-    let uevent = std::fs::read_to_string(format!("/sys/dev/block/{device}/uevent")).step(step)?;
-    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-    let name = name.ok_or_else(|| LaunchError::new(step, "its device has no name"))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount =
-        rootfs::file_system("ext4", &[("source", &format!("/dev/{name}"))], &[], attributes).step(step)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(&mount, ".", flags, Mode::empty()).step(step)?;
-    rustix::fs::syncfs(&root).step("write the disk out")
+#[derive(Debug)]
+pub struct MountedDisk(OwnedFd);
+
+impl MountedDisk {
+    /// Of the loop device `major:minor`; may block.
+    pub fn open(device: &str) -> io::Result<Self> {
+        let uevent = std::fs::read_to_string(format!("/sys/dev/block/{device}/uevent"))?;
+        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+        let name = name.ok_or_else(|| io::Error::other("its device has no name"))?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let mount = rootfs::file_system("ext4", &[("source", &format!("/dev/{name}"))], &[], attributes)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::openat(&mount, ".", flags, Mode::empty())?))
+    }
+
+    /// Has everything written out that is in memory alone; blocks. An error is also what could not be written earlier, in the
+    /// background; it is told once.
+    pub fn write_out(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
+    }
 }
 
 /// Makes what is written to a mounted disk outlast a loss of power, from here on.

@@ -34,7 +34,7 @@ mod seccomp;
 mod setup;
 
 pub use client::{Bare, Root, capture, renew_figures};
-pub use disk::{Disk, write_out};
+pub use disk::{Disk, MountedDisk};
 pub use plan::{Capture, Captured, Launched, Preparation};
 pub use rootfs::MAX_TERMINALS;
 pub use setup::Container;

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from harness import host
 from harness.server import Server
 from harness.waiting import wait_for
 
@@ -64,6 +66,26 @@ def test_writes_that_found_no_room_are_told_of_whoever_noticed_them():
         box.restore(two)
         assert box.out("true") == ""
         told(box)
+
+
+@pytest.mark.containers("a machine stands still before such a write")
+@pytest.mark.parametrize("restarted", [False, True], ids=["by a server that saw it", "by a server that came after"])
+@pytest.mark.timeout(200)
+def test_writes_that_found_no_room_are_told_of_when_the_sandbox_ends_before_anybody_asks(restarted):
+    lost = "some of what it wrote could not be brought to its disk"
+    with Server("--volume-size=9") as server, server.api() as api:
+        box = api.create()
+        with filled(server, 0):
+            box.run("head -c 20000000 /dev/urandom > ~/lost; sync")
+        if restarted:
+            server.kill()
+            server.start()
+        os.kill(min(host.sandbox_processes()[box.id]), signal.SIGKILL)
+        box.wait_status("error")
+        assert lost in box.view().get("warning", ""), box.view()
+        # Who goes on with that disk is to know it as well.
+        assert box.call("POST", "/wake", json={}).status_code == 200
+        assert box.out("echo in") == "in\n" and lost in box.view().get("warning", ""), box.view()
 
 
 @pytest.mark.timeout(200)

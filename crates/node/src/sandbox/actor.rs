@@ -475,10 +475,14 @@ impl Actor {
         self.patching.call_off(&self.gone());
     }
 
-    /// Ends what runs, if anything does. Its disk is written out and no longer attached afterwards.
+    /// Ends what runs, if anything does. Its disk is written out and no longer attached afterwards; what could not be is in the
+    /// record, which whoever called this writes down.
     pub(super) async fn end_machine(&mut self) {
-        if let Some(machine) = self.machine.take() {
-            machine.end(&self.host, &self.folder).await;
+        if let Some(machine) = self.machine.take()
+            && let Err(error) = machine.end(&self.host, &self.folder).await
+        {
+            // Nobody has asked since they were lost, and nobody can any more.
+            self.record.note_lost_writes(&error);
         }
         self.wait_for_the_dying().await;
     }

@@ -15,6 +15,7 @@ use tracing::warn;
 use warren_guest_api::boot::Boot;
 use warren_runtime::cgroup::{Cgroup, CgroupError};
 use warren_runtime::process::{Exit, Watched};
+use warren_runtime_container::MountedDisk;
 use warren_types::{Error, ErrorKind, Isolation, Size};
 
 use self::container::Container;
@@ -100,8 +101,8 @@ pub(crate) struct Captured {
 
 /// What of a sandbox is not on the volume yet; it can be written out while the sandbox goes on.
 pub(crate) enum Unwritten {
-    /// Of the disk on a loop device, `major:minor`.
-    Disk(String),
+    /// Of a container's disk.
+    Disk(Arc<MountedDisk>),
     /// What a machine's guest has in memory of its disk, and then what of its files is not on the volume.
     Guest(Guest, Vec<File>),
 }
@@ -256,11 +257,11 @@ impl NotAdopted {
 /// Takes over the sandbox that `record` says is running.
 pub(crate) async fn adopt(
     host: &Arc<Host>,
-    record: &Record,
+    record: &mut Record,
     folder: &Path,
     session: &Arc<Session>,
 ) -> Result<Machine, NotAdopted> {
-    let Some(machine) = &record.machine else {
+    let Some(machine) = record.machine.clone() else {
         return Err(NotAdopted::Ended("it has no processes".into()));
     };
     let cgroup = host.cgroup(record.cgroup());
@@ -278,8 +279,8 @@ pub(crate) async fn adopt(
             .await
             .map_err(|error| NotAdopted::of("its network could not be taken over", &error))?;
         let found = match record.spec.isolation {
-            Isolation::Container => container::find(machine, folder).await,
-            Isolation::Vm => vm::find(machine, folder).await,
+            Isolation::Container => container::find(&machine, folder).await,
+            Isolation::Vm => vm::find(&machine, folder).await,
         };
         match found {
             Ok((guest, body)) => Ok((guest, body, process, slot)),
@@ -300,8 +301,7 @@ pub(crate) async fn adopt(
             Ok(Machine { guest, process, pid: machine.pid, slot, cpus: machine.cpus.clone(), cgroup, body })
         }
         Err(NotAdopted::Ended(reason)) => {
-            end_processes(&cgroup).await;
-            release_disk(&machine.disk_device, folder).await;
+            end_rest(host, record, folder).await;
             Err(NotAdopted::Ended(reason))
         }
         Err(shortage @ NotAdopted::Shortage(_)) => Err(shortage),
@@ -389,7 +389,7 @@ impl Machine {
     /// What of it could be written out before it is captured.
     pub(crate) fn unwritten(&self, folder: &Path) -> std::io::Result<Unwritten> {
         match &self.body {
-            Body::Container(container) => Ok(Unwritten::Disk(container.disk_device.clone())),
+            Body::Container(container) => Ok(Unwritten::Disk(container.disk.clone())),
             Body::Vm(_) => vm::unwritten(folder).map(|files| Unwritten::Guest(self.guest.clone(), files)),
         }
     }
@@ -507,14 +507,17 @@ impl Machine {
         resized
     }
 
-    /// Ends everything and gives back what it held. Its disk is written out and no longer attached afterwards.
-    pub(crate) async fn end(self, host: &Arc<Host>, folder: &Path) {
-        let device = match &self.body {
-            Body::Container(container) => container.disk_device.clone(),
-            Body::Vm(_) => String::new(),
+    /// Ends everything and gives back what it held. Its disk is no longer attached afterwards; it is an error when not all that
+    /// was written is there, and nobody was told yet.
+    pub(crate) async fn end(self, host: &Arc<Host>, folder: &Path) -> io::Result<()> {
+        let (device, disk) = match &self.body {
+            Body::Container(container) => (container.disk_device.clone(), Some(container.disk.clone())),
+            Body::Vm(_) => (String::new(), None),
         };
         self.end_without_disk(host).await;
+        let written = write_out_for_good(disk).await;
         release_disk(&device, folder).await;
+        written
     }
 
     /// Ends everything; its disk may still be attached for a moment.
@@ -537,7 +540,7 @@ impl Unwritten {
     /// Writes out the rest; blocks.
     pub(crate) fn write_out(&self) -> std::io::Result<()> {
         match self {
-            Self::Disk(device) => warren_runtime_container::write_out(device).map_err(std::io::Error::other),
+            Self::Disk(disk) => disk.write_out(),
             Self::Guest(_, files) => files.iter().try_for_each(File::sync_data),
         }
     }
@@ -590,6 +593,31 @@ pub(crate) async fn end_processes(cgroup: &Cgroup) {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Ends what is left of a sandbox that nobody can use any more, and lets go of its disk. What of its writes is lost is kept in
+/// mind, where its disk is still there to be asked.
+pub(crate) async fn end_rest(host: &Host, record: &mut Record, folder: &Path) {
+    let cgroup = host.cgroup(record.cgroup());
+    let device = record.machine.as_ref().map(|machine| machine.disk_device.clone()).unwrap_or_default();
+    let disk = match disk::is_attached(&device, &folder.join(DISK)) {
+        true => container::open_disk(&device).await.ok(),
+        false => None,
+    };
+    end_processes(&cgroup).await;
+    if let Err(error) = write_out_for_good(disk).await {
+        record.note_lost_writes(&error);
+    }
+    if let Err(error) = disk::wait_released_by_all(&folder.join(DISK)).await {
+        warn!(%error, folder = %folder.display(), "a disk is still attached");
+    }
+}
+
+/// The last that is asked of a disk.
+async fn write_out_for_good(disk: Option<Arc<MountedDisk>>) -> io::Result<()> {
+    let Some(disk) = disk else { return Ok(()) };
+    let written = tokio::task::spawn_blocking(move || disk.write_out());
+    written.await.map_err(io::Error::other)?
 }
 
 /// Waits until the kernel has written out and let go of a disk that nobody uses any more.

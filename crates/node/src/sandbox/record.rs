@@ -257,6 +257,14 @@ impl Record {
         self.warning = Some(WRITES_LOST.to_owned());
     }
 
+    /// The same, told to whoever reads the log; once.
+    pub(crate) fn note_lost_writes(&mut self, error: &io::Error) {
+        if !self.writes_lost {
+            warn!(id = %self.id, %error, "a sandbox has written what is not on its disk");
+            self.lose_writes();
+        }
+    }
+
     fn settle(&mut self) {
         self.warning = self.writes_lost.then(|| WRITES_LOST.to_owned());
         self.transition = None;

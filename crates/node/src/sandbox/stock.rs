@@ -222,8 +222,9 @@ impl Prepared {
     /// whose journal found no room then takes nothing any more, however much there is when it is used.
     async fn written_out(self, host: &Host, image: &Path) -> Result<Self, Error> {
         let device = self.disk_device.clone();
-        let written = tokio::task::spawn_blocking(move || runtime::write_out(&device)).await;
-        match written.map_err(io::Error::other).and_then(|written| written.map_err(io::Error::other)) {
+        let written =
+            tokio::task::spawn_blocking(move || runtime::MountedDisk::open(&device)?.write_out()).await;
+        match written.map_err(io::Error::other).flatten() {
             Ok(()) => Ok(self),
             Err(error) => {
                 let_go(host, vec![(image.to_owned(), self)]).await;

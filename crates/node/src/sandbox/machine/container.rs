@@ -1,8 +1,10 @@
 //! A sandbox as a container.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -10,14 +12,15 @@ use tracing::debug;
 use warren_runtime::cgroup::{Cgroup, CgroupError, Limits};
 use warren_runtime::process::Watched;
 use warren_runtime_container::plan::encode_boot;
-use warren_runtime_container::{Capture, Root};
-use warren_types::{Error, Size};
+use warren_runtime_container::{Capture, MountedDisk, Root};
+use warren_types::{Error, ErrorKind, Size};
 
 use super::{
     Body, Captured, GRACE, IO_BYTES_PER_SECOND, IO_OPERATIONS_PER_SECOND, Launched, Place, not_resized,
     not_taken, trouble,
 };
 use crate::guest::Guest;
+use crate::kernel_limits::is_shortage;
 use crate::registry::Host;
 use crate::sandbox::DISK;
 use crate::sandbox::record::MachineRecord;
@@ -32,6 +35,7 @@ const REST_AT_MOST: Duration = Duration::from_secs(2);
 pub(super) struct Container {
     /// The loop device of its disk, as `major:minor`.
     pub(super) disk_device: String,
+    pub(super) disk: Arc<MountedDisk>,
 }
 
 pub(super) async fn launch(place: &Place<'_>, root: Root, disk_device: String) -> Result<Launched, Error> {
@@ -60,13 +64,26 @@ pub(super) async fn launch(place: &Place<'_>, root: Root, disk_device: String) -
     let process = Watched::new(launched.pid).map_err(|error| trouble("it ended at once", &error))?;
     // The socket has been listening since before the agent ran: this waits for its first answer.
     let guest = Guest::connect(place.folder).await?;
-    Ok(Launched { process, pid: launched.pid, guest, body: Body::Container(Container { disk_device }) })
+    let disk = open_disk(&disk_device).await.map_err(|error| trouble("its disk", &error))?;
+    let body = Body::Container(Container { disk_device, disk });
+    Ok(Launched { process, pid: launched.pid, guest, body })
 }
 
 /// One that runs since before this start.
 pub(super) async fn find(machine: &MachineRecord, folder: &Path) -> Result<(Guest, Body), Error> {
     let guest = Guest::connect(folder).await?;
-    Ok((guest, Body::Container(Container { disk_device: machine.disk_device.clone() })))
+    let disk_device = machine.disk_device.clone();
+    let disk = open_disk(&disk_device).await.map_err(|error| {
+        let kind = if is_shortage(&error) { ErrorKind::Unavailable } else { ErrorKind::SandboxFailed };
+        Error::new(kind, format!("its disk cannot be reached: {error}"))
+    })?;
+    Ok((guest, Body::Container(Container { disk_device, disk })))
+}
+
+pub(super) async fn open_disk(device: &str) -> io::Result<Arc<MountedDisk>> {
+    let device = device.to_owned();
+    let opened = tokio::task::spawn_blocking(move || MountedDisk::open(&device));
+    opened.await.map_err(io::Error::other).flatten().map(Arc::new)
 }
 
 /// Ends its commands and terminals at once, before the agent that knows of them: so what it tells of them last is how they ended.
