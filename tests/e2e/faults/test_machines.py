@@ -164,7 +164,7 @@ def test_damaged_memory_of_a_checkpoint_is_never_used(server):
         (place(ids[2]) / "memory").unlink()
         server.start()
         for each in ids[:3]:
-            refusal(api.post(f"/api/sandboxes/from-checkpoint/{each}", json={}), 409, f"newest good one of the same sandbox is {ids[3]}")
+            refusal(api.post(f"/api/sandboxes/from-checkpoint/{each}", json={}), 400, f"newest good one of the same sandbox is {ids[3]}")
             wait_failed(box, each)
         with api.fork(ids[3]) as fork:
             goes_on(fork)
@@ -272,7 +272,7 @@ def test_machines_that_wait_for_forks_go_with_their_checkpoint_and_with_the_serv
         # What waits has good memory, but whether a fork is refused must not depend on that.
         wait_for(lambda: waiting_for(server, two), "the next fork is ready", 60)
         damage(Path(server.data_dir, "volume", "checkpoints", two, "memory"))
-        refusal(api.post(f"/api/sandboxes/from-checkpoint/{two}", json={}), 409, "is damaged and was not used")
+        refusal(api.post(f"/api/sandboxes/from-checkpoint/{two}", json={}), 400, "checkpoint is not ready: it failed")
         assert folders_for(server, two) == []
         box.kill()
 

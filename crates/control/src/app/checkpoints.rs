@@ -16,13 +16,15 @@ pub(crate) mod patches;
 mod remove;
 mod restore;
 
+use std::sync::Arc;
+
 use warren_api::checkpoints::{Checkpoint, SandboxConfig};
-use warren_node_api::SandboxSpec;
+use warren_node_api::{CODE_CHECKPOINT_DAMAGED, SandboxSpec};
 use warren_types::{CheckpointId, EgressMode, Error, ErrorKind, SandboxId};
 
 use super::App;
 use super::access::remove_given;
-use super::audit::Kind;
+use super::audit::{Kind, Who};
 use super::auth::Caller;
 use crate::store::checkpoints::{CheckpointRow, Status};
 use crate::store::sandboxes::SandboxStanding;
@@ -102,23 +104,65 @@ impl App {
         }
         Ok(row)
     }
+
+    /// Why a checkpoint that is not ready cannot be used, and what can be instead.
+    async fn not_ready(&self, caller: &Caller, row: &CheckpointRow) -> Error {
+        if row.status == Status::Processing {
+            return Error::invalid(
+                "checkpoint is not ready: it is still being made; list it until it is `ready`",
+            );
+        }
+        let offered =
+            match self.newest_good_beside(row, |other| other.org == *caller.org() || other.is_public).await {
+                Ok(Some(other)) => format!("the newest good one of the same sandbox is {}", other.id),
+                Ok(None) => "there is no other good one of the same sandbox".to_owned(),
+                Err(error) => return error,
+            };
+        let why = row.error.as_deref().unwrap_or("no reason is known");
+        Error::invalid(format!("checkpoint is not ready: it failed: {why}; {offered}"))
+            .with_code(CODE_CHECKPOINT_DAMAGED)
+    }
+
+    /// What a node has refused to use is refused in the same words as when that is known already.
+    async fn refused_by_node(self: &Arc<Self>, caller: &Caller, id: &CheckpointId, error: Error) -> Error {
+        if error.code.as_deref() != Some(CODE_CHECKPOINT_DAMAGED) {
+            return error;
+        }
+        let known = async {
+            let report = self.node.get_checkpoint(id).await?;
+            self.take_checkpoint_report(&report).await?;
+            Ok::<_, Error>(self.store.find_checkpoint(id).await?)
+        };
+        match known.await {
+            Ok(Some(row)) if row.status == Status::Failed => self.not_ready(caller, &row).await,
+            _ => Error { kind: ErrorKind::Invalid, ..error },
+        }
+    }
+
+    /// The newest of its sandbox that can be used.
+    async fn newest_good_beside(
+        &self,
+        row: &CheckpointRow,
+        may: impl Fn(&CheckpointRow) -> bool,
+    ) -> Result<Option<CheckpointRow>, Error> {
+        let all = self.store.list_checkpoints(&row.sandbox_id).await?;
+        Ok(all.into_iter().find(|other| other.status == Status::Ready && other.id != row.id && may(other)))
+    }
+
+    /// Has it recorded that a checkpoint can no longer be used, and what there is instead.
+    pub(crate) async fn tell_of_failed_checkpoint(&self, id: &CheckpointId) -> Result<(), Error> {
+        let Some(row) = self.store.find_checkpoint(id).await? else { return Ok(()) };
+        let other = self.newest_good_beside(&row, |_| true).await?;
+        let note = Who::server(row.org.clone()).note(Kind::CheckpointState).of(&row.sandbox_id);
+        let note = note.with("checkpoint", id.as_str()).with("state", row.status.as_str());
+        let note = note.with("reason", row.error).with("offered", other.map(|other| other.id.to_string()));
+        self.audit.tell(note).await;
+        Ok(())
+    }
 }
 
 pub(crate) fn checkpoint_not_found() -> Error {
     Error::not_found("checkpoint not found")
-}
-
-/// Why a checkpoint that is not ready cannot be used.
-fn not_ready(row: &CheckpointRow) -> Error {
-    match row.status {
-        Status::Processing => {
-            Error::invalid("checkpoint is not ready: it is still being made; list it until it is `ready`")
-        }
-        _ => Error::invalid(format!(
-            "checkpoint is not ready: it failed: {}",
-            row.error.as_deref().unwrap_or("no reason is known")
-        )),
-    }
 }
 
 fn view(row: CheckpointRow, secret_store: Option<String>) -> Checkpoint {

@@ -214,6 +214,7 @@ async fn fail_missing(app: &App, missing: &[&CheckpointStanding]) -> Result<(), 
         if app.store.fail_checkpoint(&row.id, why).await? {
             tracing::warn!(checkpoint = %row.id, "a checkpoint is lost: {why}");
             app.checkpoint_changed.notify_waiters();
+            app.tell_of_failed_checkpoint(&row.id).await?;
         }
     }
     Ok(())

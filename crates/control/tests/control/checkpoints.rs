@@ -278,23 +278,39 @@ async fn a_fork_waits_for_its_checkpoint() {
     let id = checkpoint(&server.acme, &sandbox, json!({"name": "two"})).await;
     server.node.finish(&id, Some("the drive is full"));
     let route = format!("/api/sandboxes/from-checkpoint/{id}");
-    let refused = server.acme.post(&route, json!({})).await.is(400).error();
-    assert!(refused.contains("the drive is full"), "{refused}");
+    let refused = server.acme.post(&route, json!({})).await.is(400).json();
+    let said = refused["error"].as_str().unwrap();
+    assert!(said.contains("the drive is full") && !said.contains(&id), "{said}");
+    assert_eq!(refused["code"], "checkpoint_damaged");
 }
 
 #[tokio::test]
 async fn a_damaged_checkpoint_is_not_used() {
     let server = Server::start().await;
     let sandbox = server.acme.sandbox().await;
+    let good = checkpoint(&server.acme, &sandbox, json!({"name": "good"})).await;
     let id = checkpoint(&server.acme, &sandbox, json!({"name": "one"})).await;
+    for each in [&good, &id] {
+        wait_for(&server.acme, &sandbox, each, "ready").await;
+    }
     server.node.state().checkpoints.get_mut(&id.parse().unwrap()).unwrap().damaged = true;
     let before = server.node.state().sandboxes.len();
     let fork = format!("/api/sandboxes/from-checkpoint/{id}");
     let restore = format!("/api/sandboxes/{sandbox}/checkpoints/{id}/restore");
     for route in [fork, restore] {
-        let refused = server.acme.post(&route, json!({})).await.is(409).json();
+        let refused = server.acme.post(&route, json!({})).await.is(400).json();
         assert_eq!(refused["code"], "checkpoint_damaged", "{route}");
+        // The one that was refused by the node and the one that is known to have failed are told the same.
+        let said = refused["error"].as_str().unwrap();
+        assert!(said.contains("it failed: it is damaged") && said.ends_with(&good), "{said}");
     }
+    let said = server.acme.get(&format!("/api/sandboxes/{sandbox}/audit?kind=checkpoint.state")).await.json();
+    assert_eq!(said.as_array().unwrap().len(), 1, "{said}");
+    assert_eq!((&said[0]["detail"]["checkpoint"], &said[0]["detail"]["offered"]), (&json!(id), &json!(good)));
+    // Whoever may fork it may not use the other one.
+    server.acme.post(&format!("/api/sandboxes/checkpoints/{id}/publish"), json!({})).await.is(200);
+    let foreign = server.rival.post(&format!("/api/sandboxes/from-checkpoint/{id}"), json!({})).await.is(400);
+    assert!(!foreign.error().contains(&good));
     assert_eq!(server.node.state().sandboxes.len(), before);
     assert_eq!(server.acme.get("/api/sandboxes").await.json().as_array().unwrap().len(), 1);
 }

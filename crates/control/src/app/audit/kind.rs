@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     CheckpointDelete,
     CheckpointPublish,
     CheckpointPatch,
+    /// What its node saw it become.
+    CheckpointState,
     /// What is built, whatever it is called.
     Image,
     /// A name of an image.
@@ -69,6 +71,7 @@ impl Kind {
             Self::CheckpointDelete => "checkpoint.delete",
             Self::CheckpointPublish => "checkpoint.publish",
             Self::CheckpointPatch => "checkpoint.patch",
+            Self::CheckpointState => "checkpoint.state",
             Self::Image => "image",
             Self::Snapshot => "snapshot",
             Self::Policy => "policy",

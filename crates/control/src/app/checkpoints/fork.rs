@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use warren_api::checkpoints::Fork;
 use warren_types::{CheckpointId, Error, ErrorKind};
 
+use super::checkpoint_not_found;
 use super::derive::Over;
-use super::{checkpoint_not_found, not_ready};
 use crate::app::App;
 use crate::app::auth::Caller;
 use crate::app::idempotency;
@@ -35,10 +35,13 @@ impl App {
         let over = Over::try_from(body)?;
         let row = self.wait_until_made(caller, row).await?;
         if row.status != Status::Ready {
-            return Err(not_ready(&row).into());
+            return Err(self.not_ready(caller, &row).await.into());
         }
         let wanted = over.onto(caller.org(), row, None)?;
-        self.create_wanted(caller, wanted, key, base).await
+        match self.create_wanted(caller, wanted, key, base).await {
+            Err(CreateError::Other(error)) => Err(self.refused_by_node(caller, id, error).await.into()),
+            done => done,
+        }
     }
 
     /// A checkpoint the caller may fork: theirs, or a public one.

@@ -7,7 +7,7 @@ use warren_api::checkpoints::{Patch, PatchCreate, PatchRun};
 use warren_node_api::Patch as NodePatch;
 use warren_types::{CheckpointId, Error, SandboxId};
 
-use super::{checkpoint_not_found, not_ready};
+use super::checkpoint_not_found;
 use crate::app::App;
 use crate::app::audit::Kind;
 use crate::app::auth::Caller;
@@ -39,7 +39,7 @@ impl App {
             )));
         }
         if row.status != Status::Ready {
-            return Err(not_ready(&row));
+            return Err(self.not_ready(caller, &row).await);
         }
         let (app, id) = (Arc::clone(self), id.clone());
         let note =

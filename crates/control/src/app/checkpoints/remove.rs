@@ -64,8 +64,11 @@ impl App {
         if let Some(origin) = origin {
             self.store.set_checkpoint_spec(&report.checkpoint_id, &origin.spec).await?;
         }
-        self.store.apply_checkpoint_report(report).await?;
+        let changed = self.store.apply_checkpoint_report(report).await?;
         self.checkpoint_changed.notify_waiters();
+        if changed && report.state == CheckpointState::Failed {
+            self.tell_of_failed_checkpoint(&report.checkpoint_id).await?;
+        }
         if report.state == CheckpointState::Ready {
             let app = Arc::clone(self);
             self.tasks.spawn(async move {

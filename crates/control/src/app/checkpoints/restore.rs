@@ -6,7 +6,6 @@ use warren_api::checkpoints::Restoring;
 use warren_node_api::Restore;
 use warren_types::{CheckpointId, Error, SandboxId, SandboxState};
 
-use super::not_ready;
 use crate::app::App;
 use crate::app::audit::Kind;
 use crate::app::auth::Caller;
@@ -33,13 +32,15 @@ impl App {
             }
         }
         if row.status != Status::Ready {
-            return Err(not_ready(&row));
+            return Err(self.not_ready(caller, &row).await);
         }
-        let (app, sandbox, id) = (Arc::clone(self), sandbox.clone(), id.clone());
+        let (app, caller, sandbox, id) = (Arc::clone(self), caller.clone(), sandbox.clone(), id.clone());
         let note = caller.note(Kind::CheckpointRestore).of(&sandbox).with("checkpoint", id.as_str());
         self.change(note, async move {
             let restore = Restore { checkpoint_id: id.clone() };
-            app.on_node(&sandbox, app.node.restore(&sandbox, &restore)).await?;
+            if let Err(error) = app.on_node(&sandbox, app.node.restore(&sandbox, &restore)).await {
+                return Err(app.refused_by_node(&caller, &id, error).await);
+            }
             app.store.set_intent(&sandbox, Intent::Running).await?;
             Ok(Restoring {
                 sandbox_id: sandbox.to_string(),

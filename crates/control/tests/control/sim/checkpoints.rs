@@ -21,6 +21,19 @@ pub(crate) struct Checkpoint {
     pub(crate) disk_only: bool,
 }
 
+impl Checkpoint {
+    /// As a node does when somebody wants to use it.
+    fn check(&mut self) -> Result<(), Error> {
+        if !self.damaged {
+            return Ok(());
+        }
+        let report = &mut self.report;
+        (report.state, report.generation) = (CheckpointState::Failed, 4);
+        report.error = Some("it is damaged".to_owned());
+        Err(Error::conflict("the checkpoint is damaged").with_code(CODE_CHECKPOINT_DAMAGED))
+    }
+}
+
 impl SimNode {
     /// Takes a checkpoint to its end, well or not.
     pub(crate) fn finish(&self, id: &str, error: Option<&str>) {
@@ -43,11 +56,10 @@ impl SimNode {
 
     /// What a fork starts with.
     pub(super) fn forked(&self, id: &CheckpointId, sandbox: &mut Sandbox) -> Result<(), Error> {
-        let node = self.state();
-        let checkpoint = node.checkpoints.get(id).ok_or_else(|| Error::not_found("no such checkpoint"))?;
-        if checkpoint.damaged {
-            return Err(Error::conflict("the checkpoint is damaged").with_code(CODE_CHECKPOINT_DAMAGED));
-        }
+        let mut node = self.state();
+        let checkpoint =
+            node.checkpoints.get_mut(id).ok_or_else(|| Error::not_found("no such checkpoint"))?;
+        checkpoint.check()?;
         sandbox.files.clone_from(&checkpoint.files);
         sandbox.report.patches.applied = checkpoint.patches.last().map_or(0, |patch| patch.sequence);
         Ok(())
@@ -146,10 +158,8 @@ pub(super) async fn restore(
     Json(restore): Json<Restore>,
 ) -> Answer<Json<Report>> {
     let mut state = node.state();
-    let checkpoint = state.checkpoints.get(&restore.checkpoint_id).ok_or_else(unknown)?;
-    if checkpoint.damaged {
-        return Err(Error::conflict("the checkpoint is damaged").with_code(CODE_CHECKPOINT_DAMAGED).into());
-    }
+    let checkpoint = state.checkpoints.get_mut(&restore.checkpoint_id).ok_or_else(unknown)?;
+    checkpoint.check()?;
     let files = checkpoint.files.clone();
     let sandbox = state.sandboxes.get_mut(&id).ok_or_else(unknown)?;
     sandbox.files = files;
