@@ -132,7 +132,7 @@ async fn apply(app: &App, row: &SandboxStanding, report: &Report) -> Result<(), 
     let news = report.generation > row.generation
         || (report.generation == row.generation && report.state != row.observed);
     if news && report.state != SandboxState::Creating {
-        app.store.apply_report(report).await?;
+        app.take_report(report).await?;
     }
     Ok(())
 }

@@ -9,7 +9,6 @@ use warren_types::{Error, SandboxState};
 
 use super::lines::{FIRST_PAUSE, LONGEST_PAUSE, Lines, LinesEnd, OPEN_DEADLINE};
 use crate::app::App;
-use crate::app::audit::{Kind, Who};
 use crate::store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -76,13 +75,5 @@ async fn take_line(app: &Arc<App>, line: &[u8]) -> Result<(), WatchEnd> {
     if report.state == SandboxState::Creating || app.in_flight.keep(&report) {
         return Ok(());
     }
-    // Not one of ours, or nothing new: then no row changes, and the reconciler sees to what should not be there.
-    let before = app.store.find_standing(&report.id).await.map_err(WatchEnd::NotStored)?;
-    let changed = app.store.apply_report(&report).await.map_err(WatchEnd::NotStored)?;
-    if let Some(before) = before.filter(|before| changed && before.observed != report.state) {
-        let note = Who::server(before.org).note(Kind::SandboxState).of(&report.id);
-        let note = note.with("state", report.state.as_str()).with("generation", report.generation);
-        app.audit.tell(note.with("reason", report.reason.clone())).await;
-    }
-    Ok(())
+    app.take_report(&report).await.map_err(WatchEnd::NotStored)
 }

@@ -67,6 +67,11 @@ async fn a_restart_makes_both_sides_agree() {
         (&records[0]["actor"], &records[0]["detail"]),
         (&json!("server"), &json!({"state": "error", "reason": "its node no longer has it"}))
     );
+    let slept = acme.get(&format!("/api/sandboxes/{asleep}/audit?kind=sandbox.state")).await.is(200).json();
+    assert_eq!(
+        slept[0]["detail"]["state"], "hibernated",
+        "what it became while there was no server: {slept}"
+    );
     let keyed = acme
         .request(http::Method::POST, "/api/sandboxes")
         .header("idempotency-key", "k")

@@ -9,9 +9,10 @@ use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
 use super::MAX_TIMEOUT_SECONDS;
 use crate::app::App;
-use crate::app::audit::Kind;
+use crate::app::audit::{Kind, Who};
 use crate::app::auth::{Caller, has_been_stopped, has_failed};
 use crate::app::guest::from_node;
+use crate::store::StoreError;
 use crate::store::sandboxes::{Intent, SandboxStanding};
 
 /// How long a node may take for one of these.
@@ -156,8 +157,25 @@ impl App {
             })
             .map_err(from_node);
         let report = self.unless_ended(id, report).await?;
-        self.store.apply_report(&report).await?;
+        match report.state {
+            // That is never what was asked for, so nobody else records it.
+            SandboxState::Error => self.take_report(&report).await?,
+            _ => drop(self.store.apply_report(&report).await?),
+        }
         Ok(report)
+    }
+
+    /// Writes down what a node says of a sandbox by itself, and that it has become something else.
+    pub(crate) async fn take_report(&self, report: &Report) -> Result<(), StoreError> {
+        // Not one of ours, or nothing new: then no row changes, and the reconciler sees to what should not be there.
+        let before = self.store.find_standing(&report.id).await?;
+        let changed = self.store.apply_report(report).await?;
+        if let Some(before) = before.filter(|before| changed && before.observed != report.state) {
+            let note = Who::server(before.org).note(Kind::SandboxState).of(&report.id);
+            let note = note.with("state", report.state.as_str()).with("generation", report.generation);
+            self.audit.tell(note.with("reason", report.reason.clone())).await;
+        }
+        Ok(())
     }
 }
 
