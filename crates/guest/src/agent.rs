@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use warren_guest_api::Status;
 use warren_guest_api::boot::{Boot, CGROUP_DIR};
 use warren_guest_api::machine::{Renew, Renewed};
-use warren_types::{Error, ErrorKind};
+use warren_types::{Error, ErrorKind, ExecId};
 
 use crate::account::Account;
 use crate::archive::Transfers;
@@ -84,6 +84,9 @@ impl Agent {
     /// The agent of a container, or with no `boot` that of a virtual machine.
     pub(crate) fn new(boot: Option<Boot>, places: &Places) -> io::Result<Rc<Self>> {
         let owner = if boot.is_some() { Owner::Container } else { Owner::Nobody };
+        if boot.is_some() {
+            open_randomness();
+        }
         let environment = Rc::new(Environment::new(boot));
         let cgroups = Cgroups::new(&places.cgroup);
         let rest = Rc::<Rest>::default();
@@ -140,6 +143,7 @@ impl Agent {
         let done = self.files.run(move || renew::renew(&wanted));
         let renewed = done.await.map_err(|_| Error::internal("the renewal was cut off"))??;
         self.environment.renew(boot);
+        open_randomness();
         self.owner.set(Owner::Machine);
         Ok(renewed)
     }
@@ -162,4 +166,9 @@ impl Agent {
             ptys_running: count(self.terminals.running()),
         }
     }
+}
+
+/// Draws from the source of ids, which it opens the first time: a command may have removed it from `/dev` by the time of the next.
+fn open_randomness() {
+    let _ = ExecId::generate();
 }

@@ -152,7 +152,7 @@ mod tests {
             (r#"{"sandboxFamily": true}"#, "sandboxFamily: invalid type"),
             (r#"{"port": "80"}"#, "port: invalid type"),
             (r#"{"egress": []}"#, "egress: invalid type: sequence, expected an object"),
-            (r#"{"egress": {"mode": 5}}"#, "egress.mode: "),
+            (r#"{"egress": {"mode": "wide"}}"#, "egress.mode: unknown variant"),
             (r#"{"previewAuth": []}"#, "previewAuth: invalid type: sequence, expected an object"),
             (
                 r#"{"registryAuth": ["me", "secret"]}"#,

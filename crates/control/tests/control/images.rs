@@ -286,7 +286,7 @@ async fn a_failed_build_says_why_and_is_in_nobodys_way() {
         assert_eq!(plain.error(), error, "it is tried again");
     }
     let listed = server.acme.get("/api/images").await.json();
-    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["status"]), (5, &json!("failed")));
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["status"]), (7, &json!("failed")));
     assert_eq!(server.acme.get("/api/sandboxes").await.json(), json!([]));
 
     // What went well before is not run again, and once the node is well the image is built.
