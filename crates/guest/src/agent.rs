@@ -17,6 +17,7 @@ use crate::archive::Transfers;
 use crate::cgroup::Cgroups;
 use crate::environment::Environment;
 use crate::exec::Commands;
+use crate::files::fresh;
 use crate::files::list::Listings;
 use crate::journal::{Journal, var_log};
 use crate::machine::{end, renew};
@@ -90,6 +91,8 @@ impl Agent {
         let environment = Rc::new(Environment::new(boot));
         let cgroups = Cgroups::new(&places.cgroup);
         let rest = Rc::<Rest>::default();
+        // Where that is not possible, files can be had all the same.
+        let _ = fresh::tidy_up(&places.journal.with_file_name("unfinished"));
         // Its own thread, so that no file can keep the output of commands waiting.
         let keeper = Workers::start("output", 1)?;
         let files = Workers::start("files", FILE_THREADS)?;
