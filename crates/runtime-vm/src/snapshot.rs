@@ -7,6 +7,9 @@
 //!   <folder>/machine.json  this page's [`Manifest`]; written last
 //! ```
 //!
+//! The manifest has the digests of memory and disk too. They are long to read, so who opens a snapshot compares them when it
+//! means to run it: [`Opened::contents`].
+//!
 //! Device state is read by the very QEMU that wrote it and means nothing to another, so a snapshot carries a [`Made`] and is
 //! opened by one that is equal in all parts or not at all.
 
@@ -21,7 +24,7 @@ use crate::hardware::Hardware;
 use crate::machine::{MachineError, read_state};
 
 /// Changes whenever what is in the folder is to be read differently.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MANIFEST: &str = "machine.json";
 const MAX_MANIFEST_BYTES: u64 = 64 * 1024;
 
@@ -49,6 +52,21 @@ impl Made {
     }
 }
 
+/// Digests of what is too large to be read at each use, as their maker has them made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    pub memory: String,
+    pub disk: String,
+}
+
+/// A snapshot of which everything but its [`Contents`] has been compared.
+#[derive(Debug)]
+pub struct Opened {
+    pub state: Vec<u8>,
+    /// What memory and disk must hold.
+    pub contents: Contents,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Manifest {
     format: u32,
@@ -56,6 +74,7 @@ struct Manifest {
     state_sha256: String,
     memory_bytes: u64,
     disk_bytes: u64,
+    contents: Contents,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +110,7 @@ pub fn digest_of(files: &[&Path]) -> io::Result<String> {
 }
 
 /// Completes a folder that has `memory` and `disk.img`: writes the device state and, last of all, the manifest.
-pub fn complete(folder: &Path, made: &Made, state: &[u8]) -> Result<()> {
+pub fn complete(folder: &Path, made: &Made, state: &[u8], contents: Contents) -> Result<()> {
     let path = folder.join(STATE);
     fs::write(&path, state).map_err(trouble("write", &path))?;
     let manifest = Manifest {
@@ -100,6 +119,7 @@ pub fn complete(folder: &Path, made: &Made, state: &[u8]) -> Result<()> {
         state_sha256: warren_types::hex(&Sha256::digest(state)),
         memory_bytes: length(folder, MEMORY)?,
         disk_bytes: length(folder, DISK)?,
+        contents,
     };
     let (path, unfinished) = (folder.join(MANIFEST), folder.join("machine.unfinished"));
     let text = serde_json::to_vec_pretty(&manifest).expect("plain data is always valid JSON");
@@ -107,8 +127,8 @@ pub fn complete(folder: &Path, made: &Made, state: &[u8]) -> Result<()> {
     fs::rename(&unfinished, &path).map_err(trouble("write", &path))
 }
 
-/// Checks that the folder holds a whole snapshot of exactly that make, and returns its device state.
-pub fn open(folder: &Path, made: &Made) -> Result<Vec<u8>> {
+/// Checks that the folder holds a snapshot of exactly that make, with all it consists of.
+pub fn open(folder: &Path, made: &Made) -> Result<Opened> {
     let manifest = read_manifest(&folder.join(MANIFEST))?;
     if manifest.format != FORMAT {
         return Err(SnapshotError::Format { found: manifest.format });
@@ -135,7 +155,7 @@ pub fn open(folder: &Path, made: &Made) -> Result<Vec<u8>> {
     if warren_types::hex(&Sha256::digest(&state)) != manifest.state_sha256 {
         return Err(SnapshotError::Damaged { what: "device state" });
     }
-    Ok(state)
+    Ok(Opened { state, contents: manifest.contents })
 }
 
 /// What the snapshot in a folder was made with.
@@ -170,17 +190,22 @@ mod tests {
         }
     }
 
+    fn contents() -> Contents {
+        Contents { memory: "m".into(), disk: "d".into() }
+    }
+
     fn whole() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         File::create(folder.path().join(MEMORY)).unwrap().set_len(1 << 20).unwrap();
         fs::write(folder.path().join(DISK), "disk").unwrap();
-        complete(folder.path(), &made(), b"devices").unwrap();
+        complete(folder.path(), &made(), b"devices", contents()).unwrap();
         folder
     }
 
     #[test]
     fn a_whole_snapshot_of_the_same_make_opens() {
-        assert_eq!(open(whole().path(), &made()).unwrap(), b"devices");
+        let opened = open(whole().path(), &made()).unwrap();
+        assert_eq!((opened.state.as_slice(), opened.contents), (&b"devices"[..], contents()));
     }
 
     #[test]
@@ -213,7 +238,7 @@ mod tests {
         assert!(matches!(open(folder.path(), &made()), Err(SnapshotError::Damaged { what: "disk" })));
         let folder = whole();
         let text = fs::read_to_string(folder.path().join(MANIFEST)).unwrap();
-        fs::write(folder.path().join(MANIFEST), text.replace("\"format\": 1", "\"format\": 9")).unwrap();
+        fs::write(folder.path().join(MANIFEST), text.replace("\"format\": 2", "\"format\": 9")).unwrap();
         assert!(matches!(open(folder.path(), &made()), Err(SnapshotError::Format { found: 9 })));
         fs::write(folder.path().join(MANIFEST), &text[..20]).unwrap();
         assert!(matches!(open(folder.path(), &made()), Err(SnapshotError::Manifest { .. })));

@@ -60,6 +60,12 @@ impl Verified {
         Ok(())
     }
 
+    /// Has `image` read again before it is next believed: whoever uses it has reason to doubt what it holds.
+    pub(crate) fn forget(&self, image: &File) -> io::Result<()> {
+        self.lock().remove(&Stamp::of(image)?);
+        Ok(())
+    }
+
     fn keep(&self, stamp: Stamp, digest: String) {
         let mut known = self.lock();
         if known.len() >= MAX_FILES {
@@ -101,6 +107,9 @@ mod tests {
         file.write_all_at(b"content", 5000).unwrap();
         let digest = verified.measure(&file, &go_on).unwrap();
         assert!(verified.check(&file, &digest, &stop).unwrap());
+        verified.forget(&file).unwrap();
+        assert!(verified.check(&file, &digest, &stop).is_err(), "it has to read again");
+        assert!(verified.check(&file, &digest, &go_on).unwrap());
         assert!(verified.check(&file, "blake3:other", &stop).is_err(), "another digest is not remembered");
         assert!(!verified.check(&file, "blake3:other", &go_on).unwrap());
 

@@ -131,6 +131,11 @@ impl Actor {
         let host = self.host.clone();
         if self.record.spec.isolation == Isolation::Vm {
             let start = VmStart::fresh(&host, &self.record, &self.folder).await?;
+            let started = self.start_in(Ready::Vm(start)).await;
+            if started.is_ok() || !VmStart::was_of_damaged(&host, &self.record).await {
+                return started;
+            }
+            let start = VmStart::fresh(&host, &self.record, &self.folder).await?;
             return self.start_in(Ready::Vm(start)).await;
         }
         let _turn = host.turn().await?;

@@ -5,6 +5,10 @@
 //!   <volume>/machines/<…>.unfinished/       being made
 //! ```
 //!
+//! Memory and disk are compared with their digests when one is first used after a start, and whenever the files have changed
+//! since; and once more when a machine that was started from one does not come up. What is damaged is made anew, and the fresh
+//! machines that wait end with it.
+//!
 //! A kind is everything the state of a machine depends on: QEMU, kernel, agent, template, size. What is of a kind that this
 //! node would not make any more is removed at its start.
 
@@ -12,17 +16,19 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 use warren_runtime_vm::machine::Machine;
 use warren_runtime_vm::plan::{AGENT_SOCKET, CONTROL_SOCKET};
-use warren_runtime_vm::snapshot::{self, DISK, MEMORY, Made};
+use warren_runtime_vm::snapshot::{self, Contents, DISK, MEMORY, Made, SnapshotError};
 use warren_types::{Error, ErrorKind, Size};
 
 use super::Vms;
 use super::qemu::{self, From, Wanted};
+use crate::disk::verified::Verified;
 use crate::disk::{self, run_command};
 use crate::registry::Host;
 use crate::sandbox::machine::end_processes;
@@ -30,18 +36,24 @@ use crate::sandbox::machine::end_processes;
 /// What the names of cgroups begin with whose machines have no sandbox. No sandbox's does.
 pub(crate) const CGROUPS: &str = "machine-";
 
+/// Templates made in a row that turn out to be damaged before the drive is not trusted any more.
+const TRIES: u32 = 3;
+
 /// All templates of this node.
 pub(crate) struct Templates {
     folder: PathBuf,
-    /// By name; a cell is filled by the first who asks.
-    ready: Mutex<BTreeMap<String, Arc<OnceCell<Arc<Template>>>>>,
+    ready: Mutex<Cells>,
 }
+
+/// By name; a cell is filled by the first who asks.
+type Cells = BTreeMap<String, Arc<OnceCell<Arc<Template>>>>;
 
 /// A machine that nobody has yet, at rest.
 pub(crate) struct Template {
-    pub(crate) folder: PathBuf,
+    folder: PathBuf,
     pub(crate) made: Made,
     pub(crate) state: Vec<u8>,
+    contents: Contents,
 }
 
 impl Templates {
@@ -72,7 +84,7 @@ impl Templates {
         let is_over = |folder: &Path| {
             snapshot::made_with(folder).is_ok_and(|made| made.template_digest == template_digest)
         };
-        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ready = self.lock();
         for folder in fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if is_over(&folder) {
                 ready.retain(|name, _| !folder.ends_with(name));
@@ -81,8 +93,64 @@ impl Templates {
         }
     }
 
-    /// The template of machines of that size over that template of disks; booted now if there is none.
-    pub(crate) async fn ensure(
+    /// Makes memory and disk in `folder` share all blocks of those of a machine of that size over that template of disks, and
+    /// returns it; booted now if there is none.
+    pub(crate) async fn share(
+        &self,
+        host: &Host,
+        vms: &Vms,
+        size: Size,
+        template_digest: &str,
+        folder: &Path,
+    ) -> Result<Arc<Template>, Error> {
+        for _ in 0..TRIES {
+            let template = self.ensure(host, vms, size, template_digest).await?;
+            match template.share(host, folder).await {
+                Ok(true) => return Ok(template),
+                Ok(false) => self.discard(host, vms, &template).await,
+                Err(error) => return Err(Error::unavailable(format!("no disk could be made: {error}"))),
+            }
+        }
+        Err(no_machine(&"what was written is not what is read; look at the drive of this node's volume"))
+    }
+
+    /// A machine started from the template of that kind does not come up. Whether the template was to blame, and is gone now.
+    pub(crate) async fn doubt(&self, host: &Host, vms: &Vms, size: Size, template_digest: &str) -> bool {
+        let name = name_of(&vms.made(size, template_digest), size);
+        let template = self.lock().get(&name).and_then(|cell| cell.get().cloned());
+        let Some(template) = template else { return false };
+        match template.is_whole(host, Known::Forgotten).await {
+            Ok(true) => false,
+            Ok(false) => {
+                self.discard(host, vms, &template).await;
+                true
+            }
+            Err(error) => {
+                warn!(%error, name, "a machine that others are started from cannot be read");
+                false
+            }
+        }
+    }
+
+    /// Removes a template that is damaged, and what waits that was started from it; unless that has been done.
+    async fn discard(&self, host: &Host, vms: &Vms, template: &Arc<Template>) {
+        {
+            let mut ready = self.lock();
+            let is_it =
+                |cell: &Arc<OnceCell<_>>| cell.get().is_some_and(|found| Arc::ptr_eq(found, template));
+            let Some(name) = ready.iter().find(|(_, cell)| is_it(cell)).map(|(name, _)| name.clone()) else {
+                return;
+            };
+            say_damaged(&name, &"its memory or its disk is not what was written");
+            ready.remove(&name);
+            // With nobody looking: whoever asks next finds nothing and makes another.
+            let _ = fs::remove_dir_all(&template.folder);
+        }
+        vms.waiting.forget_made(host, &template.made).await;
+    }
+
+    /// The template of machines of that size over that template of disks; booted now if there is none that is whole.
+    async fn ensure(
         &self,
         host: &Host,
         vms: &Vms,
@@ -90,17 +158,23 @@ impl Templates {
         template_digest: &str,
     ) -> Result<Arc<Template>, Error> {
         let made = vms.made(size, template_digest);
-        let name = format!("{}-{}", made.key(), size.disk_mb);
-        let cell = {
-            let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-            ready.entry(name.clone()).or_default().clone()
-        };
+        let name = name_of(&made, size);
+        let cell = self.lock().entry(name.clone()).or_default().clone();
         let folder = self.folder.join(&name);
         cell.get_or_try_init(async || {
-            match snapshot::open(&folder, &made) {
-                Ok(state) => return Ok(Arc::new(Template { folder, made, state })),
-                Err(error) => info!(name, reason = %error, "booting a machine for others to start from"),
+            match Template::open(&folder, &made) {
+                Ok(template) => match template.is_whole(host, Known::Trusted).await {
+                    Ok(true) => return Ok(Arc::new(template)),
+                    Ok(false) => say_damaged(&name, &"its memory or its disk is not what was written"),
+                    Err(error) => say_damaged(&name, &error),
+                },
+                Err(error @ (SnapshotError::Foreign { .. } | SnapshotError::Format { .. })) => {
+                    info!(name, reason = %error, "another machine for others to start from is needed");
+                }
+                Err(error) if folder.exists() => say_damaged(&name, &error),
+                Err(_) => {}
             }
+            info!(name, "booting a machine for others to start from");
             let unfinished = self.folder.join(format!("{name}.unfinished"));
             let made_now = make(host, vms, size, &made, &name, &unfinished).await;
             let placed = match made_now {
@@ -109,25 +183,90 @@ impl Templates {
             };
             let _ = fs::remove_dir_all(&unfinished);
             placed?;
-            let state = snapshot::open(&folder, &made).map_err(|error| no_machine(&error))?;
-            Ok(Arc::new(Template { folder, made, state }))
+            Template::open(&folder, &made).map(Arc::new).map_err(|error| no_machine(&error))
         })
         .await
         .cloned()
     }
+
+    fn lock(&self) -> MutexGuard<'_, Cells> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is believed of files that were read before and have not changed since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Trusted,
+    Forgotten,
 }
 
 impl Template {
-    /// Makes memory and disk in `folder` share all blocks of these.
-    pub(crate) async fn share(self: &Arc<Self>, folder: &Path) -> io::Result<()> {
-        let (template, to) = (self.clone(), folder.to_owned());
-        let shared = tokio::task::spawn_blocking(move || {
-            [MEMORY, DISK]
-                .iter()
-                .try_for_each(|name| disk::reflink(&File::open(template.folder.join(name))?, &to.join(name)))
-        });
-        shared.await.map_err(io::Error::other)?
+    fn open(folder: &Path, made: &Made) -> Result<Self, SnapshotError> {
+        let opened = snapshot::open(folder, made)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            made: made.clone(),
+            state: opened.state,
+            contents: opened.contents,
+        })
     }
+
+    /// Its files that are compared as a whole, with what they must hold.
+    fn files(&self) -> [(&'static str, PathBuf, String); 2] {
+        let Contents { memory, disk } = self.contents.clone();
+        [(MEMORY, self.folder.join(MEMORY), memory), (DISK, self.folder.join(DISK), disk)]
+    }
+
+    /// Compares memory and disk with their digests.
+    async fn is_whole(&self, host: &Host, known: Known) -> io::Result<bool> {
+        let (files, verified) = (self.files(), host.checkpoints.verified.clone());
+        on_a_thread(move || {
+            for (_, path, digest) in files {
+                let file = File::open(path)?;
+                if known == Known::Forgotten {
+                    verified.forget(&file)?;
+                }
+                if !verified.check(&file, &digest, &AtomicBool::new(false))? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Makes memory and disk in `folder` share all blocks of these, unless these are damaged.
+    async fn share(&self, host: &Host, folder: &Path) -> io::Result<bool> {
+        let (files, to, verified) = (self.files(), folder.to_owned(), host.checkpoints.verified.clone());
+        on_a_thread(move || {
+            for (name, path, digest) in files {
+                let file = File::open(path)?;
+                if !verified.check(&file, &digest, &AtomicBool::new(false))? {
+                    return Ok(false);
+                }
+                disk::reflink(&file, &to.join(name))?;
+            }
+            Ok(true)
+        })
+        .await
+    }
+}
+
+/// Reads files; one that is not there holds nothing.
+async fn on_a_thread(check: impl FnOnce() -> io::Result<bool> + Send + 'static) -> io::Result<bool> {
+    match tokio::task::spawn_blocking(check).await.map_err(io::Error::other).flatten() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        checked => checked,
+    }
+}
+
+fn name_of(made: &Made, size: Size) -> String {
+    format!("{}-{}", made.key(), size.disk_mb)
+}
+
+fn say_damaged(name: &str, reason: &dyn std::fmt::Display) {
+    warn!(name, %reason, "a machine that others are started from is damaged and is made anew");
 }
 
 /// Ends machines of this node that belong to no sandbox.
@@ -190,7 +329,10 @@ async fn make(
         let _ = fs::remove_file(unfinished.join(socket));
     }
     tidy(unfinished).await.map_err(|error| no_machine(&error))?;
-    snapshot::complete(unfinished, made, &state).map_err(|error| no_machine(&error))?;
+    let (folder, verified) = (unfinished.to_owned(), host.checkpoints.verified.clone());
+    let measured = tokio::task::spawn_blocking(move || measure(&folder, &verified)).await;
+    let contents = measured.map_err(io::Error::other).flatten().map_err(|error| no_machine(&error))?;
+    snapshot::complete(unfinished, made, &state, contents).map_err(|error| no_machine(&error))?;
     info!(name, ms = begun.elapsed().as_millis(), "a machine to start others from is ready");
     Ok(())
 }
@@ -203,6 +345,11 @@ pub(crate) async fn suspend(control: &mut Machine) -> Result<Vec<u8>, Error> {
     control.stop().await.map_err(failed)?;
     let (state, (), _) = control.snapshot(async || Ok(())).await.map_err(failed)?;
     Ok(state)
+}
+
+fn measure(folder: &Path, verified: &Verified) -> io::Result<Contents> {
+    let digest = |name| verified.measure(&File::open(folder.join(name))?, &AtomicBool::new(false));
+    Ok(Contents { memory: digest(MEMORY)?, disk: digest(DISK)? })
 }
 
 /// Writes the memory anew in one piece and with holes: what a guest has written page by page lies all over the drive, and

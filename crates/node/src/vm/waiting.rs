@@ -31,7 +31,7 @@ use warren_types::{CheckpointId, Error, Size};
 
 use super::Vms;
 use super::qemu::{self, From, Qemu, Wanted};
-use super::template::{self, Template};
+use super::template;
 use crate::checkpoint::Whole;
 use crate::disk;
 use crate::guest::Guest;
@@ -96,8 +96,8 @@ enum Addition {
 
 /// What a machine is restored from.
 enum Origin {
-    /// With disks of that size.
-    Template(Arc<Template>, u32),
+    /// The template of its kind.
+    Template(Made, Size),
     Checkpoint(Box<Whole>, Made),
 }
 
@@ -171,16 +171,23 @@ impl Stock {
                 *kind = None;
             }
         }
-        let over: Vec<Waiting> = {
+        self.end_fresh(host, |made| made.template_digest == template_digest).await;
+    }
+
+    /// Ends fresh ones of that make, because what they were started from is not to be trusted. Others take their place.
+    pub(super) async fn forget_made(&self, host: &Host, made: &Made) {
+        self.end_fresh(host, |of| of == made).await;
+        self.wanted.notify_one();
+    }
+
+    async fn end_fresh(&self, host: &Host, which: impl Fn(&Made) -> bool) {
+        let ended: VecDeque<Waiting> = {
             let mut ready = lock(&self.ready);
-            let is_over = |waiting: &Waiting| waiting.idle.made.template_digest == template_digest;
-            let (over, others) = ready.drain(..).partition(is_over);
+            let (ended, others) = ready.drain(..).partition(|waiting| which(&waiting.idle.made));
             *ready = others;
-            Vec::from(over)
+            ended
         };
-        for waiting in over {
-            waiting.end(host).await;
-        }
+        end_all(host, ended.into()).await;
     }
 
     /// A kind to make one of, while there are too few.
@@ -232,23 +239,22 @@ impl Origin {
 
     fn made(&self) -> &Made {
         match self {
-            Self::Template(template, _) => &template.made,
-            Self::Checkpoint(_, made) => made,
+            Self::Template(made, _) | Self::Checkpoint(_, made) => made,
         }
     }
 
     fn disk_mb(&self) -> u32 {
         match self {
-            Self::Template(_, disk_mb) => *disk_mb,
+            Self::Template(_, size) => size.disk_mb,
             Self::Checkpoint(whole, _) => whole.manifest.spec.size.disk_mb,
         }
     }
 
     /// Makes memory and disk in `folder` share all blocks of its own, and returns the state that goes with them.
-    async fn share(self, folder: &Path) -> io::Result<Vec<u8>> {
+    async fn share(self, host: &Host, vms: &Vms, folder: &Path) -> Result<Vec<u8>, Error> {
         match self {
-            Self::Template(template, _) => {
-                template.share(folder).await?;
+            Self::Template(made, size) => {
+                let template = vms.templates.share(host, vms, size, &made.template_digest, folder).await?;
                 Ok(template.state.clone())
             }
             Self::Checkpoint(whole, _) => {
@@ -259,7 +265,7 @@ impl Origin {
                     fs::remove_file(folder.join(STATE))?;
                     Ok(state)
                 });
-                shared.await.map_err(io::Error::other)?
+                shared.await.map_err(io::Error::other).flatten().map_err(|error| trouble(&error))
             }
         }
     }
@@ -319,8 +325,7 @@ impl Waiting {
         let of_checkpoint = matches!(origin, Origin::Checkpoint(..));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).map_err(|error| trouble(&error))?;
-        let shared = origin.share(&folder).await.map_err(|error| trouble(&error));
-        let begun = match shared {
+        let begun = match origin.share(host, vms, &folder).await {
             Ok(state) => host.network.take().await.map(|slot| (state, slot)).map_err(|error| trouble(&error)),
             Err(error) => Err(error),
         };
@@ -421,11 +426,18 @@ async fn add_fresh(
     template_digest: &str,
     number: u64,
 ) -> Result<(), Error> {
-    let template = vms.templates.ensure(host, vms, size, template_digest).await?;
-    let origin = Origin::Template(template, size.disk_mb);
-    let waiting = Waiting::make(host, vms, origin, &number.to_string(), &CancellationToken::new()).await?;
-    lock(&vms.waiting.ready).push_back(waiting);
-    Ok(())
+    let origin = Origin::Template(vms.made(size, template_digest), size);
+    let made = Waiting::make(host, vms, origin, &number.to_string(), &CancellationToken::new()).await;
+    match made {
+        Ok(waiting) => {
+            lock(&vms.waiting.ready).push_back(waiting);
+            Ok(())
+        }
+        Err(error) => {
+            vms.templates.doubt(host, vms, size, template_digest).await;
+            Err(error)
+        }
+    }
 }
 
 /// What cannot be made of a checkpoint is not tried again before somebody asks for it, and is told why then.

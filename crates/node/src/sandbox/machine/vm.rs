@@ -70,13 +70,16 @@ impl Start {
         if let Some(Waiting { slot, idle }) = vms.waiting.take(host, size, template_digest).await {
             return Ok(Self { slot, launch: new(idle.made.clone(), Begin::TakeOver(Box::new(idle))) });
         }
-        let template = vms.templates.ensure(host, &vms, size, template_digest).await?;
-        template
-            .share(folder)
-            .await
-            .map_err(|error| Error::unavailable(format!("no disk could be made: {error}")))?;
+        let template = vms.templates.share(host, &vms, size, template_digest, folder).await?;
         let begin = Begin::Start(From::State(template.state.clone()));
         Self::new(host, new(template.made.clone(), begin)).await
+    }
+
+    /// Whether one that was to be [`Self::fresh`] has failed because what it was started from is damaged. The next is started
+    /// from another.
+    pub(crate) async fn was_of_damaged(host: &Host, record: &Record) -> bool {
+        let Some(vms) = &host.vms else { return false };
+        vms.templates.doubt(host, vms, record.spec.size, &record.template_digest).await
     }
 
     /// A machine that waits, restored from `checkpoint`, whose memory is `suspended`; if there is one that fits.
