@@ -68,7 +68,8 @@ pub struct Checkpoint {
     #[serde(default)]
     pub location: String,
     /// *Additive.* `quiesced`: everything stood still, all that had been written is in it. `crash`: the sandbox did not come
-    /// to rest in time, as after a loss of power. Absent until it is captured.
+    /// to rest in time, as after a loss of power; so is the disk alone of a virtual machine, without what its guest had not
+    /// written out. Absent until it is captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency: Option<String>,
     /// *Additive.* How long the sandbox stood still, in milliseconds.

@@ -55,7 +55,8 @@ pub enum Consistency {
     /// Everything stood still and all that had been written was there.
     Quiesced,
     /// The sandbox did not come to rest in time: as after a loss of power. What was written before the checkpoint was
-    /// asked for is there; what was being written may be there in part.
+    /// asked for is there, unless the guest of a virtual machine does not come to write it out and its memory is not wanted;
+    /// what was being written may be there in part.
     Crash,
 }
 

@@ -72,6 +72,8 @@ pub use template::{
 pub const CAPTURE_WAIT_SECONDS: u64 = 10;
 /// Code of the error that refuses to run a disk which is not what was written.
 pub const CODE_DISK_DAMAGED: &str = "disk_damaged";
+/// Code of the error that refuses to go on with memory which is not what was written; the disk can be started from.
+pub const CODE_MEMORY_DAMAGED: &str = "memory_damaged";
 /// Code of the error that refuses to use a checkpoint whose content is not what was written.
 pub const CODE_CHECKPOINT_DAMAGED: &str = "checkpoint_damaged";
 /// Code of the error that refuses a size below what is in use; its details are `usedBytes` and `limitBytes`.

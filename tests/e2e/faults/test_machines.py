@@ -1,6 +1,7 @@
-"""Virtual machines when something goes wrong: killed servers, damaged memory, another QEMU."""
+"""Virtual machines when something goes wrong: killed servers, damaged files, guests that do not write out, another QEMU."""
 
 import json
+import os
 import random
 import shutil
 import threading
@@ -145,12 +146,158 @@ def test_damaged_memory_is_never_run_and_the_generation_before_it_is_offered(ser
         server.start()
         for _ in range(2):
             body = refusal(box.call("POST", "/wake", json={}), 409, "not what was written")
-            assert body["code"] == "disk_damaged" and '"disk":"previous"' in body["error"], body
+            assert body["code"] == "memory_damaged" and '"disk":"previous"' in body["error"] and "reboot it" in body["error"], body
         assert box.status() == "hibernated" and box.view()["generation"] >= seen and not host.sandbox_processes().get(box.id)
         woken = box.call("POST", "/wake", json={"disk": "previous"})
         assert woken.status_code == 200 and woken.json()["processes"] == "kept", woken.text
         goes_on(box)
         box.kill()
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.timeout(600)
+def test_a_reboot_needs_the_disk_alone(server):
+    """Whatever has become of the memory. A damaged disk is not started from either way."""
+    with server.api(timeout=180) as api:
+        box, other = api.create(), api.create()
+        other.call("POST", "/hibernate")
+        of_another = lambda path: shutil.copyfile(folder(server, other) / path.name, path)
+        cases = [("memory", damage, "reboot"), ("memory", cut, "power-cycle"), ("memory", Path.unlink, "reboot"), ("memory", of_another, "reboot")]
+        cases += [("state", cut, "power-cycle"), ("state", of_another, "reboot")]
+        for name, harm, verb in cases:
+            said = f"{name}, {harm.__name__}, {verb}"
+            box.write("/home/sandbox/f", said.encode())
+            boot = box.out("cat /proc/sys/kernel/random/boot_id")
+            box.call("POST", "/hibernate")
+            wait_for(lambda: json.loads((folder(server, box) / "record.json").read_text())["disk"], "its digests are known", 30)
+            harm(folder(server, box) / name)
+            for call in (lambda: box.call("POST", "/wake", json={}), lambda: box.call("GET", "/files?path=/etc/hostname")):
+                body = refusal(call(), 409, "its memory is not what was written when it hibernated")
+                assert body["code"] == "memory_damaged" and "reboot it to start it from its disk alone" in body["error"], body
+            assert box.call("POST", f"/{verb}").status_code == 204, said
+            assert box.read("/home/sandbox/f") == said.encode()
+            assert box.out("cat /proc/sys/kernel/random/boot_id") != boot and "warning" not in box.view(), said
+        box.call("POST", "/hibernate")
+        wait_for(lambda: json.loads((folder(server, box) / "record.json").read_text())["disk"], "its digests are known", 30)
+        damage(folder(server, box) / "disk.img")
+        for verb in ("reboot", "power-cycle"):
+            assert refusal(box.call("POST", f"/{verb}"), 409, "its disk is not what was written")["code"] == "disk_damaged"
+        box.kill()
+        other.kill()
+
+
+def templates_of(server):
+    """Folders of the machines that others are started from."""
+    return [each.parent for each in Path(server.data_dir, "volume", "machines").glob("*/machine.json")]
+
+
+def ruin(path):
+    """Not just a bit of it: what is started from this does not come up."""
+    with open(path, "r+b") as file:
+        end, at = path.stat().st_size, 0
+        while at < end:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            os.pwrite(file.fileno(), os.urandom(2048), at)
+            at += 1 << 16
+        os.fsync(file.fileno())
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("name", "running"), [("memory", False), ("memory", True), ("disk.img", False), ("state", False)])
+def test_a_damaged_machine_that_others_are_started_from_is_made_anew(server, name, running):
+    # The container keeps the volume mounted while there is no server.
+    with server.api(timeout=300) as api, api.create(isolation="container"):
+        api.create().kill()
+        [template] = templates_of(server)
+        harmed = (template / name).stat().st_ino
+        if not running:
+            server.stop()
+        ruin(template / name)
+        said = server.log().count("a machine that others are started from is damaged")
+        if not running:
+            server.start()
+        # At first those that wait may be had, which were started before.
+        for _ in range(4):
+            with api.create() as box:
+                assert box.out("echo hello; ls /usr/bin/env") == "hello\n/usr/bin/env\n"
+        is_new = lambda: (template / "machine.json").exists() and (template / name).stat().st_ino != harmed
+        wait_for(is_new, "it is made anew", 120)
+        assert server.log().count("a machine that others are started from is damaged") == said + 1
+        assert templates_of(server) == [template]
+
+
+def freeze(box):
+    """Has the guest's disk take nothing more, so that it does not come to write anything out."""
+    box.out("sudo fsfreeze --freeze /var/lib/docker")
+
+
+@pytest.mark.timeout(600)
+def test_the_disk_of_a_guest_that_does_not_write_it_out_is_taken_and_holds_nobody_up(server):
+    with server.api(timeout=180) as api:
+        box = api.create()
+        box.out("echo kept > ~/f; sync")
+        freeze(box)
+        made = box.call("POST", "/checkpoints", json={"name": "one", "kind": "disk_only"}).json()["id"]
+        slowest, deadline = 0, time.monotonic() + 300
+        while (found := box.find_checkpoint(made))["status"] == "processing" and time.monotonic() < deadline:
+            begun = time.monotonic()
+            # It waits for whatever else the sandbox is busy with.
+            assert box.call("POST", "/timeout", json={"timeout": 0}).status_code in (200, 204)
+            slowest = max(slowest, time.monotonic() - begun)
+            time.sleep(0.2)
+        assert found["status"] == "ready" and (found["holds"], found["consistency"]) == ("disk", "crash"), found
+        assert slowest < 6, f"another call waited for {slowest:.1f} s"
+        with api.fork(made) as fork:
+            assert fork.out("cat ~/f") == "kept\n"
+        # What it had not written may be lost with the memory, and that is said.
+        asleep = box.call("POST", "/hibernate").json()
+        assert asleep["keeps"] == "memory"
+        wait_for(lambda: json.loads((folder(server, box) / "record.json").read_text())["disk"], "its digests are known", 30)
+        damage(folder(server, box) / "memory")
+        refusal(box.call("POST", "/wake", json={}), 409, "what was written to its disk last may not be there")
+        assert box.call("POST", "/reboot").status_code == 204
+        assert box.out("cat ~/f") == "kept\n"
+        freeze(box)
+        assert box.call("POST", "/power-cycle").status_code == 204
+        assert "what was written last may be missing" in box.view()["warning"]
+        assert box.out("cat ~/f") == "kept\n"
+        box.kill()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", ["reboot", "power-cycle"])
+def test_an_upload_that_a_reboot_cuts_off_leaves_nothing(server, verb):
+    with server.api(timeout=180) as api, server.api(timeout=180, strict=False) as rough, api.create() as box:
+        under_way, over = threading.Event(), threading.Event()
+
+        def megabytes():
+            for number in range(300):
+                if over.is_set():
+                    return
+                if number == 4:
+                    under_way.set()
+                yield b"x" * (1 << 20)
+                time.sleep(0.05)
+
+        def upload():
+            try:
+                rough.http.put(f"{box.path}/files", params={"path": "/home/sandbox/up"}, content=megabytes())
+            except LOST:
+                pass
+
+        uploading = threading.Thread(target=upload, daemon=True)
+        uploading.start()
+        assert under_way.wait(60)
+        assert box.call("POST", f"/{verb}").status_code == 204
+        over.set()
+        uploading.join(120)
+        assert box.out("sudo find / -xdev -name '.warren-upload-*'; ls -A /var/lib/warren/unfinished 2>/dev/null | cat; test ! -e ~/up") == ""
 
 
 def test_damaged_memory_of_a_checkpoint_is_never_used(server):

@@ -194,8 +194,8 @@ async fn sandbox_hibernate(
 
 /// Wakes a sandbox; one that runs already is fine. A time-out in the body replaces the stored one.
 ///
-/// A disk that is not what was written when it hibernated is refused with 409 and `code` `disk_damaged`; the sentence says
-/// what there is instead.
+/// A disk that is not what was written when it hibernated is refused with 409 and `code` `disk_damaged`, memory with
+/// `memory_damaged`; the sentence says what there is instead. A reboot needs the disk alone.
 #[utoipa::path(
     post, path = "/sandboxes/{id}/wake", tag = "sandboxes", security(("api_key" = [])),
     params(("id" = String, Path)), request_body(content = Wake, description = "May be left out"),

@@ -21,6 +21,9 @@ use crate::disk::{self, digest};
 /// Rounds of writing out before the pause; each leaves what was written during it. How long the guest of a machine gets for its
 /// part of each: it goes on meanwhile, and may be slow on a busy host. Together less than whoever asked waits for the capture.
 const ROUNDS: [Duration; 2] = [Duration::from_secs(7), Duration::from_secs(2)];
+/// The first of them when the disk is taken alone: what is not written out by then is not in it, and nobody is held up by
+/// waiting for it. Whoever asked may hear before that it is under way.
+const PATIENCE_FOR_DISK: Duration = Duration::from_secs(30);
 
 /// A disk, and what it was the disk of.
 pub(crate) struct Taken {
@@ -41,17 +44,27 @@ pub(crate) struct Taken {
 impl Handle {
     /// Makes the target the same as the sandbox at one moment between now and the answer.
     pub(crate) async fn capture(&self, target: Target) -> Result<Taken, Error> {
-        for patience in ROUNDS {
+        let mut rounds = ROUNDS;
+        if target.disk_only {
+            rounds[0] = PATIENCE_FOR_DISK;
+        }
+        let mut unwritten_by_guest = false;
+        for patience in rounds {
             let processes_since_ms = self.latest().processes_since_ms;
             let Some(unwritten) = self.unwritten().await? else { break };
-            unwritten.ask_guest(patience).await;
+            unwritten_by_guest = !unwritten.ask_guest(patience).await;
             if let Err(error) = unwritten.write_out_on_a_thread().await {
                 // The kernel tells that once, so whoever asks after this would hear that all is well.
                 self.not_written(processes_since_ms).await;
                 return Err(error);
             }
         }
-        self.take(target).await
+        let mut taken = self.take(target).await?;
+        if let Some(suspended) = &mut taken.suspended {
+            // Of one that sleeps it is known.
+            suspended.unwritten |= unwritten_by_guest;
+        }
+        Ok(taken)
     }
 }
 
@@ -95,6 +108,7 @@ impl Actor {
                         made: machine.made,
                         memory_digest: None,
                         since_ms,
+                        unwritten: false,
                     })
                 });
                 let suspended = suspended.transpose().map_err(|error| not_taken(&error))?;

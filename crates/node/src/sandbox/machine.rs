@@ -341,10 +341,14 @@ impl Machine {
         matches!(self.body, Body::Vm(_))
     }
 
-    /// Asks commands and terminals to end, and waits for them a while.
-    pub(crate) async fn ask_to_end(&self) {
+    /// Asks commands and terminals to end, and waits for them a while. Whether nothing is in the memory of a guest then that
+    /// belongs on its disk.
+    pub(crate) async fn ask_to_end(&self) -> bool {
         match &self.body {
-            Body::Container(_) => container::ask_to_end(&self.cgroup).await,
+            Body::Container(_) => {
+                container::ask_to_end(&self.cgroup).await;
+                true
+            }
             Body::Vm(_) => vm::ask_to_end(&self.guest).await,
         }
     }
@@ -356,10 +360,11 @@ impl Machine {
         }
     }
 
-    /// Has written what only its own memory holds of its disk, if it can be brought to.
-    pub(crate) async fn write_out(&self) {
-        if let Body::Vm(_) = &self.body {
-            vm::write_out(&self.guest, WRITE_OUT).await;
+    /// Has written what only its own memory holds of its disk, if it can be brought to; whether it was.
+    pub(crate) async fn write_out(&self) -> bool {
+        match &self.body {
+            Body::Container(_) => true,
+            Body::Vm(_) => vm::write_out(&self.guest, WRITE_OUT).await,
         }
     }
 
@@ -530,10 +535,11 @@ impl Machine {
 
 impl Unwritten {
     /// Has the guest of a machine write out its part: should its memory ever be of no use, as to a fork of another size, nothing
-    /// that was written is lost with it. One that does not come to it holds nobody up for longer than that.
-    pub(crate) async fn ask_guest(&self, patience: Duration) {
-        if let Self::Guest(guest, _) = self {
-            vm::write_out(guest, patience).await;
+    /// that was written is lost with it. One that does not come to it holds nobody up for longer than that. Whether it has.
+    pub(crate) async fn ask_guest(&self, patience: Duration) -> bool {
+        match self {
+            Self::Disk(_) => true,
+            Self::Guest(guest, _) => vm::write_out(guest, patience).await,
         }
     }
 

@@ -107,6 +107,21 @@ pub(crate) struct Suspended {
     pub(crate) memory_digest: Option<String>,
     /// When its processes began, in milliseconds since the Unix epoch.
     pub(crate) since_ms: u64,
+    /// Its guest did not come to write out what of its disk is in this memory alone.
+    #[serde(default)]
+    pub(crate) unwritten: bool,
+}
+
+impl Suspended {
+    /// What is to be known of the disk by who goes on without this memory.
+    pub(crate) fn lost_with_it(&self) -> &'static str {
+        match self.unwritten {
+            true => {
+                "; what was written to its disk last may not be there, because its guest did not write it out in time"
+            }
+            false => "",
+        }
+    }
 }
 
 /// A disk image as it was when nothing ran on it.

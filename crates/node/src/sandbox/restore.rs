@@ -22,6 +22,9 @@ use super::start::With;
 use super::{CURRENT, NEXT};
 use crate::checkpoint::Whole;
 
+const NOT_WRITTEN: &str = "it was started anew before its guest had written everything to its disk, which it did not come to in \
+    time: what was written last may be missing";
+
 /// What a sandbox is to be started anew for.
 pub(crate) enum Order {
     Reboot {
@@ -77,12 +80,13 @@ impl Actor {
         self.patching.call_off(&Error::unavailable("the sandbox was rebooted meanwhile; try again"));
         self.write_out().await?;
         self.begin_transition(Transition::Restart)?;
+        let mut written = true;
         if let Some(machine) = &self.machine {
             if hard {
-                machine.write_out().await;
+                written = machine.write_out().await;
                 machine.kill_commands();
             } else {
-                machine.ask_to_end().await;
+                written = machine.ask_to_end().await;
             }
             results::take_over(&machine.guest, &self.folder).await;
         }
@@ -95,7 +99,11 @@ impl Actor {
         }
         self.end_machine().await;
         self.start_or_rest().await?;
-        info!(hard, "rebooted");
+        if !written {
+            self.record.warning = Some(NOT_WRITTEN.to_owned());
+            self.note();
+        }
+        info!(hard, written, "rebooted");
         Ok(())
     }
 

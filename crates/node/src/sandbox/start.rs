@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tracing::{info, warn};
-use warren_node_api::{CODE_CHECKPOINT_DAMAGED, CODE_DISK_DAMAGED, Report, Wake};
+use warren_node_api::{CODE_CHECKPOINT_DAMAGED, CODE_DISK_DAMAGED, CODE_MEMORY_DAMAGED, Report, Wake};
 use warren_types::{CheckpointId, Error, ErrorKind, Isolation, SandboxState};
 
 use super::activity::Call;
@@ -34,6 +34,13 @@ pub(super) enum With {
     /// Its memory too, where it has been kept.
     Memory,
     DiskAlone,
+}
+
+/// What of one that rests is not what was written.
+#[derive(Debug, Clone, Copy)]
+enum Damaged {
+    Disk,
+    Memory,
 }
 
 impl Actor {
@@ -188,7 +195,8 @@ impl Actor {
             Fit::Useless(reason) => {
                 self.start_in(Ready::Vm(VmStart::boot(host, &self.record).await?)).await?;
                 let warning = format!(
-                    "it was started anew from its disk, because its memory could not be used: {reason}"
+                    "it was started anew from its disk, because its memory could not be used: {reason}{}",
+                    suspended.lost_with_it()
                 );
                 warn!(warning, "a sandbox has lost its processes");
                 self.record.warning = Some(warning);
@@ -297,21 +305,34 @@ impl Actor {
     pub(super) async fn rise(&mut self, with: With) -> Result<(), Error> {
         self.check_volume()?;
         self.stop_measuring();
-        self.check_disk().await?;
+        self.check_rest(with).await?;
         self.start_from_rest(with).await?;
         info!(?with, "woken");
         Ok(())
     }
 
     /// Compares disk and memory with their digests, if they have any, and keeps them as they are before anything writes
-    /// to them.
-    async fn check_disk(&mut self) -> Result<(), Error> {
-        let (kept, suspended) = (self.record.disk.clone(), self.record.suspended.clone());
+    /// to them. Memory that is to be left behind may be damaged.
+    async fn check_rest(&mut self, with: With) -> Result<(), Error> {
+        let kept = self.record.disk.clone();
         if let Some(kept) = &kept
-            && !self.holds(CURRENT, kept, suspended.as_ref()).await?
+            && !self.holds_disk(CURRENT, kept).await?
         {
-            return Err(self.refuse_disk(kept).await);
+            return Err(self.refuse(Damaged::Disk).await);
         }
+        if let Some(suspended) = self.record.suspended.clone()
+            && !self.holds_memory(CURRENT, &suspended).await?
+        {
+            let needed = with == With::Memory
+                && matches!(machine::fit(&self.host, self.record.spec.size, &suspended), Fit::Good);
+            if needed {
+                return Err(self.refuse(Damaged::Memory).await);
+            }
+            warn!("damaged memory is left behind by a start from the disk");
+            // There is no way back to it either.
+            self.record.suspended = None;
+        }
+        let suspended = self.record.suspended.clone();
         if kept.is_none() && suspended.is_none() {
             return Ok(());
         }
@@ -371,11 +392,21 @@ impl Actor {
         let suspended = self.record.previous_suspended.clone();
         self.check_volume()?;
         self.stop_measuring();
-        if !self.holds(PREVIOUS, &kept, suspended.as_ref()).await? {
-            return Err(Error::conflict(
+        let refused = |message: &str, code| Err(Error::conflict(message).with_code(code));
+        if !self.holds_disk(PREVIOUS, &kept).await? {
+            return refused(
                 "the previous disk is damaged as well; restore a checkpoint instead",
-            )
-            .with_code(CODE_DISK_DAMAGED));
+                CODE_DISK_DAMAGED,
+            );
+        }
+        if let Some(suspended) = &suspended
+            && !self.holds_memory(PREVIOUS, suspended).await?
+        {
+            return refused(
+                "the memory that goes with the previous disk is damaged; reboot the sandbox to start it from its newest disk, or \
+                 restore a checkpoint",
+                CODE_MEMORY_DAMAGED,
+            );
         }
         // A node that is killed on the way puts the previous ones in place as well, whether they have memory or not: the ones
         // in their place must not be measured and taken for good.
@@ -410,45 +441,48 @@ impl Actor {
         Ok(())
     }
 
-    /// Whether files of this sandbox are what was written.
-    async fn holds(&self, files: Files, kept: &Kept, suspended: Option<&Suspended>) -> Result<bool, Error> {
-        let mut wanted = vec![(files.disk, kept.digest.clone())];
-        if let Some(suspended) = suspended {
-            wanted.extend(suspended.memory_digest.clone().map(|digest| (files.memory, digest)));
-        }
-        let (folder, state) =
-            (self.folder.clone(), suspended.map(|suspended| suspended.state_digest.clone()));
+    /// Whether a disk of this sandbox is what was written.
+    async fn holds_disk(&self, files: Files, kept: &Kept) -> Result<bool, Error> {
+        let (path, digest) = (self.folder.join(files.disk), kept.digest.clone());
         let verified = self.host.checkpoints.verified.clone();
-        let checked = tokio::task::spawn_blocking(move || {
-            for (name, digest) in wanted {
-                if !verified.check(&File::open(folder.join(name))?, &digest, &AtomicBool::new(false))? {
-                    return Ok(false);
-                }
-            }
-            state.map_or(Ok(true), |wanted| {
-                Ok(digest::of_bytes(&fs::read(folder.join(files.state))?) == wanted)
-            })
-        });
-        match checked.await.map_err(io::Error::other).flatten() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            checked => checked
-                .map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be read: {error}"))),
-        }
+        whether(move || verified.check(&File::open(path)?, &digest, &AtomicBool::new(false))).await
     }
 
-    /// Says that the disk is damaged, and what there is instead.
-    async fn refuse_disk(&mut self, kept: &Kept) -> Error {
-        let previous = self.record.previous.clone();
-        let previous = match &previous {
-            Some(previous) => {
-                let suspended = self.record.previous_suspended.clone();
-                let whole = self.holds(PREVIOUS, previous, suspended.as_ref()).await.unwrap_or(false);
-                whole.then_some(previous)
+    /// The same of memory and the state that goes with it. Memory that was not read yet has to be as long as it was.
+    async fn holds_memory(&self, files: Files, suspended: &Suspended) -> Result<bool, Error> {
+        let (folder, suspended) = (self.folder.clone(), suspended.clone());
+        let verified = self.host.checkpoints.verified.clone();
+        whether(move || {
+            let memory = File::open(folder.join(files.memory))?;
+            if memory.metadata()?.len() != suspended.made.hardware.memory_bytes()
+                || digest::of_bytes(&fs::read(folder.join(files.state))?) != suspended.state_digest
+            {
+                return Ok(false);
             }
-            None => None,
-        };
+            match &suspended.memory_digest {
+                Some(digest) => verified.check(&memory, digest, &AtomicBool::new(false)),
+                None => Ok(true),
+            }
+        })
+        .await
+    }
+
+    /// The generation before this one, if all of it is what was written.
+    async fn whole_previous(&self) -> Option<&Kept> {
+        let previous = self.record.previous.as_ref()?;
+        let disk = self.holds_disk(PREVIOUS, previous).await.unwrap_or(false);
+        let whole = disk
+            && match &self.record.previous_suspended {
+                Some(suspended) => self.holds_memory(PREVIOUS, suspended).await.unwrap_or(false),
+                None => true,
+            };
+        whole.then_some(previous)
+    }
+
+    /// Says what is damaged, and what there is instead.
+    async fn refuse(&mut self, damaged: Damaged) -> Error {
         let checkpoint = self.host.checkpoints.newest_good_of(&self.record.id);
-        let offer = match (previous, checkpoint) {
+        let offer = match (self.whole_previous().await, checkpoint) {
             (Some(previous), _) => format!(
                 "the generation before it, {} ({}), is whole: wake the sandbox with \"disk\":\"previous\" to go on from \
                  that, or restore a checkpoint",
@@ -460,17 +494,33 @@ impl Actor {
             }
             (None, None) => "there is no earlier generation and no checkpoint of it".to_owned(),
         };
+        let when = match &self.record.disk {
+            Some(kept) => format!(" (generation {}, {})", kept.generation, ago(kept.at_ms)),
+            None => String::new(),
+        };
+        let lost = self.record.suspended.as_ref().map_or("", Suspended::lost_with_it);
+        let (what, instead, code) = match damaged {
+            Damaged::Disk => ("disk", String::new(), CODE_DISK_DAMAGED),
+            Damaged::Memory => (
+                "memory",
+                format!(
+                    "reboot it to start it from its disk alone, without what was in its memory{lost}; or: "
+                ),
+                CODE_MEMORY_DAMAGED,
+            ),
+        };
         let message = format!(
-            "the sandbox was not started: its disk is not what was written when it hibernated (generation {}, {}); {offer}",
-            kept.generation,
-            ago(kept.at_ms)
+            "the sandbox was not started: its {what} is not what was written when it hibernated{when}; {instead}{offer}"
         );
-        warn!(message, "a damaged disk was refused");
+        match damaged {
+            Damaged::Disk => warn!(message, "a damaged disk was refused"),
+            Damaged::Memory => warn!(message, "damaged memory was refused"),
+        }
         if self.record.warning.as_ref() != Some(&message) {
             self.record.warning = Some(message.clone());
             self.note();
         }
-        Error::conflict(message).with_code(CODE_DISK_DAMAGED)
+        Error::conflict(message).with_code(code)
     }
 
     pub(super) fn check_volume(&self) -> Result<(), Error> {
@@ -487,6 +537,16 @@ impl Actor {
             free >> 20,
             (MIN_FREE_BYTES + memory) >> 20
         )))
+    }
+}
+
+/// Reads files on a thread; one that is not there holds nothing.
+async fn whether(check: impl FnOnce() -> io::Result<bool> + Send + 'static) -> Result<bool, Error> {
+    match tokio::task::spawn_blocking(check).await.map_err(io::Error::other).flatten() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        checked => {
+            checked.map_err(|error| Error::unavailable(format!("the sandbox's disk cannot be read: {error}")))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use tracing::warn;
+use tracing::{info, warn};
 use warren_guest_api::machine::Identity;
 use warren_node_api::CODE_CANNOT_GROW;
 use warren_runtime::cgroup::{Cgroup, CgroupError};
@@ -30,8 +30,10 @@ use crate::vm::waiting::{Idle, Waiting};
 use crate::vm::{self, Vms};
 use warren_network::Slot;
 
-/// Longest time to wait for what a guest has to write.
-const SYNC_DEADLINE: Duration = Duration::from_secs(60);
+/// Longest time to wait for what a guest has to write before it ends.
+const END_DEADLINE: Duration = Duration::from_secs(15);
+/// The same while nobody else can ask anything of the sandbox: before its disk alone is taken.
+const LAST_SYNC: Duration = Duration::from_secs(2);
 
 pub(crate) struct Start {
     pub(crate) slot: Slot,
@@ -256,26 +258,19 @@ pub(super) async fn find(machine: &MachineRecord, folder: &Path) -> Result<(Gues
     Ok((guest, Body::Vm(Vm { control, made, outgrown: false })))
 }
 
-pub(super) async fn ask_to_end(guest: &Guest) {
+/// Asks what runs to end and has the disk written out; whether that has been done.
+pub(super) async fn ask_to_end(guest: &Guest) -> bool {
     let path = format!("/v1/end?ms={}", GRACE.as_millis());
     let ended = guest.json::<serde_json::Value>(Method::POST, &path, None::<&()>);
     // What does not answer is ended all the same.
-    let _ = tokio::time::timeout(GRACE * 2 + SYNC_DEADLINE / 4, ended).await;
+    matches!(tokio::time::timeout(GRACE * 2 + END_DEADLINE, ended).await, Ok(Ok(_)))
 }
 
-/// The same before its memory is left behind; a guest that does not come to it does not hold anybody up for longer than
-/// that.
-pub(super) async fn write_out(guest: &Guest, patience: Duration) {
-    let _ = tokio::time::timeout(patience, sync(guest)).await;
-}
-
-/// Has the guest write out what it has of its disk in memory.
-pub(super) async fn sync(guest: &Guest) -> Result<(), Error> {
+/// Has the guest write out what it has of its disk in memory, and says whether it has; one that does not come to it holds
+/// nobody up for longer than that.
+pub(super) async fn write_out(guest: &Guest, patience: Duration) -> bool {
     let synced = guest.json::<serde_json::Value>(Method::POST, "/v1/sync", None::<&()>);
-    match tokio::time::timeout(SYNC_DEADLINE, synced).await {
-        Ok(synced) => synced.map(drop),
-        Err(_) => Err(not_taken(&"its guest does not come to write it out")),
-    }
+    matches!(tokio::time::timeout(patience, synced).await, Ok(Ok(_)))
 }
 
 pub(super) fn unwritten(folder: &Path) -> std::io::Result<Vec<File>> {
@@ -291,7 +286,7 @@ impl Vm {
         since_ms: u64,
     ) -> Result<Suspended, Error> {
         // Should the memory ever be of no use, nothing that was written is lost with it.
-        write_out(guest, GRACE).await;
+        let unwritten = !write_out(guest, GRACE).await;
         let suspended = async {
             let state = suspend(&mut self.control).await?;
             fs::write(folder.join(STATE), &state).map_err(|error| {
@@ -302,6 +297,7 @@ impl Vm {
                 state_digest: digest::of_bytes(&state),
                 memory_digest: None,
                 since_ms,
+                unwritten,
             })
         };
         let suspended = suspended.await;
@@ -328,8 +324,8 @@ impl Vm {
         folder: &Path,
         target: &Target,
     ) -> Result<CapturedMachine, Error> {
-        if target.disk_only {
-            sync(guest).await?;
+        if target.disk_only && !write_out(guest, LAST_SYNC).await {
+            info!("a disk is taken without what its guest has not written out");
         }
         let (from, to) = (folder.to_owned(), target.clone());
         let copy = async move || {
@@ -345,7 +341,8 @@ impl Vm {
         };
         let (state, (), pause) = self.control.snapshot(copy).await.map_err(|error| not_taken(&error))?;
         Ok(CapturedMachine {
-            // With its memory everything is there, written or not. Without, what came after the guest's last sync is not.
+            // With its memory everything is there, written or not. Without, what came after the guest's last sync is not: that
+            // was a moment ago, or it does not come to one.
             quiesced: !target.disk_only,
             pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
             machine: (!target.disk_only).then(|| Captured { made: self.made.clone(), state }),
