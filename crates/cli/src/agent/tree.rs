@@ -5,6 +5,7 @@
 
 pub(crate) mod cache;
 mod git;
+mod git_config;
 pub(crate) mod pack;
 pub(crate) mod root;
 pub(crate) mod rules;

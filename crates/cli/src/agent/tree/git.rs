@@ -1,33 +1,20 @@
 //! What of a repository goes in: enough to read history, to diff and to commit.
 //!
-//! Hooks stay here, and so does every setting that runs a program or holds a credential. Of the configuration only what is
-//! named below is written anew.
+//! Hooks stay here, and so does every setting that runs a program or holds a credential: the configuration is written anew, see
+//! [`git_config`].
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::git_config;
+use super::root::Root;
 
 /// The largest configuration that is read.
 const MAX_CONFIG: u64 = 256 * 1024;
-/// Sections and the keys of them that go in.
-const KEPT: [(&str, &[&str]); 5] = [
-    (
-        "core",
-        &[
-            "repositoryformatversion",
-            "filemode",
-            "bare",
-            "ignorecase",
-            "symlinks",
-            "precomposeunicode",
-            "autocrlf",
-            "eol",
-        ],
-    ),
-    ("remote", &["url", "fetch"]),
-    ("branch", &["remote", "merge", "rebase"]),
-    ("user", &["name", "email"]),
-    ("extensions", &["objectformat", "refstorage"]),
-];
+/// Git is not waited for longer: it hangs on what is a pipe where it looks for a file.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether a file below `.git` goes in; `name` is relative to that folder.
 pub(super) fn goes_in(name: &str) -> bool {
@@ -50,7 +37,9 @@ pub(super) fn goes_in(name: &str) -> bool {
             ) || name.starts_with("sharedindex.")
         }
         Some(("refs" | "reftable", _)) => true,
-        Some(("objects", rest)) => rest != "info/alternates" && !rest.contains("tmp_obj_"),
+        Some(("objects", rest)) => {
+            !matches!(rest, "info/alternates" | "info/http-alternates") && !rest.contains("tmp_obj_")
+        }
         Some(("info", rest)) => matches!(rest, "exclude" | "sparse-checkout" | "attributes"),
         Some(_) => false,
     }
@@ -58,62 +47,9 @@ pub(super) fn goes_in(name: &str) -> bool {
 
 /// The configuration of a repository without what must not go in.
 pub(super) fn config(git: &Path) -> String {
-    let path = git.join("config");
-    let is_small = std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= MAX_CONFIG);
-    let text = if is_small { std::fs::read_to_string(path).unwrap_or_default() } else { String::new() };
-    cleaned(&text)
-}
-
-fn cleaned(text: &str) -> String {
-    let mut clean = String::new();
-    let mut keys: &[&str] = &[];
-    let mut heading = None;
-    let mut continues = false;
-    for line in text.lines() {
-        // A line that goes on in the next is a kind of setting that is not kept.
-        let is_rest = std::mem::replace(&mut continues, line.ends_with('\\'));
-        let line = line.trim();
-        if is_rest || continues {
-            continue;
-        }
-        if line.starts_with('[') {
-            let name = line.trim_matches(['[', ']']).split([' ', '"', '.']).next().unwrap_or_default();
-            let kept = KEPT.iter().find(|(section, _)| section.eq_ignore_ascii_case(name));
-            // What follows the heading in its line would be a setting; such a section is left out.
-            let kept = kept.filter(|_| line.ends_with(']'));
-            keys = kept.map_or(&[], |(_, keys)| keys);
-            heading = kept.map(|_| line.to_owned());
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=') else { continue };
-        let key = key.trim();
-        if !keys.iter().any(|kept| kept.eq_ignore_ascii_case(key)) {
-            continue;
-        }
-        if let Some(heading) = heading.take() {
-            clean.push_str(&heading);
-            clean.push('\n');
-        }
-        let value = value.trim();
-        let value =
-            if key.eq_ignore_ascii_case("url") { without_credentials(value) } else { value.to_owned() };
-        clean.push_str(&format!("\t{key} = {value}\n"));
-    }
-    clean
-}
-
-/// The address without user, password, query and fragment.
-fn without_credentials(url: &str) -> String {
-    let url = url.trim_matches('"');
-    // `ext::` and its like run programs.
-    if url.contains("::") {
-        return String::new();
-    }
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (host, path) = rest.split_once('/').map_or((rest, ""), |(host, path)| (host, path));
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    format!("{scheme}://{host}/{path}")
+    // Never waits: what is no file is as good as none.
+    let text = Root::open(git).and_then(|git| git.read("config", MAX_CONFIG)).unwrap_or_default();
+    git_config::cleaned(&String::from_utf8_lossy(&text))
 }
 
 /// Files that are tracked although a rule ignores them, or why that is not known. Nothing of the repository's settings is run, so it may be
@@ -126,9 +62,12 @@ pub(super) fn tracked_but_ignored(folder: &Path) -> Result<Vec<String>, String> 
         .args(["ls-files", "--cached", "--ignored", "--exclude-standard", "-z"])
         .env("GIT_OPTIONAL_LOCKS", "0")
         .env("LC_ALL", "C")
-        .stdin(Stdio::null());
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     // Without git there is nothing to know.
-    let Ok(output) = command.output() else { return Ok(Vec::new()) };
+    let Ok(child) = command.spawn() else { return Ok(Vec::new()) };
+    let output = within(PATIENCE, child)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(said.lines().next().unwrap_or("git failed").to_owned());
@@ -137,26 +76,25 @@ pub(super) fn tracked_but_ignored(folder: &Path) -> Result<Vec<String>, String> 
     Ok(names.filter_map(|name| String::from_utf8(name.to_vec()).ok()).collect())
 }
 
+/// The output of a program that is ended when it takes too long.
+fn within(patience: Duration, child: Child) -> Result<Output, String> {
+    let id = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let (sends, ended) = mpsc::channel();
+    let reads = std::thread::spawn(move || sends.send(child.wait_with_output()));
+    let output = ended.recv_timeout(patience).map_err(|_| {
+        // Nobody has waited for it yet, so the number is still its own.
+        if let Some(id) = id {
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
+        }
+        format!("git did not answer within {} s", patience.as_secs())
+    })?;
+    let _ = reads.join();
+    output.map_err(|error| format!("git: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_configuration_loses_what_runs_and_what_is_secret() {
-        let text = "[core]\n\tbare = false\n\thooksPath = /evil\n\tsshCommand = evil\n\tfsmonitor = evil\n\
-            [remote \"origin\"]\n\turl = https://user:secret@example.com/a/b.git?token=secret\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
-            [credential]\n\thelper = store\n[http \"https://example.com/\"]\n\textraheader = AUTHORIZATION: basic secret\n\
-            [url \"https://secret@example.com\"]\n\tinsteadOf = x\n[alias]\n\tx = !evil\n[include]\n\tpath = evil\n\
-            [user]\n\tname = A \\\n\tfsmonitor = evil\n\temail = a@b\n[remote \"x\"]\n\turl = ext::evil\n";
-        let clean = cleaned(text);
-        assert!(!clean.contains("secret") && !clean.contains("evil") && !clean.contains("helper"), "{clean}");
-        assert!(
-            clean.contains("[remote \"origin\"]\n\turl = https://example.com/a/b.git\n\tfetch = +refs"),
-            "{clean}"
-        );
-        assert!(clean.contains("email = a@b"), "{clean}");
-        assert_eq!(without_credentials("git@example.com:a/b"), "git@example.com:a/b");
-    }
 
     #[test]
     fn hooks_logs_and_other_repositories_stay_here() {
@@ -175,6 +113,7 @@ mod tests {
             "modules/x/config",
             "index.lock",
             "objects/info/alternates",
+            "objects/info/http-alternates",
         ] {
             assert!(!goes_in(name), "{name}");
         }
