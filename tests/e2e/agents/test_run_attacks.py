@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import subprocess
 
 import pytest
 
@@ -161,3 +162,30 @@ def test_a_file_that_is_too_large_is_named(folder):
     done = folder.run("true", "--max-file-mb", "2", code=1)
     assert "large (3 MiB)" in done.stderr and ".gitignore" in done.stderr
     assert folder.run("stat -c %s large").stdout.startswith("3145728")
+
+
+def test_no_repository_that_runs_code_comes_back(folder):
+    """In a folder below a repository, or in none, git takes what looks like a bare repository for one."""
+    below = folder.path / "below"
+    below.mkdir()
+    (below / "file").write_text("x\n")
+    pwned = folder.path.parent / "pwned"
+    command = (
+        "mkdir -p objects refs/heads; echo x >objects/k; echo 0 >refs/heads/x; echo 'ref: refs/heads/main' >HEAD; echo more >>file;"
+        f"printf '[core]\\n\\trepositoryformatversion=0\\n\\tbare=false\\n\\tworktree=.\\n\\tfsmonitor=\"touch {pwned}; false\"\\n' >config"
+    )
+    done = folder.run(command, "--apply", "--dir", str(below), code=4)
+    assert "HEAD: it would make a repository" in done.stderr, done.stderr
+    subprocess.run(["git", "status"], cwd=below, capture_output=True, timeout=30)
+    assert not pwned.exists() and not (below / "HEAD").exists()
+    assert (below / "file").read_text() == "x\nmore\n", "the rest comes"
+
+
+def test_a_password_in_a_place_for_names_does_not_go_in(folder):
+    with (folder.path / ".git/config").open("a") as config:
+        config.write(
+            '[branch "main"]\n\tremote = https://user:SECRET1@example.com/x\n[remote "https://user:SECRET2@example.com/x"]\n\tfetch = a\n'
+            '[remote "p"]\n\turl = user:SECRET3@example.com:x\n[remote "s"]\n\turl = /srv/x?token=SECRET4\n[remote "o"]\n\turl = https://u:SECRET5@example.com/a\n'
+        )
+    done = folder.run("git config --list; ! grep -r SECRET .git", code=0)
+    assert "SECRET" not in done.stdout and "remote.o.url=https://example.com/a" in done.stdout

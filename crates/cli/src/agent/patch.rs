@@ -16,6 +16,7 @@ pub(crate) mod diff;
 pub(crate) mod listing;
 mod merge;
 pub(crate) mod names;
+pub(crate) mod repository;
 
 use serde::{Deserialize, Serialize};
 

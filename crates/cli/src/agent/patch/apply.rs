@@ -4,6 +4,7 @@
 //! written. One conflict does not hold up the other files.
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::base::Sides;
@@ -11,6 +12,7 @@ use super::collect::MAX_FILE;
 use super::diff::Contents as _;
 use super::merge::merge;
 use super::names::{link_refusal, refusal};
+use super::repository::{self, Stands};
 use super::{Change, Content};
 use crate::agent::tree::hash_of;
 use crate::agent::tree::root::{Found, Root};
@@ -54,9 +56,22 @@ pub(crate) fn apply(sides: &Sides<'_>, changes: &[Change]) -> Applied {
     };
     let mut ordered: Vec<&Change> = changes.iter().collect();
     ordered.sort_by_key(rank);
+    let stands = |name: &str| match sides.root.find(name) {
+        Ok(None) => Stands::Nothing,
+        // Behind a link: nothing is written there.
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Stands::Nothing,
+        Ok(Some(found)) if found.kind == FileType::Directory => Stands::Folder,
+        // What cannot be looked at counts as there: it is the careful answer.
+        Ok(Some(_)) | Err(_) => Stands::Other,
+    };
+    let repositories = repository::refusals(changes, stands);
     for change in ordered {
         let name = change.name.clone();
-        match one(sides, change) {
+        let done = match repositories.get(&name) {
+            Some(why) => Err((*why).to_owned()),
+            None => one(sides, change),
+        };
+        match done {
             Ok(Done::Written) => applied.written.push(name),
             Ok(Done::Merged) => applied.merged.push(name),
             Ok(Done::Same) => applied.same.push(name),

@@ -210,3 +210,35 @@ fn a_patch_never_leads_out_of_the_folder() {
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     });
 }
+
+#[test]
+fn no_repository_is_made_of_what_comes_and_what_is_here() {
+    // What is ignored here did not go in, so it is only known here.
+    let before = tree(&[("part/objects/k", file("x")), ("part/refs/k", file("x"))]);
+    with(&before, |sides, folder| {
+        let comes = |name: &str, text: &str| Change {
+            name: name.to_owned(),
+            before: None,
+            after: Some(content(sides, &file(text))),
+        };
+        let evil = "[core]\n\tbare = false\n\tworktree = .\n\tfsmonitor = \"touch pwned; false\"\n";
+        let head = "ref: refs/heads/main\n";
+        let attack = [
+            comes("HEAD", head),
+            comes("config", evil),
+            comes("objects/k", "x"),
+            comes("refs/heads/x", "x"),
+            comes("part/HEAD", head),
+            comes("part/config", evil),
+            comes("src/a", "fine"),
+        ];
+        let applied = apply(sides, &attack);
+        let names: Vec<_> = applied.conflicts.iter().map(|conflict| conflict.name.as_str()).collect();
+        assert_eq!(names, ["HEAD", "objects/k", "refs/heads/x", "part/HEAD"]);
+        assert_eq!(applied.written, ["config", "part/config", "src/a"]);
+        for at in [folder.to_owned(), folder.join("part")] {
+            let _ = std::process::Command::new("git").arg("-C").arg(&at).arg("status").output();
+            assert!(!at.join("pwned").exists());
+        }
+    });
+}

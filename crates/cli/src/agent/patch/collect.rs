@@ -9,6 +9,7 @@ use warren_types::SandboxId;
 use super::base::Blobs;
 use super::listing::{self, Listed, Listing, Sort};
 use super::names::{folder_of_rules, is_left_there, link_refusal, refusal};
+use super::repository::{self, Stands};
 use super::{Change, Changes, Content, Refusal};
 use crate::agent::tree::rules::{MAX_RULES, Rules};
 use crate::agent::tree::{Entry, Kind, Name};
@@ -143,6 +144,16 @@ pub(crate) async fn collect(mut this: Collect<'_>) -> anyhow::Result<Changes> {
                 after: None,
             }),
         }
+    }
+    let stands = |name: &str| match this.entries.get(name).map(|entry| &entry.kind) {
+        None => Stands::Nothing,
+        Some(Kind::Folder) => Stands::Folder,
+        Some(_) => Stands::Other,
+    };
+    let repositories = repository::refusals(&refused.changes.changes, stands);
+    refused.changes.changes.retain(|change| !repositories.contains_key(&change.name));
+    for (name, why) in &repositories {
+        refused.add(name, why);
     }
     refused.end();
     changes.changes.sort_by(|a, b| a.name.cmp(&b.name));

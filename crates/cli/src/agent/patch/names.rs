@@ -30,9 +30,14 @@ pub(crate) fn refusal(name: &str) -> Option<&'static str> {
 
 /// `.git`, also as file systems that forgive spelling understand it.
 fn is_git(part: &str) -> bool {
+    matches!(folded(part).as_str(), ".git" | "git~1")
+}
+
+/// One part of a name as the most forgiving of file systems understands it.
+pub(super) fn folded(part: &str) -> String {
     let visible: String = part.chars().filter(|c| !is_invisible(*c)).collect();
     let trimmed = visible.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']);
-    trimmed.eq_ignore_ascii_case(".git") || trimmed.eq_ignore_ascii_case("git~1")
+    trimmed.to_ascii_lowercase()
 }
 
 /// What HFS+ passes over in names.

@@ -1,14 +1,17 @@
 //! Walks a folder: what goes into a sandbox, by name and `stat`, without reading it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::Context as _;
 use ignore::{DirEntry, WalkBuilder, WalkState};
 
 use super::root::{stamp_of, text_of};
+use super::rules::RULES;
 use super::{Kind, Name, Stamp, git};
+use crate::agent::patch::repository::{Stands, is_repository};
 use crate::failure::hinted;
 use crate::output::{human_bytes, printable};
 
@@ -64,9 +67,18 @@ struct Collected {
 
 pub(crate) fn scan(folder: &Path, options: &ScanOptions) -> anyhow::Result<Scan> {
     let root = folder.canonicalize().with_context(|| format!("could not read {}", folder.display()))?;
+    not_in_repository(&root)?;
+    let rules_outside = root.ancestors().skip(1).find_map(|above| odd_rules(&above.join(RULES)));
+    let exclude = root.join(GIT).join("info/exclude");
+    if let Some(odd) = odd_rules(&root.join(RULES)).or_else(|| odd_rules(&exclude)).or(rules_outside) {
+        return Err(unreadable_rules(&odd));
+    }
     let collected = Mutex::new(Collected::default());
-    walk(&root, options, &collected);
+    let odd = walk(&root, options, &collected);
     let mut collected = collected.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(odd) = odd {
+        return Err(unreadable_rules(&odd));
+    }
     // A folder or a repository's parent may be the repository; a submodule's file says so too.
     if root.ancestors().any(|above| above.join(GIT).exists()) {
         match git::tracked_but_ignored(&root) {
@@ -88,6 +100,10 @@ pub(crate) fn scan(folder: &Path, options: &ScanOptions) -> anyhow::Result<Scan>
             "the history stays here: .git is a file that points elsewhere (a worktree or a submodule)"
                 .to_owned(),
         ),
+        Ok(metadata) if !metadata.is_dir() && options.git => {
+            let what = if metadata.is_symlink() { "a symbolic link" } else { "neither folder nor file" };
+            collected.left_out.push(format!("the history stays here: .git is {what}"));
+        }
         _ => {}
     }
     collected.too_large.sort();
@@ -108,7 +124,43 @@ pub(crate) fn scan(folder: &Path, options: &ScanOptions) -> anyhow::Result<Scan>
     Ok(Scan { root, entries: collected.entries, left_out: collected.left_out })
 }
 
-fn walk(root: &Path, options: &ScanOptions, collected: &Mutex<Collected>) {
+/// What a repository keeps for itself is nothing to work on: its settings and hooks would go in as they are.
+fn not_in_repository(root: &Path) -> anyhow::Result<()> {
+    let stands = |path: &Path| match std::fs::symlink_metadata(path) {
+        Err(_) => Stands::Nothing,
+        Ok(metadata) if metadata.is_dir() => Stands::Folder,
+        Ok(_) => Stands::Other,
+    };
+    match root.ancestors().find(|at| is_repository(|child| stands(&at.join(child)))) {
+        None => Ok(()),
+        Some(at) => Err(hinted(
+            format!("{} is a repository's own, not a folder of files", printable(&at.display().to_string())),
+            "say which folder to work on with --dir; of a bare repository make a clone first",
+        )),
+    }
+}
+
+/// A file of rules that is none and would be read for ever.
+fn odd_rules(path: &Path) -> Option<PathBuf> {
+    const NULL: u64 = 0x103;
+    let metadata = std::fs::metadata(path).ok()?;
+    let is_fine = metadata.is_file() || metadata.is_dir() || metadata.rdev() == NULL;
+    (!is_fine).then(|| path.to_owned())
+}
+
+fn unreadable_rules(path: &Path) -> anyhow::Error {
+    hinted(
+        format!(
+            "{} is a pipe, a socket or a device, and git reads rules from it",
+            printable(&path.display().to_string())
+        ),
+        "remove it, or make it a file",
+    )
+}
+
+/// The first file of rules that cannot be one, if there is such.
+fn walk(root: &Path, options: &ScanOptions, collected: &Mutex<Collected>) -> Option<PathBuf> {
+    let odd = Arc::new(OnceLock::new());
     let mut builder = WalkBuilder::new(root);
     builder
         .standard_filters(false)
@@ -118,7 +170,18 @@ fn walk(root: &Path, options: &ScanOptions, collected: &Mutex<Collected>) {
         .parents(true)
         .require_git(false)
         .follow_links(false)
-        .filter_entry(|entry| entry.file_name() != GIT);
+        .filter_entry({
+            let odd = Arc::clone(&odd);
+            move |entry| {
+                // The walk reads rules without looking at what they are.
+                let is_folder = entry.file_type().is_some_and(|kind| kind.is_dir());
+                if let Some(found) = is_folder.then(|| odd_rules(&entry.path().join(RULES))).flatten() {
+                    let _ = odd.set(found);
+                    return false;
+                }
+                entry.file_name() != GIT
+            }
+        });
     builder.build_parallel().run(|| {
         let mut own = OwnPart { collected, part: Collected::default() };
         Box::new(move |entry| {
@@ -130,6 +193,7 @@ fn walk(root: &Path, options: &ScanOptions, collected: &Mutex<Collected>) {
             WalkState::Continue
         })
     });
+    odd.get().cloned()
 }
 
 /// What one thread found, added to the rest when it ends.
@@ -296,5 +360,67 @@ mod tests {
         assert!(!none.entries.keys().any(|name| name.starts_with(".git/")));
         let small = ScanOptions { max_file: 2, ..ScanOptions::default() };
         assert!(scan(home.path(), &small).unwrap_err().to_string().contains(".gitignore"));
+    }
+
+    #[test]
+    fn a_pipe_where_rules_or_settings_are_is_not_waited_for() {
+        let fifo = |path: &Path| {
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                path,
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::from_raw_mode(0o600),
+                0,
+            )
+            .unwrap();
+        };
+        for name in [".gitignore", "a/b/.gitignore", ".git/info/exclude"] {
+            let home = tempfile::tempdir().unwrap();
+            let path = home.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fifo(&path);
+            let said = scan(home.path(), &ScanOptions::default()).unwrap_err().to_string();
+            assert!(said.contains("is a pipe"), "{said}");
+        }
+        for name in [".git", ".gitattributes", ".git/config", "x"] {
+            let home = tempfile::tempdir().unwrap();
+            let path = home.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fifo(&path);
+            let found = scan(home.path(), &ScanOptions::default()).unwrap();
+            assert!(!found.entries.contains_key(name) || name == ".git/config");
+            assert!(name == ".git/config" || !found.left_out.is_empty(), "{name}");
+        }
+        let home = tempfile::tempdir().unwrap();
+        symlink("/dev/null", home.path().join(".gitignore")).unwrap();
+        scan(home.path(), &ScanOptions::default()).unwrap();
+    }
+
+    #[test]
+    fn history_behind_a_link_stays_here_and_that_is_said() {
+        let home = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("HEAD"), "x").unwrap();
+        symlink(outside.path(), home.path().join(".git")).unwrap();
+        let found = scan(home.path(), &ScanOptions::default()).unwrap();
+        assert!(found.entries.is_empty(), "{:?}", found.entries);
+        assert!(
+            found.left_out.iter().any(|said| said.contains(".git is a symbolic link")),
+            "{:?}",
+            found.left_out
+        );
+    }
+
+    #[test]
+    fn what_a_repository_keeps_for_itself_does_not_go_in() {
+        let home = tempfile::tempdir().unwrap();
+        for folder in ["objects", "refs", "hooks"] {
+            fs::create_dir(home.path().join(folder)).unwrap();
+        }
+        fs::write(home.path().join("HEAD"), "ref: refs/heads/main\n").unwrap();
+        for folder in ["", "hooks"] {
+            let said = scan(&home.path().join(folder), &ScanOptions::default()).unwrap_err().to_string();
+            assert!(said.contains("a repository's own"), "{said}");
+        }
     }
 }
