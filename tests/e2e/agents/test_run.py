@@ -425,3 +425,43 @@ def test_a_snapshot_that_lacks_the_agent_is_said(folder, tmp_path):
     done = folder.warren("agent", "run", "--agent", "codex", "--snapshot", "plain", "--memory", "1024", "work", code=3)
     assert 'cannot start "codex"' in done.stderr and "warren agent install" in done.stderr, done.stderr
     assert folder.agents() == {}
+
+
+def test_what_was_written_while_it_worked_does_not_conflict_with_its_end(folder):
+    process, sandbox = folder.start(
+        "echo one >new; echo was >back; sed -i s/3/three/ src/a.txt; touch /tmp/half; until [ -e /tmp/go ]; do sleep .1; done;"
+        "echo two >>new; rm back; sed -i s/three/THREE/ src/a.txt",
+        "--apply",
+    )
+    folder.warren("exec", sandbox, "--", "sh", "-c", "until [ -e /tmp/half ]; do sleep .1; done")
+    folder.warren("agent", "patch", sandbox, "--apply")
+    assert folder.read("new") == "one\n" and folder.read("src/a.txt") == "1\n2\nthree\n4\n5\n"
+    folder.put({"src/a.txt": "1\n2\nthree\n4\nfive\n"})
+    folder.warren("exec", sandbox, "--", "touch", "/tmp/go")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert folder.read("new") == "one\ntwo\n" and folder.read("src/a.txt") == "1\n2\nTHREE\n4\nfive\n"
+    assert not (folder.path / "back").exists()
+
+
+def test_a_folder_that_was_moved_away_loses_no_work(folder):
+    process, sandbox = folder.start("until [ -e /tmp/go ]; do sleep .1; done; echo more >>README; mkdir build; echo x >build/x", "--apply")
+    elsewhere = folder.path.parent / "elsewhere"
+    folder.path.rename(elsewhere)
+    # Only to be somewhere.
+    path, folder.path = folder.path, folder.path.parent
+    folder.warren("exec", sandbox, "--", "touch", "/tmp/go")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode not in (0, None) and "--patch-file" in said, said
+    shown = folder.warren("agent", "patch", sandbox)
+    assert "+more" in shown.stdout and "build/x" not in shown.stdout, shown.stdout
+    elsewhere.rename(path)
+    folder.path = path
+    folder.warren("agent", "patch", sandbox, "--apply")
+    assert folder.read("README") == "hello\nmore\n"
+
+
+def test_a_patch_file_that_cannot_be_written_ends_it_before_it_begins(folder):
+    done = folder.run("true", "--patch-file", str(folder.path.parent / "none/x"), code=None)
+    assert done.returncode != 0 and "could not write" in done.stderr
+    assert not folder.agents(), "nothing was begun"

@@ -18,6 +18,8 @@ mod merge;
 pub(crate) mod names;
 pub(crate) mod repository;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::tree::Name;
@@ -43,7 +45,13 @@ pub(crate) struct Changes {
     pub(crate) changes: Vec<Change>,
     /// What did not come back, and why.
     pub(crate) refused: Vec<Refusal>,
+    /// Written here from this run before, and there as it went in again.
+    #[serde(default)]
+    pub(crate) undone: Vec<Change>,
 }
+
+/// What was written here from a run, by name; none where something was removed. The next delivery goes on from it.
+pub(crate) type Delivered = BTreeMap<Name, Option<Content>>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {

@@ -13,7 +13,7 @@ use super::diff::Contents as _;
 use super::merge::merge;
 use super::names::{link_refusal, refusal};
 use super::repository::{self, Stands};
-use super::{Change, Content};
+use super::{Change, Content, Delivered};
 use crate::agent::tree::hash_of;
 use crate::agent::tree::root::{Found, Root};
 
@@ -46,7 +46,7 @@ enum Done {
     Same,
 }
 
-pub(crate) fn apply(sides: &Sides<'_>, changes: &[Change]) -> Applied {
+pub(crate) fn apply(root: &Root, sides: &Sides<'_>, changes: &[Change], delivered: &Delivered) -> Applied {
     let mut applied = Applied::default();
     // What goes makes room for what comes; links last, so that nothing is ever written behind one.
     let rank = |change: &&Change| match change.after {
@@ -56,7 +56,7 @@ pub(crate) fn apply(sides: &Sides<'_>, changes: &[Change]) -> Applied {
     };
     let mut ordered: Vec<&Change> = changes.iter().collect();
     ordered.sort_by_key(rank);
-    let stands = |name: &str| match sides.root.find(name) {
+    let stands = |name: &str| match root.find(name) {
         Ok(None) => Stands::Nothing,
         // Behind a link: nothing is written there.
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Stands::Nothing,
@@ -69,7 +69,7 @@ pub(crate) fn apply(sides: &Sides<'_>, changes: &[Change]) -> Applied {
         let name = change.name.clone();
         let done = match repositories.get(&name) {
             Some(why) => Err((*why).to_owned()),
-            None => one(sides, change),
+            None => one(root, sides, change, delivered.get(&name)),
         };
         match done {
             Ok(Done::Written) => applied.written.push(name),
@@ -84,8 +84,14 @@ pub(crate) fn apply(sides: &Sides<'_>, changes: &[Change]) -> Applied {
     applied
 }
 
-fn one(sides: &Sides<'_>, change: &Change) -> Result<Done, String> {
-    let (root, name) = (sides.root, change.name.as_str());
+/// `delivered`: what was written here from this run before.
+fn one(
+    root: &Root,
+    sides: &Sides<'_>,
+    change: &Change,
+    delivered: Option<&Option<Content>>,
+) -> Result<Done, String> {
+    let name = change.name.as_str();
     // Also of a record that was read from a file.
     if let Some(why) = refusal(name) {
         return Err(why.to_owned());
@@ -99,7 +105,9 @@ fn one(sides: &Sides<'_>, change: &Change) -> Result<Done, String> {
     if is(&here, change.after.as_ref()) {
         return Ok(Done::Same);
     }
-    let (after, done) = if is(&here, change.before.as_ref()) {
+    // Whoever took a delivery back, or has the last one, wants the next.
+    let is_ours = delivered.is_some_and(|delivered| is(&here, delivered.as_ref()));
+    let (after, done) = if is_ours || is(&here, change.before.as_ref()) {
         let after = change.after.clone().map(|content| (content, sides.after(change).unwrap_or_default()));
         if let Some((Content::File { hash, .. }, bytes)) = &after
             && hash_of(bytes) != *hash
@@ -108,7 +116,13 @@ fn one(sides: &Sides<'_>, change: &Change) -> Result<Done, String> {
         }
         (after, Done::Written)
     } else {
-        (Some(merged(sides, change, &here)?), Done::Merged)
+        let since = match delivered {
+            // There is nothing new there; what was done here since stays.
+            Some(delivered) if *delivered == change.after => return Ok(Done::Same),
+            Some(delivered) => Change { before: delivered.clone(), ..change.clone() },
+            None => change.clone(),
+        };
+        (Some(merged(sides, &since, &here)?), Done::Merged)
     };
     unchanged(root, name, &here)?;
     write(root, name, &here, after).map_err(|error| error.to_string())?;

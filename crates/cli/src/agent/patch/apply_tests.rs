@@ -81,7 +81,7 @@ fn with<T>(tree: &Tree, then: impl FnOnce(&Sides<'_>, &Path) -> T) -> T {
     build(&folder, tree);
     let root = Root::open(&folder).unwrap();
     let blobs = blobs_of(&state).unwrap();
-    then(&Sides { root: &root, blobs: &blobs }, &folder)
+    then(&Sides { root: Some(&root), blobs: &blobs }, &folder)
 }
 
 fn file(text: &str) -> What {
@@ -113,7 +113,7 @@ proptest! {
     #[test]
     fn what_differs_applied_to_the_one_gives_the_other(a in any_tree(), b in any_tree()) {
         let (applied, after) = with(&a, |sides, folder| {
-            let applied = apply(sides, &changes(sides, &a, &b));
+            let applied = apply(sides.root.unwrap(), sides, &changes(sides, &a, &b), &Delivered::new());
             (applied, read(folder))
         });
         prop_assert!(applied.conflicts.is_empty(), "{:?}", applied.conflicts);
@@ -142,7 +142,7 @@ fn what_was_changed_here_is_merged_or_left_alone() {
         fs::write(folder.join("dead"), "here\n").unwrap();
         fs::write(folder.join("new"), "here\n").unwrap();
         fs::remove_file(folder.join("gone")).unwrap();
-        let applied = apply(sides, &changes);
+        let applied = apply(sides.root.unwrap(), sides, &changes, &Delivered::new());
         assert_eq!(applied.merged, ["both"]);
         assert_eq!(fs::read_to_string(folder.join("both")).unwrap(), "one\n2\n3\n4\nfive\n");
         let mut names: Vec<_> = applied.conflicts.iter().map(|conflict| conflict.name.as_str()).collect();
@@ -153,7 +153,7 @@ fn what_was_changed_here_is_merged_or_left_alone() {
         }
         assert!(!folder.join("gone").exists());
         // Once more changes nothing.
-        assert_eq!(apply(sides, &changes).written, [""; 0]);
+        assert_eq!(apply(sides.root.unwrap(), sides, &changes, &Delivered::new()).written, [""; 0]);
     });
 }
 
@@ -165,7 +165,7 @@ fn whether_a_file_may_be_run_is_merged_like_its_content() {
         let changes = changes(sides, &before, &after);
         fs::set_permissions(folder.join("s"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(folder.join("t"), "here\n").unwrap();
-        let applied = apply(sides, &changes);
+        let applied = apply(sides.root.unwrap(), sides, &changes, &Delivered::new());
         assert_eq!((applied.merged.len(), applied.conflicts.len()), (2, 0), "{applied:?}");
         let found = read(folder);
         assert_eq!(found["s"], Ok(("1\n2\n3\n4\nfive\n".to_owned(), true)));
@@ -200,12 +200,13 @@ fn a_patch_never_leads_out_of_the_folder() {
             link("l", "a/../../outside"),
             link("m", ".git/config"),
         ];
-        let applied = apply(sides, &attacks);
+        let applied = apply(sides.root.unwrap(), sides, &attacks, &Delivered::new());
         assert_eq!(applied.conflicts.len(), attacks.len(), "{applied:?}");
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
         assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
         // A link and what is behind it, in one patch: the folder is made, the link then is in the way.
-        let applied = apply(sides, &[link("n", "door"), write("n/a")]);
+        let applied =
+            apply(sides.root.unwrap(), sides, &[link("n", "door"), write("n/a")], &Delivered::new());
         assert_eq!(applied.conflicts.len(), 1);
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     });
@@ -232,7 +233,7 @@ fn no_repository_is_made_of_what_comes_and_what_is_here() {
             comes("part/config", evil),
             comes("src/a", "fine"),
         ];
-        let applied = apply(sides, &attack);
+        let applied = apply(sides.root.unwrap(), sides, &attack, &Delivered::new());
         let names: Vec<_> = applied.conflicts.iter().map(|conflict| conflict.name.as_str()).collect();
         assert_eq!(names, ["HEAD", "objects/k", "refs/heads/x", "part/HEAD"]);
         assert_eq!(applied.written, ["config", "part/config", "src/a"]);
@@ -240,5 +241,47 @@ fn no_repository_is_made_of_what_comes_and_what_is_here() {
             let _ = std::process::Command::new("git").arg("-C").arg(&at).arg("status").output();
             assert!(!at.join("pwned").exists());
         }
+    });
+}
+
+#[test]
+fn what_was_written_before_from_the_same_run_is_what_the_next_goes_on_from() {
+    let before = tree(&[("a", file("1\n2\n3\n4\n5\n")), ("b", file("b\n")), ("back", file("was\n"))]);
+    let first = tree(&[
+        ("a", file("1\n2\nthree\n4\n5\n")),
+        ("new", file("one\n")),
+        ("edited", file("x\n")),
+        ("back", file("other\n")),
+    ]);
+    let second = tree(&[
+        ("a", file("1\n2\nTHREE\n4\n5\n")),
+        ("b", file("again\n")),
+        ("new", file("one\ntwo\n")),
+        ("edited", file("x\n")),
+        ("back", file("was\n")),
+    ]);
+    with(&before, |sides, folder| {
+        let root = sides.root.unwrap();
+        let one = changes(sides, &before, &first);
+        assert!(apply(root, sides, &one, &Delivered::new()).conflicts.is_empty());
+        let delivered: Delivered =
+            one.iter().map(|change| (change.name.clone(), change.after.clone())).collect();
+        // What is done here meanwhile is somebody's own.
+        fs::write(folder.join("a"), "1\n2\nthree\n4\nfive\n").unwrap();
+        fs::write(folder.join("edited"), "mine\n").unwrap();
+        let mut two = changes(sides, &before, &second);
+        let was = Some(content(sides, &before["back"]));
+        two.push(Change { name: "back".to_owned(), before: was.clone(), after: was });
+        let applied = apply(root, sides, &two, &delivered);
+        assert!(applied.conflicts.is_empty(), "{applied:?}");
+        assert_eq!(
+            (applied.written, applied.merged),
+            (vec!["b".to_owned(), "back".to_owned(), "new".to_owned()], vec!["a".to_owned()])
+        );
+        assert_eq!(applied.same, ["edited"]);
+        let found = read(folder);
+        assert_eq!(found["a"], file("1\n2\nTHREE\n4\nfive\n"));
+        assert_eq!((&found["new"], &found["edited"]), (&file("one\ntwo\n"), &file("mine\n")));
+        assert_eq!((&found["b"], &found["back"]), (&file("again\n"), &file("was\n")));
     });
 }

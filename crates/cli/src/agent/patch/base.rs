@@ -35,14 +35,18 @@ impl Blobs {
 
 /// Both sides of changes to a folder.
 pub(crate) struct Sides<'a> {
-    pub(crate) root: &'a Root,
+    /// None when the folder is gone.
+    pub(crate) root: Option<&'a Root>,
     pub(crate) blobs: &'a Blobs,
 }
 
 impl Contents for Sides<'_> {
     fn before(&self, change: &Change) -> Option<Vec<u8>> {
         let hash = change.before.as_ref()?.hash()?;
-        let here = self.root.read(&change.name, MAX_FILE).ok().filter(|content| hash_of(content) == hash);
+        let here = self
+            .root
+            .and_then(|root| root.read(&change.name, MAX_FILE).ok())
+            .filter(|content| hash_of(content) == hash);
         here.or_else(|| self.blobs.get(hash))
     }
 

@@ -10,7 +10,7 @@ use super::base::Blobs;
 use super::listing::{self, Listed, Listing, Sort};
 use super::names::{folder_of_rules, is_left_there, link_refusal, refusal};
 use super::repository::{self, Stands};
-use super::{Change, Changes, Content, Refusal};
+use super::{Change, Changes, Content, Delivered, Refusal};
 use crate::agent::tree::rules::{MAX_RULES, Rules};
 use crate::agent::tree::{Entry, Kind, Name};
 use crate::client::Client;
@@ -39,6 +39,7 @@ pub(crate) struct Collect<'a> {
     /// None when ignored files are to come back too.
     pub(crate) rules: Option<Rules>,
     pub(crate) blobs: &'a Blobs,
+    pub(crate) delivered: &'a Delivered,
 }
 
 /// What a look at one candidate brought.
@@ -110,6 +111,9 @@ pub(crate) async fn collect(mut this: Collect<'_>) -> anyhow::Result<Changes> {
             }
         };
         if before == after {
+            if this.delivered.contains_key(&name) {
+                refused.changes.undone.push(Change { name, before, after });
+            }
             continue;
         }
         if let Some(why) = unwelcome.get(&name) {
@@ -145,6 +149,13 @@ pub(crate) async fn collect(mut this: Collect<'_>) -> anyhow::Result<Changes> {
             }),
         }
     }
+    // A gap in the listing says nothing of what is in it.
+    if !told.has_gaps && listing.unreadable == 0 {
+        let is_gone =
+            |name: &&Name| !this.entries.contains_key(*name) && !listing.entries.contains_key(*name);
+        let gone = this.delivered.keys().filter(is_gone).cloned();
+        refused.changes.undone.extend(gone.map(|name| Change { name, before: None, after: None }));
+    }
     let stands = |name: &str| match this.entries.get(name).map(|entry| &entry.kind) {
         None => Stands::Nothing,
         Some(Kind::Folder) => Stands::Folder,
@@ -167,7 +178,8 @@ impl Collect<'_> {
             return false;
         }
         if !self.entries.contains_key(name) {
-            return !is_left_there(self.rules.as_ref(), name);
+            // What is here from there goes on to be asked after, though a rule now ignores it.
+            return self.delivered.contains_key(name) || !is_left_there(self.rules.as_ref(), name);
         }
         // In whole seconds, what changed in the second of the listing looks as it did before.
         let is_coarse = listing.coarse || self.baseline.coarse;
@@ -200,8 +212,12 @@ impl Collect<'_> {
             let Some(folder) = folder_of_rules(name).filter(|_| refusal(name).is_none()) else { continue };
             let is_same = self.entries.contains_key(name)
                 && self.baseline.entries.get(name).is_some_and(|before| before.stamp == listed.stamp);
-            // Rules below an ignored folder count for nothing.
-            if is_same || left == 0 || listed.sort != Sort::File || rules.ignores(name, false) {
+            // Rules below an ignored folder count for nothing; those that are not here any more are read there.
+            if is_same && rules.knows(folder)
+                || left == 0
+                || listed.sort != Sort::File
+                || rules.ignores(name, false)
+            {
                 continue;
             }
             left -= 1;

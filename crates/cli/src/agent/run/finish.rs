@@ -4,9 +4,10 @@
 //! here keeps it, asleep.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use rustix::fs::Access;
 use serde_json::json;
 use warren_types::SandboxId;
 
@@ -41,6 +42,28 @@ pub(crate) struct Finished {
     pub(crate) applied: Option<Applied>,
 }
 
+impl Wanted {
+    /// What can be known to fail is said before anything is done.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.patch_file else { return Ok(()) };
+        let may = |path: &Path, access| rustix::fs::access(path, access).map_err(std::io::Error::from);
+        let checked = match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Err(std::io::ErrorKind::IsADirectory.into()),
+            Ok(_) => may(path, Access::WRITE_OK),
+            Err(_) => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+                may(folder.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
+            }
+        };
+        checked.map_err(|error| {
+            hinted(
+                format!("could not write {}: {error}", path.display()),
+                "--patch-file names a file in a folder that is there and may be written to",
+            )
+        })
+    }
+}
+
 impl Finished {
     pub(crate) fn conflicts(&self) -> usize {
         self.applied.as_ref().map_or(0, |applied| applied.conflicts.len())
@@ -73,6 +96,7 @@ pub(crate) async fn collected(client: &Client, run: &Run) -> anyhow::Result<Chan
         baseline: &baseline,
         rules,
         blobs: &blobs,
+        delivered: &run.delivered(),
     })
     .await?;
     run.save_changes(&changes)?;
@@ -105,11 +129,12 @@ pub(crate) async fn deliver(
     wanted: &Wanted,
 ) -> anyhow::Result<Finished> {
     let record = &run.record;
-    let root =
-        Root::open(&record.root).with_context(|| format!("could not open {}", record.root.display()))?;
+    let opened = Root::open(&record.root);
     let blobs = blobs_of(&run.dir)?;
-    let sides = Sides { root: &root, blobs: &blobs };
-    fetch_missing(client, &sides, &changes.changes, (&record.checkpoint, &record.folder)).await;
+    let sides = Sides { root: opened.as_ref().ok(), blobs: &blobs };
+    let mut to_write = changes.changes.clone();
+    to_write.extend(changes.undone.iter().cloned());
+    fetch_missing(client, &sides, &to_write, (&record.checkpoint, &record.folder)).await;
     if let Some(path) = &wanted.patch_file {
         let text = diff(&changes.changes, &sides, true);
         std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))?;
@@ -119,7 +144,20 @@ pub(crate) async fn deliver(
     if let Some(text) = shown.as_ref().filter(|_| !output.json) {
         output.write(&for_terminal(output, text))?;
     }
-    let applied = wanted.apply.then(|| apply(&sides, &changes.changes));
+    let applied = match &opened {
+        _ if !wanted.apply => None,
+        Ok(root) => Some(write(root, &sides, run, &to_write)?),
+        Err(error) => {
+            let at = record.root.display();
+            let id = &record.sandbox;
+            return Err(hinted(
+                format!("nothing was written: {at} cannot be opened ({error})"),
+                format!(
+                    "put the folder back there and repeat `warren agent patch {id} --apply`, or take what it changed as a file: `warren agent patch {id} --patch-file FILE`"
+                ),
+            ));
+        }
+    };
     if output.json {
         let files: Vec<_> = changes
             .changes
@@ -135,6 +173,17 @@ pub(crate) async fn deliver(
         say(output, &changes, applied.as_ref(), wanted, &sides);
     }
     Ok(Finished { changes, applied })
+}
+
+/// Writes the changes here, and notes what of them is here now.
+fn write(root: &Root, sides: &Sides<'_>, run: &Run, changes: &[Change]) -> anyhow::Result<Applied> {
+    let mut delivered = run.delivered();
+    let applied = apply(root, sides, changes, &delivered);
+    let is_here = |change: &&Change| !applied.conflicts.iter().any(|conflict| conflict.name == change.name);
+    delivered
+        .extend(changes.iter().filter(is_here).map(|change| (change.name.clone(), change.after.clone())));
+    run.save_delivered(&delivered)?;
+    Ok(applied)
 }
 
 fn say(output: Output, changes: &Changes, applied: Option<&Applied>, wanted: &Wanted, sides: &Sides<'_>) {
@@ -280,4 +329,22 @@ pub(crate) fn say_left(output: Output, run: &Run) {
         "\nleft running in {id}: `warren agent attach {id}` goes on with it, `warren agent patch {id}` shows what it changed so far, \
          `warren agent rm {id}` ends it and forgets what it did"
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_file_that_cannot_be_written_is_known_before_the_work() {
+        let home = tempfile::tempdir().unwrap();
+        let check = |path: PathBuf| Wanted { patch_file: Some(path), ..Wanted::default() }.check();
+        for wrong in [home.path().join("none/x"), home.path().to_owned()] {
+            assert!(check(wrong.clone()).is_err(), "{}", wrong.display());
+        }
+        for fine in [home.path().join("x"), PathBuf::from("x"), PathBuf::from("/dev/stdout")] {
+            check(fine).unwrap();
+        }
+        assert!(!home.path().join("x").exists(), "it is only looked at");
+    }
 }

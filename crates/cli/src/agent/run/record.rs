@@ -1,7 +1,7 @@
 //! What is remembered of a run: here, and in the metadata and tags of its sandbox.
 //!
 //! ```text
-//! $XDG_STATE_HOME/warren/agents/<sandbox>/   record.json  manifest.json  baseline  delta.json  changes.json  blobs/<hash>
+//! $XDG_STATE_HOME/warren/agents/<sandbox>/   record.json  manifest.json  baseline  delta.json  changes.json  delivered.json  blobs/<hash>
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use warren_types::SandboxId;
 
 use super::super::launch::Lines;
-use super::super::patch::Changes;
 use super::super::patch::base::blobs_of;
 use super::super::patch::listing::{self, Listed, Listing};
+use super::super::patch::{Changes, Delivered};
 use super::super::tree::cache::{self, BASELINE, MANIFEST};
 use super::super::tree::{Entry, Manifest, Name};
 use crate::failure::hinted;
@@ -25,6 +25,7 @@ use crate::failure::hinted;
 const RECORD: &str = "record.json";
 const DELTA: &str = "delta.json";
 const CHANGES: &str = "changes.json";
+const DELIVERED: &str = "delivered.json";
 const VERSION: u32 = 1;
 /// Records of runs whose sandbox is gone are kept so long.
 const KEPT: Duration = Duration::from_hours(24 * 30);
@@ -181,6 +182,15 @@ impl Run {
         cache::read_json(&self.dir.join(CHANGES))
     }
 
+    pub(crate) fn delivered(&self) -> Delivered {
+        cache::read_json(&self.dir.join(DELIVERED)).unwrap_or_default()
+    }
+
+    /// Contents stay in `blobs`, so that the next delivery can be compared with this one.
+    pub(crate) fn save_delivered(&self, delivered: &Delivered) -> anyhow::Result<()> {
+        cache::write(&self.dir.join(DELIVERED), &serde_json::to_vec(delivered)?)
+    }
+
     pub(crate) fn find(sandbox: &SandboxId) -> anyhow::Result<Self> {
         let dir = cache::runs()?.join(sandbox.as_str());
         Self::read(&dir).ok_or_else(|| {
@@ -255,6 +265,7 @@ impl Run {
         };
         let run = Self::create(record, &self.dir)?;
         fs::copy(self.dir.join(DELTA), run.dir.join(DELTA)).context("could not copy the record")?;
+        run.save_delivered(&self.delivered())?;
         let (from, to) = (self.dir.join("blobs"), run.dir.join("blobs"));
         cache::make_private(&to)?;
         for entry in fs::read_dir(from).into_iter().flatten().flatten() {

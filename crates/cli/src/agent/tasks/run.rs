@@ -256,7 +256,7 @@ impl Batch<'_> {
         let root =
             Root::open(self.root).with_context(|| format!("could not open {}", self.root.display()))?;
         let blobs = blobs_of(&run.dir)?;
-        let sides = Sides { root: &root, blobs: &blobs };
+        let sides = Sides { root: Some(&root), blobs: &blobs };
         fetch_missing(self.client, &sides, &changes.changes, (&run.record.checkpoint, &run.record.folder))
             .await;
         let path = self.out.join(format!("{}.patch", task.name));

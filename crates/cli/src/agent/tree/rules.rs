@@ -68,6 +68,10 @@ impl Rules {
         }
     }
 
+    pub(crate) fn knows(&self, folder: &str) -> bool {
+        self.own.contains_key(folder)
+    }
+
     pub(crate) fn ignores(&self, name: &str, is_folder: bool) -> bool {
         let above = name.match_indices('/').map(|(end, _)| &name[..end]);
         above.clone().any(|folder| self.says(folder, true)) || self.says(name, is_folder)

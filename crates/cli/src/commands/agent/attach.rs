@@ -31,16 +31,17 @@ pub(crate) struct AttachArgs {
 }
 
 pub(crate) async fn run(context: &Context, args: AttachArgs) -> anyhow::Result<ExitCode> {
+    let wanted = Wanted {
+        apply: args.apply,
+        show: !args.apply && args.patch_file.is_none(),
+        patch_file: args.patch_file,
+    };
+    wanted.check()?;
     let client = context.client()?;
     let mut run = Run::find(&args.id)?;
     run.record.keep |= args.keep;
     // To follow it wakes it.
     run.record.paused = false;
     run.save()?;
-    let wanted = Wanted {
-        apply: args.apply,
-        show: !args.apply && args.patch_file.is_none(),
-        patch_file: args.patch_file,
-    };
     follow(&client, context.output, run, None, &wanted, &mut Signals::catch()?).await
 }

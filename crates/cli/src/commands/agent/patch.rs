@@ -8,7 +8,9 @@ use warren_types::SandboxId;
 
 use crate::agent::run::finish::{self, Wanted};
 use crate::agent::run::record::Run;
+use crate::agent::run::turn::Turn;
 use crate::context::Context;
+use crate::failure::hinted;
 
 #[derive(Args)]
 pub(crate) struct PatchArgs {
@@ -32,13 +34,25 @@ pub(crate) async fn run(context: &Context, args: PatchArgs) -> anyhow::Result<Ex
     let client = context.client()?;
     let output = context.output;
     let mut run = Run::find(&args.id)?;
-    run.record.include_ignored |= args.include_ignored;
-    let changes = finish::brought(&client, &run).await?;
     let wanted = Wanted {
         apply: args.apply,
         show: args.diff || !args.apply && args.patch_file.is_none(),
         patch_file: args.patch_file,
     };
+    wanted.check()?;
+    run.record.include_ignored |= args.include_ignored;
+    let turn = Turn::of(&run)?;
+    if wanted.apply {
+        // Two that write at once could leave the older state of a file.
+        turn.take(|| output.note("another command brings its work home; waiting for that")).await;
+        if run.again().is_none() {
+            return Err(hinted(
+                format!("{} was brought home by another command meanwhile", args.id),
+                "`warren agent ls` lists what is left",
+            ));
+        }
+    }
+    let changes = finish::brought(&client, &run).await?;
     if run.record.paused {
         // To look woke it.
         client.hibernate_sandbox(&args.id).await?;

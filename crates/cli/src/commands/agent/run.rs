@@ -155,6 +155,12 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
     if args.tasks.file.is_some() {
         return tasks::run(context, &args, &client, (&server, &root), &program).await;
     }
+    let wanted = Wanted {
+        apply: args.apply,
+        show: args.diff || !args.apply && args.patch_file.is_none(),
+        patch_file: args.patch_file.clone(),
+    };
+    wanted.check()?;
     let has_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let launch =
         program.launch(args.prompt.as_deref(), args.prompt.is_none() && has_terminal && !output.json)?;
@@ -172,11 +178,6 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<Exit
             }
             return Ok(ExitCode::from(code));
         }
-    };
-    let wanted = Wanted {
-        apply: args.apply,
-        show: args.diff || !args.apply && args.patch_file.is_none(),
-        patch_file: args.patch_file,
     };
     if let Program::Outside(kind) = program {
         let task =
