@@ -192,7 +192,8 @@ fn say(output: Output, changes: &Changes, applied: Option<&Applied>, wanted: &Wa
         number => format!("{number} files"),
     };
     match applied {
-        _ if changes.changes.is_empty() => output.note("nothing was changed"),
+        // What it took back is written, though all is as it went in.
+        _ if changes.changes.is_empty() && changes.undone.is_empty() => output.note("nothing was changed"),
         Some(applied) => {
             let mut text = format!("wrote {}", count(applied.written.len() + applied.merged.len()));
             if !applied.merged.is_empty() {
