@@ -1,4 +1,4 @@
-//! Files. Every route names the file in the query parameter `path`; relative paths are under `/home/sandbox`.
+//! Files. Every route names the file in the query parameter `path`, whose bytes may be any but NUL; relative paths are under `/home/sandbox`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,6 +12,10 @@ pub struct FileEntry {
     pub size: u64,
     /// Absolute.
     pub path: String,
+    /// *Additive.* The path for a query, as it stands, of a file whose name is no UTF-8: what is not is replaced in `name` and `path`,
+    /// which then name no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_path: Option<String>,
 }
 
 /// *Additive.* Answer of `GET …/files/stat`; a symlink is described itself, not followed.
@@ -20,6 +24,9 @@ pub struct FileEntry {
 pub struct FileStat {
     pub name: String,
     pub path: String,
+    /// As in a listing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_path: Option<String>,
     /// `file`, `directory`, `symlink` or `other`.
     #[serde(rename = "type")]
     pub kind: String,

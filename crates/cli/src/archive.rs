@@ -23,6 +23,14 @@ pub(crate) type Piece = Result<Bytes, Error>;
 #[derive(Debug, Default)]
 pub(crate) struct Skipped(pub(crate) u64);
 
+/// What was unpacked, and what is to be known of it.
+#[derive(Debug, Default)]
+pub(crate) struct Unpacked {
+    pub(crate) skipped: Skipped,
+    /// What the archive says of itself: which files are not what they were, because they changed while they were packed.
+    pub(crate) comment: Option<String>,
+}
+
 /// What the packing side writes to.
 pub(crate) struct PieceWriter {
     pieces: mpsc::Sender<Piece>,

@@ -23,7 +23,7 @@ mod usage;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use warren_api::{API_KEY_HEADER, ErrorBody};
@@ -31,6 +31,7 @@ use warren_types::Secret;
 
 use crate::config::Config;
 use crate::failure::{About, Refused, Unreachable, chain_of, hinted};
+use crate::output::printable;
 use crate::ws;
 
 pub(crate) use audit::AuditFilter;
@@ -48,6 +49,9 @@ pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// Largest JSON answer that is read. Output of commands is the only thing that comes near.
 const MAX_JSON_BYTES: usize = 64 * 1024 * 1024;
 const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// What to do about an answer that makes no sense.
+const WHICH_SERVER: &str =
+    "`warren config show` says which address is used; is it a Warren server of this version?";
 
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -118,6 +122,26 @@ impl Client {
         Err(refused(response, about).await.into())
     }
 
+    /// Sends a request whose answer is a stream of that kind. Other programs say 200 too, with a page of theirs.
+    async fn send_for(&self, request: RequestBuilder, kind: &str) -> anyhow::Result<Response> {
+        let response = self.send(request).await?;
+        let found =
+            response.headers().get(CONTENT_TYPE).map(|found| String::from_utf8_lossy(found.as_bytes()));
+        match found {
+            Some(found) if found.starts_with(kind) => Ok(response),
+            found => Err(hinted(
+                format!(
+                    "the server sent {} where {kind} was to come",
+                    found.map_or_else(
+                        || "something of no type".into(),
+                        |found| printable(&found).into_owned()
+                    )
+                ),
+                WHICH_SERVER,
+            )),
+        }
+    }
+
     /// A call with a JSON answer; an empty one reads as `null`.
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<Answer<T>> {
         let answer = async {
@@ -144,10 +168,7 @@ impl Client {
         }
         let text: &[u8] = if body.iter().all(u8::is_ascii_whitespace) { b"null" } else { &body };
         let unreadable = |error: serde_json::Error| {
-            hinted(
-                format!("the server sent an answer that cannot be read: {error}"),
-                "`warren config show` says which address is used; is it a Warren server of this version?",
-            )
+            hinted(format!("the server sent an answer that cannot be read: {error}"), WHICH_SERVER)
         };
         let json: serde_json::Value = serde_json::from_slice(text).map_err(unreadable)?;
         let value = T::deserialize(&json).map_err(unreadable)?;

@@ -11,9 +11,11 @@
 //! certificate from before stays.
 
 mod attention;
+mod bodies;
 mod certificate;
 mod room;
 mod stream;
+mod watched;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +25,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::ConnectInfo;
 use http::Request;
 use hyper::body::Incoming;
@@ -37,11 +38,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use attention::{Attention, Look, Watched};
+use attention::{Attention, Look};
 use certificate::Certificate;
 pub use certificate::CertificateError;
 use room::Room;
 use stream::Stream;
+use watched::Watched;
 
 /// Pause after a failed accept, which is a lack of descriptors and passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -62,7 +64,7 @@ pub struct Peer {
     pub tls: bool,
 }
 
-/// What clients are given before their connections end. Nothing of it concerns requests that are under way.
+/// What clients are given before their connections end. Of requests that are under way only `taken` concerns any.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// For TLS to begin.
@@ -72,6 +74,8 @@ pub struct Patience {
     /// From the end of one request to the first byte of the next. Longer than clients usually keep a connection, so that it
     /// is seldom the server that ends one.
     pub idle: Duration,
+    /// For some of what is sent to be taken, when there is something to be sent. Long enough for somebody who reads it by the page.
+    pub taken: Duration,
     /// Connections that may ask for nothing at once.
     pub quiet: usize,
 }
@@ -100,6 +104,7 @@ impl Default for Patience {
             handshake: Duration::from_secs(10),
             head: Duration::from_secs(20),
             idle: Duration::from_secs(300),
+            taken: Duration::from_secs(600),
             quiet: 1024,
         }
     }
@@ -193,10 +198,11 @@ impl Connection {
 
     async fn converse(self, stream: Stream) {
         let Self { peer, router, attention, stop } = self;
-        let service = service_fn(|mut request: Request<Incoming>| {
-            let (under_way, method) = (attention.begin(&request), request.method().clone());
+        let service = service_fn(|request: Request<Incoming>| {
+            let (under_way, mut request) = attention.begin(request);
+            let method = request.method().clone();
             request.extensions_mut().insert(ConnectInfo(peer));
-            let answer = router.clone().oneshot(request.map(Body::new));
+            let answer = router.clone().oneshot(request);
             async move { answer.await.map(|response| under_way.answered(&method, response)) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -220,6 +226,10 @@ impl Connection {
             };
             match late {
                 Look::Again(when) => look.as_mut().reset(when),
+                Look::Stuck => {
+                    tracing::debug!(address = %peer.address, "a client took nothing of what it asked for");
+                    return;
+                }
                 // It was told before.
                 _ if is_over => return,
                 late => {

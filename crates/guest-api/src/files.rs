@@ -9,7 +9,7 @@ pub const MAX_PATH_BYTES: usize = 4096;
 pub const MAX_LIST_ENTRIES: usize = 250_000;
 /// Bytes their names may have together.
 pub const MAX_LIST_BYTES: usize = 32 * 1024 * 1024;
-/// Longest line of a listing: a path and a name whose every byte JSON writes as six.
+/// Longest line of a listing: a path and a name whose every byte JSON writes as six, and the path encoded.
 pub const MAX_LIST_LINE_BYTES: usize = 64 * 1024;
 
 /// One line of a folder listing.
@@ -18,8 +18,26 @@ pub struct Entry {
     pub name: String,
     /// Absolute.
     pub path: String,
+    /// The path's bytes, percent-encoded, when it is not UTF-8; what is not is replaced in the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_path: Option<String>,
     pub is_dir: bool,
     pub size: u64,
+}
+
+/// Percent-encodes a path for a query, so that any reader of queries gets it back.
+#[must_use]
+pub fn encoded_path(path: &[u8]) -> String {
+    use std::fmt::Write;
+    path.iter().fold(String::with_capacity(path.len()), |mut encoded, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                encoded.push(char::from(*byte));
+            }
+            _ => write!(encoded, "%{byte:02X}").expect("a String takes everything"),
+        }
+        encoded
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +54,9 @@ pub enum FileKind {
 pub struct Stat {
     pub name: String,
     pub path: String,
+    /// As of an [`Entry`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_path: Option<String>,
     pub kind: FileKind,
     pub size: u64,
     /// Permission bits, e.g. `0o644`.

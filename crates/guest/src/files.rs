@@ -13,9 +13,10 @@ mod remove;
 pub(crate) mod write;
 
 use std::fs::{self, FileType, Metadata, Permissions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
-use warren_guest_api::files::{Chmod, FileKind, Move, Stat};
+use warren_guest_api::files::{Chmod, FileKind, Move, Stat, encoded_path};
 use warren_types::Error;
 use warren_types::error::Result;
 
@@ -38,6 +39,7 @@ pub(crate) fn stat(path: &GuestPath, follow: bool) -> Result<Stat> {
     Ok(Stat {
         name: name.to_string_lossy().into_owned(),
         path: path.plain().to_string_lossy().into_owned(),
+        encoded_path: unless_text(path.plain().as_os_str().as_bytes()),
         kind: kind(meta.file_type()),
         size: meta.len(),
         mode: meta.mode() & 0o7777,
@@ -46,6 +48,11 @@ pub(crate) fn stat(path: &GuestPath, follow: bool) -> Result<Stat> {
         modified_at_ms: modified_at_ms(&meta),
         link_target,
     })
+}
+
+/// A path that text cannot say, encoded.
+fn unless_text(path: &[u8]) -> Option<String> {
+    std::str::from_utf8(path).is_err().then(|| encoded_path(path))
 }
 
 fn kind(of: FileType) -> FileKind {

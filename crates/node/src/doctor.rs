@@ -84,7 +84,7 @@ pub async fn run(data_dir: &Path) -> Vec<Check> {
     checks.push(within("cgroup kill", cgroups::kill()).await);
     checks.push(within("firewall", kernel::firewall()).await);
     checks.push(within("network links", kernel::links()).await);
-    checks.push(within("lxcfs", kernel::lxcfs(folder)).await);
+    checks.push(within("lxcfs", kernel::lxcfs(folder, data_dir)).await);
     checks.extend(machines::checks().await);
     checks
 }

@@ -36,6 +36,9 @@ const PORT_KEPT: Duration = Duration::from_secs(1);
 const PORT_LET_GO: Duration = Duration::from_millis(50);
 /// A connection with a call under way is asked for a sign of life this often, and given up after as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// The same of an agent in a virtual machine: one that is emulated gets to nothing for seconds when its host is busy, and the end of a machine
+/// is seen without asking.
+const KEEP_ALIVE_PORT: Duration = Duration::from_secs(25);
 /// Bytes one stream may have under way before its reader has taken them. A connection may have as many as its streams
 /// together, so that a reader who stalls holds up nobody else.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -112,14 +115,18 @@ impl Guest {
             }
             Channel::Port => take_port(&socket).await?,
         };
+        let keep_alive = match channel {
+            Channel::Socket => KEEP_ALIVE,
+            Channel::Port => KEEP_ALIVE_PORT,
+        };
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_send_buf_size(MAX_FRAME as usize)
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_interval(keep_alive)
+            .keep_alive_timeout(keep_alive)
             .keep_alive_while_idle(false)
             .handshake(TokioIo::new(stream))
             .await?;

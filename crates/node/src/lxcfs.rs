@@ -2,10 +2,12 @@
 //!
 //! It runs beside the server and outlives it, because sandboxes that outlive the server read through it. Without it
 //! sandboxes see the host's figures; nothing else changes. When it ends, what they read through it answers with errors for ever:
-//! another is started then, and put in its place in every sandbox that runs.
+//! another is started then, and put in its place in every sandbox that runs. One that is there and does not answer (stopped, or stuck)
+//! is worse, since whoever asks it waits until it does: it is ended, and so replaced like one that has.
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +18,10 @@ use warren_runtime::Launcher;
 use warren_runtime::cgroup::{Cgroup, Hierarchies};
 use warren_runtime::process::Watched;
 
+/// How long it has to answer, and to start.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How often it is asked whether it answers.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long it has to end by itself.
 const ENDS_BY_ITSELF: Duration = Duration::from_millis(500);
 /// Name of its group beside those of sandboxes.
@@ -39,18 +44,31 @@ impl Lxcfs {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Returns when it has ended; never, if nobody knows which process it is.
+    /// Returns when it has ended, or does not answer.
     pub(crate) async fn ended(&self) {
-        match pid_of(&self.folder).and_then(|pid| Watched::new(pid).ok()) {
-            Some(process) => process.ended().await,
-            None if answers(&self.folder) => std::future::pending().await,
-            None => {}
+        let process = pid_of(&self.folder).and_then(|pid| Watched::new(pid).ok());
+        let ends = async {
+            match &process {
+                Some(process) => process.ended().await,
+                // Nobody knows which process it is.
+                None => std::future::pending().await,
+            }
+        };
+        let falls_silent = async {
+            while answers(&self.folder).await {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = ends => {}
+            () = falls_silent => {}
         }
     }
 
     /// Starts another when this one does not answer; whether one does now.
     pub(crate) async fn revive(&self, hierarchies: &Hierarchies, parent: &str) -> bool {
-        let answers = answers(&self.folder) || ensure(&self.folder, hierarchies, parent).await.is_some();
+        let answers =
+            answers(&self.folder).await || ensure(&self.folder, hierarchies, parent).await.is_some();
         if answers {
             self.count.fetch_add(1, Ordering::Release);
         }
@@ -61,7 +79,7 @@ impl Lxcfs {
 /// Finds the lxcfs mounted at `folder`, or starts one there. `None` when this host has none. It lives in a group below
 /// `parent`: a service manager that stops the server ends whatever is in the server's.
 pub(crate) async fn ensure(folder: &Path, hierarchies: &Hierarchies, parent: &str) -> Option<Lxcfs> {
-    if !answers(folder) {
+    if !answers(folder).await {
         with_options_kept(hierarchies, start(folder)).await?;
     }
     let cgroup = hierarchies.group(parent, CGROUP);
@@ -101,8 +119,16 @@ pub(crate) async fn with_options_kept<T>(hierarchies: &Hierarchies, work: impl F
 }
 
 async fn start(folder: &Path) -> Option<()> {
-    // What a killed lxcfs leaves behind answers with an error until it is unmounted.
-    let _ = rustix::mount::unmount(folder, rustix::mount::UnmountFlags::DETACH);
+    if let Some(pid) = pid_of(folder).and_then(rustix::process::Pid::from_raw) {
+        warn!(
+            pid = pid.as_raw_nonzero(),
+            "lxcfs does not answer within {DEADLINE:?}: it is ended and another takes its place"
+        );
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    // What a killed lxcfs leaves behind answers with an error until it is unmounted. By force, so that nobody waits for it any more.
+    let all = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::FORCE;
+    let _ = rustix::mount::unmount(folder, all);
     if let Err(error) = std::fs::create_dir_all(folder) {
         warn!(%error, folder = %folder.display(), "could not make the mount point of lxcfs");
         return None;
@@ -125,7 +151,7 @@ async fn start(folder: &Path) -> Option<()> {
     };
     let started = tokio::time::Instant::now();
     while started.elapsed() < DEADLINE {
-        if answers(folder) {
+        if answers(folder).await {
             // It is the parent of nobody and outlives us; collect it should it end before we do.
             tokio::spawn(async move { child.wait().await });
             return Some(());
@@ -165,13 +191,29 @@ fn pid_file(folder: &Path) -> PathBuf {
     folder.with_extension("pid")
 }
 
-/// The process that says it serves `folder`, if it is an lxcfs still.
+/// The process that says it serves `folder`, if it is an lxcfs still, and that one.
 fn pid_of(folder: &Path) -> Option<i32> {
     let pid = std::fs::read_to_string(pid_file(folder)).ok()?.trim().parse().ok()?;
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    (name.trim() == "lxcfs").then_some(pid)
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let is_ours = command.split(|byte| *byte == 0).any(|word| word == folder.as_os_str().as_bytes());
+    (name.trim() == "lxcfs" && is_ours).then_some(pid)
 }
 
-fn answers(folder: &Path) -> bool {
-    std::fs::read_to_string(folder.join("proc/meminfo")).is_ok_and(|text| text.starts_with("MemTotal"))
+/// The process that serves `folder` and does not answer.
+pub(crate) async fn stuck(folder: &Path) -> Option<i32> {
+    let pid = pid_of(folder)?;
+    (!answers(folder).await).then_some(pid)
+}
+
+/// Whether the lxcfs at `folder` answers in time. It is asked on a thread that nothing waits for: a question to one that is stuck ends
+/// when that does.
+async fn answers(folder: &Path) -> bool {
+    let (file, (said, answer)) = (folder.join("proc/meminfo"), tokio::sync::oneshot::channel());
+    let asking = std::thread::Builder::new().name("lxcfs".to_owned()).spawn(move || {
+        let text = std::fs::read_to_string(file);
+        let _ = said.send(text.is_ok_and(|text| text.starts_with("MemTotal")));
+    });
+    // For want of a thread nothing is known, and nothing is ended for that.
+    asking.is_err() || tokio::time::timeout(DEADLINE, answer).await.is_ok_and(|answer| answer == Ok(true))
 }

@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 use warren_guest_api::machine::Usage;
 use warren_node_api::{Answer, Subject};
 use warren_runtime::cgroup::Cgroup;
-use warren_types::{Error, SandboxId, SandboxState};
+use warren_types::{Error, SandboxId, SandboxState, object};
 
 use crate::checkpoint::make::now_ms;
 use crate::guest::Guest;
@@ -136,8 +136,9 @@ async fn answer(registry: &Registry, id: &SandboxId, route: Route, body: &[u8]) 
 /// A body that is not there asks for nothing, which is refused in the same words as by the API.
 fn wanted(body: &[u8]) -> Result<Option<i64>, Error> {
     let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice::<Scale>(body)
-        .map(|scale| scale.memory_mb)
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    object::optional::<_, Scale>(&mut reader)
+        .and_then(|scale| reader.end().map(|()| scale.and_then(|scale| scale.memory_mb)))
         .map_err(|error| Error::invalid(format!("the body must be like {{\"memoryMB\": 4096}}: {error}")))
 }
 

@@ -39,6 +39,84 @@ def stat(box, path):
     return answer.json()
 
 
+# What HTTP can ask for and a file cannot do.
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [("If-None-Match", "*", 400), ("If-Match", '"x"', 400), ("If-Unmodified-Since", "Mon, 01 Jan 2024 00:00:00 GMT", 400),
+     ("Content-Range", "bytes 0-1/10", 400), ("Content-Encoding", "gzip", 415)],
+)
+def test_a_write_is_plain_or_refused(box, header, value, status):
+    assert files(box, "PUT", "/tmp/plain", content=b"0123456789", headers={"Content-Encoding": "identity"}).status_code == 204
+    for route in ("/files", "/files/archive"):
+        answer = box.call("PUT", route, params={"path": "/tmp/plain"}, content=b"x", headers={header: value})
+        assert answer.status_code == status
+        check_error(answer.json())
+    assert files(box, "GET", "/tmp/plain").content == b"0123456789"
+
+
+def test_a_range_of_another_file_than_there_is_is_not_sent(box):
+    files(box, "PUT", "/tmp/resumed", content=b"0123456789")
+    answer = files(box, "GET", "/tmp/resumed", headers={"Range": "bytes=5-", "If-Range": '"before"'})
+    assert (answer.status_code, answer.content) == (200, b"0123456789")
+
+
+# Names.
+
+
+def test_names_that_are_no_text_are_told_and_can_be_asked_for(box):
+    box.out(r"mkdir -p /tmp/odd/$(printf 'd\351') && cd /tmp/odd && printf one > $(printf 'a\377') && printf two > $(printf 'a\376')")
+    entries = listing(box, "/tmp/odd")
+    # What is shown may be the same for two.
+    assert [entry["name"] for entry in entries] == ["a\ufffd", "a\ufffd", "d\ufffd"]
+    assert [entry["encodedPath"] for entry in entries] == ["/tmp/odd/a%FE", "/tmp/odd/a%FF", "/tmp/odd/d%E9"]
+    assert "encodedPath" not in listing(box, "/tmp")[0]
+
+    def call(method, path, route="", **options):
+        return box.call(method, f"/files{route}?path={path}", **options)
+
+    assert [call("GET", entry["encodedPath"]).content for entry in entries[:2]] == [b"two", b"one"]
+    assert call("PUT", "/tmp/odd/d%e9/%ff%00", content=b"").status_code == 400
+    assert call("PUT", "/tmp/odd/d%e9/%ff", content=b"three").status_code == 204
+    assert call("GET", "/tmp/odd/d%E9", "/stat").json()["encodedPath"] == "/tmp/odd/d%E9"
+    assert [entry["encodedPath"] for entry in call("GET", "/tmp/odd/d%E9", "/list").json()] == ["/tmp/odd/d%E9/%FF"]
+    archive = call("GET", "/tmp/odd", "/archive").content
+    assert call("PUT", "/tmp/copy", "/archive", content=archive).status_code == 204
+    assert box.out("diff -r /tmp/odd /tmp/copy && find /tmp/copy -type f | wc -l") == "3\n"
+    assert call("DELETE", "/tmp/odd/a%ff").status_code == 204
+    assert box.out("LC_ALL=C ls -b /tmp/odd") == "a\\376\nd\\351\n"
+
+
+@pytest.mark.parametrize("path", ["/proc/self/exe", "/proc/1/exe", "/proc/self/fd/0", "/dev/stdout", "/tmp/to-exe"])
+def test_nothing_is_written_where_a_link_of_the_kernels_reads_as_leading(box, path):
+    box.out("ln -sf /proc/self/exe /tmp/to-exe; touch /tmp/mark")
+    answer = files(box, "PUT", path, content=b"x")
+    assert answer.status_code == 400 and "the kernel makes up" in answer.json()["error"], answer.text
+    assert box.out("find / -xdev -newer /tmp/mark -name 'warren-agent*' 2>/dev/null || true") == ""
+
+
+def test_a_folder_that_changes_meanwhile_gives_a_whole_archive(box):
+    script = """mkdir -p /tmp/busy; cd /tmp/busy
+        while true; do
+            for n in 1 2 3 4 5 6 7 8; do
+                head -c $((n * 400000)) /dev/zero | tr '\\0' x > grown$n; : > grown$n
+                ln -sf x link$n; rm -f link$n; mkdir -p d$n/e; touch d$n/e/f; rm -rf d$n
+            done
+        done"""
+    box.start("sh", "-c", script)
+    wait_for(lambda: box.call("GET", "/files/stat", params={"path": "/tmp/busy/grown8"}).status_code == 200, "it is busy")
+    for _ in range(12):
+        answer = box.call("GET", "/files/archive", params={"path": "/tmp/busy"})
+        assert answer.status_code == 200
+        with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+            for member in archive.getmembers():
+                if member.isfile():
+                    assert not archive.extractfile(member).read().rstrip(b"\0").strip(b"x"), member.name
+            said = archive.pax_headers.get("comment", "")
+        assert not said or said.startswith("shorter than when they were opened, filled up with zeros: "), said
+
+
 # Round trips.
 
 

@@ -3,13 +3,14 @@
 import os
 import re
 import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from harness import host
+from harness import host, settings
 from harness.server import Server
 from harness.waiting import wait_for
 
@@ -90,6 +91,30 @@ def test_another_lxcfs_takes_the_place_of_one_that_ended(server):
         kill()
         server.start()
         wait_for(lambda: memory_of(box) == 1024, "one that ended while there was no server is replaced too", 30)
+
+
+@pytest.mark.skipif(not shutil.which("lxcfs"), reason="lxcfs is not installed")
+def test_an_lxcfs_that_stands_still_is_replaced(server):
+    def stop():
+        pid = int(Path(server.data_dir, "run", "lxcfs.pid").read_text())
+        os.kill(pid, 19)
+        return pid
+
+    with server.api() as api, api.create(memoryMB=1024, cpuCount=1) as box:
+        assert memory_of(box) == 1024
+        stopped = stop()
+        for _ in range(10):
+            api.create(memoryMB=1024, cpuCount=1).kill()
+        wait_for(lambda: not os.path.exists(f"/proc/{stopped}"), "it is ended", 30)
+        wait_for(lambda: memory_of(box) == 1024, "it is told its own memory again", 30)
+        assert "lxcfs does not answer" in server.log()
+        server.stop()
+        stopped = stop()
+        doctor = subprocess.run([settings.PROGRAM, "doctor", "--data-dir", server.data_dir], capture_output=True, text=True)
+        assert f"kill -9 {stopped}" in doctor.stdout, doctor.stdout
+        server.start()
+        assert not os.path.exists(f"/proc/{stopped}")
+        wait_for(lambda: memory_of(box) == 1024, "one that stood still while there was no server is replaced too", 30)
 
 
 def test_a_log_that_cannot_be_written_takes_nothing_with_it(server):

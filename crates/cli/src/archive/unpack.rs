@@ -8,12 +8,15 @@ use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use tar::{Archive, EntryType};
+use tar::{Archive, EntryType, PaxExtensions};
 
-use super::Skipped;
+use super::Unpacked;
+
+/// Longest comment that is read.
+const MAX_COMMENT: u64 = 64 * 1024;
 
 /// Unpacks into `target`, which is made, or added to when it is a folder already.
-pub(crate) fn unpack(reader: impl Read, target: &Path) -> Result<Skipped> {
+pub(crate) fn unpack(reader: impl Read, target: &Path) -> Result<Unpacked> {
     let parent = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -21,7 +24,7 @@ pub(crate) fn unpack(reader: impl Read, target: &Path) -> Result<Skipped> {
     let beside = tempfile::Builder::new().prefix(".warren-").tempdir_in(parent)?;
     let whole = beside.path().join("unpacked");
     fs::create_dir(&whole)?;
-    let mut skipped = Skipped::default();
+    let mut unpacked = Unpacked::default();
     // Their modes are set last: a folder that may not be written to still has to be filled and moved.
     let mut folders: Vec<(PathBuf, u32)> = Vec::new();
     let mut reader = UntilEnd { reader, ended: false };
@@ -44,8 +47,10 @@ pub(crate) fn unpack(reader: impl Read, target: &Path) -> Result<Skipped> {
                     return Err(leads_out(&name));
                 }
             }
-            EntryType::XGlobalHeader => {}
-            _ => skipped.0 += 1,
+            EntryType::XGlobalHeader => {
+                unpacked.comment = comment_of(&mut entry)?.or(unpacked.comment);
+            }
+            _ => unpacked.skipped.0 += 1,
         }
     }
     // The end mark stops the reading before the stream ends. A stream that ends first was cut off between two entries,
@@ -59,7 +64,16 @@ pub(crate) fn unpack(reader: impl Read, target: &Path) -> Result<Skipped> {
     for (name, mode) in folders.iter().rev() {
         fs::set_permissions(target.join(name), Permissions::from_mode(*mode))?;
     }
-    Ok(skipped)
+    Ok(unpacked)
+}
+
+/// The comment in a global header.
+fn comment_of(header: &mut impl Read) -> Result<Option<String>> {
+    let mut text = Vec::new();
+    header.take(MAX_COMMENT).read_to_end(&mut text)?;
+    let comment =
+        PaxExtensions::new(&text).filter_map(Result::ok).find(|record| record.key_bytes() == b"comment");
+    Ok(comment.map(|record| String::from_utf8_lossy(record.value_bytes()).into_owned()))
 }
 
 /// Remembers whether the stream has come to its end.
@@ -180,6 +194,20 @@ mod tests {
         assert_eq!(fs::metadata(target.join("deep/closed")).unwrap().permissions().mode() & 0o777, 0o555);
         assert!(target.join(format!("{}.long", "n".repeat(200))).exists());
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2, "nothing is left beside the target");
+    }
+
+    #[test]
+    fn what_an_archive_says_of_itself_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("target");
+        let bytes = stream(|tar| {
+            add(tar, "a", EntryType::Regular, b"x", None);
+            add(tar, "pax_global_header", EntryType::XGlobalHeader, b"25 comment=not as it was\n", None);
+            add(tar, "./", EntryType::Directory, b"", None);
+        });
+        let unpacked = unpack(&bytes[..], &target).unwrap();
+        assert_eq!(unpacked.comment.as_deref(), Some("not as it was"));
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
     }
 
     #[test]

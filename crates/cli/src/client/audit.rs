@@ -6,9 +6,10 @@ use reqwest::{Method, Response};
 use warren_api::audit::{AuditExport, AuditRecord};
 use warren_types::SandboxId;
 
-use super::{Answer, Client};
+use super::{Answer, Client, WHICH_SERVER};
 use crate::failure::hinted;
 
+const JSON_LINES: &str = "application/x-ndjson";
 /// Longest line that is read; records of a server are a tenth of it.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
@@ -52,8 +53,12 @@ impl Client {
             Some(id) => self.request(Method::GET, &["sandboxes", id.as_str(), "audit"])?,
             None => self.request(Method::GET, &["audit"])?,
         };
-        let request = request.query(&query).header(ACCEPT, "application/x-ndjson");
-        Ok(AuditStream { client: self, response: self.send(request).await?, pending: Vec::new() })
+        let request = request.query(&query).header(ACCEPT, JSON_LINES);
+        Ok(AuditStream {
+            client: self,
+            response: self.send_for(request, JSON_LINES).await?,
+            pending: Vec::new(),
+        })
     }
 
     /// Where the chain begins and ends.
@@ -67,7 +72,10 @@ impl Client {
 impl AuditStream<'_> {
     /// The records that came next, each also as it was sent; none at the end.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<(AuditRecord, String)>>> {
-        let Some(piece) = self.client.next_chunk(&mut self.response).await? else { return Ok(None) };
+        let Some(piece) = self.client.next_chunk(&mut self.response).await? else {
+            let is_whole = self.pending.iter().all(u8::is_ascii_whitespace);
+            return if is_whole { Ok(None) } else { Err(unreadable("they end within one")) };
+        };
         self.pending.extend_from_slice(&piece);
         let end = self.pending.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let rest = self.pending.split_off(end);
@@ -87,8 +95,5 @@ impl AuditStream<'_> {
 }
 
 fn unreadable(what: &str) -> anyhow::Error {
-    hinted(
-        format!("the server sent audit records that cannot be read: {what}"),
-        "`warren config show` says which address is used; is it a Warren server of this version?",
-    )
+    hinted(format!("the server sent audit records that cannot be read: {what}"), WHICH_SERVER)
 }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use warren_api::images::{BuildError, BuildLog};
 
-use super::{Answer, Client, MAX_JSON_BYTES};
+use super::{Answer, Client, MAX_JSON_BYTES, WHICH_SERVER};
 use crate::failure::hinted;
 
 /// A result holds the manifest that was sent, and something around it.
@@ -118,15 +118,17 @@ fn result_of<T: DeserializeOwned>(json: Value) -> anyhow::Result<Ended<T>> {
 }
 
 fn unreadable(what: &str) -> anyhow::Error {
-    hinted(
-        format!("the server sent events that cannot be read: {what}"),
-        "`warren config show` says which address is used; is it a Warren server of this version?",
-    )
+    hinted(format!("the server sent events that cannot be read: {what}"), WHICH_SERVER)
 }
 
 // === impl Parser ===
 
 impl Parser {
+    /// Whether an event has begun that is not whole.
+    pub(super) fn is_within(&self) -> bool {
+        !self.pending.is_empty() || !self.name.is_empty() || !self.data.is_empty()
+    }
+
     /// The next event of what has come so far.
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Event>> {
         loop {

@@ -29,7 +29,7 @@ impl Client {
 
     /// Opens a file for reading; its pieces come from [`Client::next_chunk`].
     pub(crate) async fn read_file(&self, id: &SandboxId, path: &str) -> anyhow::Result<Response> {
-        self.send(self.at(Method::GET, id, &["files"], path)?).await
+        self.send_for(self.at(Method::GET, id, &["files"], path)?, "application/octet-stream").await
     }
 
     /// Writes a file as a whole. With a length the server notices when the contents break off; without a mode a new file gets
@@ -54,7 +54,7 @@ impl Client {
 
     /// Opens a folder for reading, as a tar stream.
     pub(crate) async fn read_archive(&self, id: &SandboxId, path: &str) -> anyhow::Result<Response> {
-        self.send(self.at(Method::GET, id, &["files", "archive"], path)?).await
+        self.send_for(self.at(Method::GET, id, &["files", "archive"], path)?, "application/x-tar").await
     }
 
     /// Unpacks a tar stream into a folder.

@@ -5,11 +5,9 @@ use reqwest::{Method, Response};
 use warren_api::logs::LogRow;
 use warren_types::SandboxId;
 
-use super::Client;
+use super::events::{EVENT_STREAM, Parser};
+use super::{Client, WHICH_SERVER};
 use crate::failure::hinted;
-
-/// Longest event that is read; rows of a server are a tenth of it.
-const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
 /// Which rows a log is to show.
 #[derive(Debug, Clone)]
@@ -25,7 +23,7 @@ pub(crate) struct LogFilter {
 pub(crate) struct LogStream<'a> {
     client: &'a Client,
     response: Response,
-    pending: Vec<u8>,
+    parser: Parser,
 }
 
 impl Client {
@@ -46,7 +44,8 @@ impl Client {
         }
         query.extend(filter.limit.map(|limit| ("limit", limit.to_string())));
         let request = self.request(Method::GET, &["sandboxes", id.as_str(), "logs"])?.query(&query);
-        Ok(LogStream { client: self, response: self.send(request).await?, pending: Vec::new() })
+        let response = self.send_for(request, EVENT_STREAM).await?;
+        Ok(LogStream { client: self, response, parser: Parser::default() })
     }
 }
 
@@ -55,28 +54,19 @@ impl Client {
 impl LogStream<'_> {
     /// The rows that came next, each also as it was sent; none at the end.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<(LogRow, String)>>> {
-        let Some(piece) = self.client.next_chunk(&mut self.response).await? else { return Ok(None) };
-        self.pending.extend_from_slice(&piece);
-        let end = self.pending.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let rest = self.pending.split_off(end);
-        let whole = std::mem::replace(&mut self.pending, rest);
-        if self.pending.len() > MAX_EVENT_BYTES {
-            return Err(unreadable("a row without an end"));
-        }
-        let text = String::from_utf8(whole).map_err(|_| unreadable("text that is not UTF-8"))?;
+        let Some(piece) = self.client.next_chunk(&mut self.response).await? else {
+            return if self.parser.is_within() { Err(unreadable("it ends within a row")) } else { Ok(None) };
+        };
+        self.parser.pending.extend_from_slice(&piece);
         let mut rows = Vec::new();
-        // Comments and blank lines are for the connection.
-        for data in text.lines().filter_map(|line| line.strip_prefix("data:")) {
-            let row = serde_json::from_str(data).map_err(|error| unreadable(&error.to_string()))?;
-            rows.push((row, data.trim().to_owned()));
+        while let Some(event) = self.parser.next()? {
+            let row = serde_json::from_str(&event.data).map_err(|error| unreadable(&error.to_string()))?;
+            rows.push((row, event.data.trim().to_owned()));
         }
         Ok(Some(rows))
     }
 }
 
 fn unreadable(what: &str) -> anyhow::Error {
-    hinted(
-        format!("the server sent a log that cannot be read: {what}"),
-        "`warren config show` says which address is used; is it a Warren server of this version?",
-    )
+    hinted(format!("the server sent a log that cannot be read: {what}"), WHICH_SERVER)
 }

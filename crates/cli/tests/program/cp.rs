@@ -65,6 +65,31 @@ fn a_folder_goes_there_and_back_unchanged() {
 }
 
 #[test]
+fn what_changed_while_it_was_packed_is_told() {
+    let server = Server::start();
+    server.put_file("/tmp/busy", None, 0o755);
+    server.put_file("/tmp/busy/shortened", Some(b"x\0\0"), 0o644);
+    let home = Home::of(&server);
+    let ran = home.run(&["cp", &format!("{ID}:/tmp/busy"), "copy"]);
+    let said = "error: copied, but these changed meanwhile: some \\u{1b}[1m zeros";
+    assert_eq!((ran.code, ran.stderr.lines().next()), (1, Some(said)));
+    assert_eq!(std::fs::read(home.path().join("copy/shortened")).unwrap(), b"x\0\0");
+}
+
+#[test]
+fn a_page_is_not_taken_for_a_file() {
+    let server = Server::start();
+    server.put_file("/tmp/page", Some(b"<html>log in first</html>"), 0o644);
+    let home = Home::of(&server);
+    for args in [&["cp", &format!("{ID}:/tmp/page"), "kept"][..], &["files", "cat", ID, "/tmp/page"]] {
+        let ran = home.run(args);
+        let said = "error: the server sent text/html where application/octet-stream was to come";
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().next()), (1, "", Some(said)));
+    }
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_download_that_breaks_leaves_the_old_file() {
     let server = Server::start();
     server.put_file("/tmp/broken", Some(&[b'x'; 100_000]), 0o644);

@@ -25,7 +25,7 @@ const EVENTS: &str = concat!(
 #[test]
 fn rows_are_lines_for_people_and_json_for_programs() {
     let server = Server::start();
-    server.answer_text("GET /api/sandboxes/sb-0123abcd/logs", 200, EVENTS);
+    server.answer_events("GET /api/sandboxes/sb-0123abcd/logs", EVENTS);
     let home = Home::of(&server).with("TZ", "UTC");
     assert_eq!(
         home.run(&["logs", ID]),
@@ -54,7 +54,7 @@ fn options_become_parameters() {
     let server = Server::start();
     let asked = "GET /api/sandboxes/sb-0123abcd/logs?tail=false&since=2026-01-31T11%3A00%3A00Z&until=2026-01-31T12%3A00%3A00Z\
                  &q=a+b&source=exec_stdout%2Cvar_log&limit=7";
-    server.answer_text(asked, 200, "");
+    server.answer_events(asked, "");
     let home = Home::of(&server);
     let ran = home.run(&[
         "logs",
@@ -98,10 +98,19 @@ fn refusals_and_nonsense_are_told() {
     let home = Home::of(&server);
     let ran = home.run(&["logs", ID]);
     assert_eq!((ran.code, ran.stderr.lines().next()), (3, Some("error: sandbox not found (404)")));
-    server.answer_text("GET /api/sandboxes/sb-0123abcd/logs?limit=1", 200, "data: nonsense\n\n");
+    let limited = "GET /api/sandboxes/sb-0123abcd/logs?limit=1";
+    let row = r#"data: {"_time":"2026-01-31T12:00:00Z","source":"agent","line":"x"}"#;
+    for nonsense in ["data: nonsense\n\n", row, "nonsense"] {
+        server.answer_events(limited, nonsense);
+        let ran = home.run(&["logs", ID, "--limit", "1"]);
+        assert_eq!(ran.code, 1, "{nonsense}");
+        assert!(ran.stderr.contains("cannot be read"), "{nonsense}: {}", ran.stderr);
+        server.forget(limited);
+    }
+    server.answer_text(limited, 200, "{}");
     let ran = home.run(&["logs", ID, "--limit", "1"]);
-    assert_eq!(ran.code, 1);
-    assert!(ran.stderr.contains("cannot be read"), "{}", ran.stderr);
+    let said = "error: the server sent application/json where text/event-stream was to come";
+    assert_eq!((ran.code, ran.stderr.lines().next()), (1, Some(said)));
 }
 
 /// A server that sends one row and then goes on for ever, or breaks off.

@@ -52,6 +52,8 @@ pub(crate) enum Connection {
     Refuse(u16, Value),
 }
 
+const OCTETS: [(&str, &str); 1] = [("content-type", "application/octet-stream")];
+
 /// Status, headers and body of an answer.
 type Prepared = (u16, Vec<(String, String)>, Vec<u8>);
 
@@ -133,6 +135,11 @@ impl Server {
         let headers = vec![("content-type".to_owned(), kind.to_owned())];
         let prepared = (status, headers, body.as_bytes().to_vec());
         self.world.lock().answers.entry(line.to_owned()).or_default().push_back(prepared);
+    }
+
+    /// Has no more answers for requests of this line.
+    pub(crate) fn forget(&self, line: &str) {
+        self.world.lock().answers.remove(line);
     }
 
     /// What the next WebSocket meets.
@@ -235,9 +242,13 @@ async fn read_file(State(shared): State<Arc<Shared>>, query: PathQuery) -> Respo
         Some((Some(contents), _)) if path.ends_with("broken") => {
             let contents = Bytes::from(contents.clone());
             let pieces = [Ok(contents), Err(std::io::Error::other("broken on purpose"))];
-            Body::from_stream(futures_util::stream::iter(pieces)).into_response()
+            (OCTETS, Body::from_stream(futures_util::stream::iter(pieces))).into_response()
         }
-        Some((Some(contents), _)) => contents.clone().into_response(),
+        // A page of something before it, that does not let anybody through.
+        Some((Some(contents), _)) if path.ends_with("page") => {
+            ([("content-type", "text/html")], contents.clone()).into_response()
+        }
+        Some((Some(contents), _)) => (OCTETS, contents.clone()).into_response(),
         _ => missing(path),
     }
 }
@@ -254,6 +265,14 @@ async fn read_archive(State(shared): State<Arc<Shared>>, query: PathQuery) -> Re
     for (path, (contents, mode)) in &shared.lock().files {
         let Some(name) = path.strip_prefix(&format!("{root}/")) else { continue };
         let mut header = tar::Header::new_gnu();
+        if name == "shortened" {
+            // As the agent says it of a file that became shorter.
+            header.set_entry_type(tar::EntryType::XGlobalHeader);
+            let comment = "27 comment=some \x1b[1m zeros\n";
+            header.set_size(comment.len() as u64);
+            archive.append_data(&mut header, "pax_global_header", comment.as_bytes()).unwrap();
+            header = tar::Header::new_gnu();
+        }
         header.set_mode(*mode);
         header.set_size(contents.as_ref().map_or(0, Vec::len) as u64);
         header.set_entry_type(if contents.is_some() {
@@ -263,7 +282,7 @@ async fn read_archive(State(shared): State<Arc<Shared>>, query: PathQuery) -> Re
         });
         archive.append_data(&mut header, name, contents.as_deref().unwrap_or_default()).unwrap();
     }
-    archive.into_inner().unwrap().into_response()
+    ([("content-type", "application/x-tar")], archive.into_inner().unwrap()).into_response()
 }
 
 async fn write_archive(State(shared): State<Arc<Shared>>, query: PathQuery, body: Bytes) -> StatusCode {

@@ -2,6 +2,7 @@
 
 mod listing;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,13 +12,12 @@ use http::{HeaderMap, Method};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use warren_api::files::{FileChmod, FileMove, FileStat, FileUrl, FileUrlCreate};
-use warren_guest_api::files::{Chmod, FileKind, MAX_PATH_BYTES, Move, Stat};
+use warren_guest_api::files::{Chmod, FileKind, MAX_PATH_BYTES, Move, Stat, encoded_path};
 use warren_types::{Error, ErrorKind, SandboxId};
 
 use super::App;
 use super::audit::{Kind, facts};
 use super::auth::{Caller, Live};
-use super::guest::query_value;
 use super::signed::{FileUse, expires_at, expiry};
 pub(crate) use listing::Listing;
 
@@ -25,38 +25,44 @@ const MAX_MODE: u32 = 0o7777;
 /// How long a signed URL may be good for: a day.
 const MAX_URL_SECONDS: i64 = 24 * 3600;
 
-/// A path that can be asked for.
+/// A path that can be asked for: bytes, as the names of files are.
 #[derive(Debug, Clone)]
-pub(crate) struct FilePath(String);
+pub(crate) struct FilePath(Vec<u8>);
 
 impl FilePath {
     /// From the query parameter `path`.
-    pub(crate) fn from_query(path: Option<String>) -> Result<Self, Error> {
+    pub(crate) fn from_query(path: Option<Vec<u8>>) -> Result<Self, Error> {
         match path {
-            Some(path) if !path.is_empty() => Self::parse("path", path),
+            Some(path) if !path.is_empty() => Self::check("path", &path).map(|()| Self(path)),
             _ => Err(Error::invalid("path query parameter is required")),
         }
     }
 
     /// From a field of a body.
-    fn from_field(field: &str, path: String) -> Result<Self, Error> {
+    /// From a field of a body; as it was, if it can be asked for.
+    fn from_field(field: &str, path: String) -> Result<String, Error> {
         if path.is_empty() {
             return Err(Error::invalid(format!("{field} is required")));
         }
-        Self::parse(field, path)
+        Self::check(field, path.as_bytes()).map(|()| path)
     }
 
-    fn parse(field: &str, path: String) -> Result<Self, Error> {
+    fn check(field: &str, path: &[u8]) -> Result<(), Error> {
         if path.len() > MAX_PATH_BYTES {
             return Err(Error::invalid(format!(
                 "{field} must be at most {MAX_PATH_BYTES} bytes (got {})",
                 path.len()
             )));
         }
-        if path.contains('\0') {
+        if path.contains(&0) {
             return Err(Error::invalid(format!("{field} must not contain NUL characters")));
         }
-        Ok(Self(path))
+        Ok(())
+    }
+
+    /// For people: encoded where it is no text.
+    fn shown(&self) -> Cow<'_, str> {
+        std::str::from_utf8(&self.0).map_or_else(|_| encoded_path(&self.0).into(), Cow::from)
     }
 }
 
@@ -82,9 +88,9 @@ impl App {
         headers: HeaderMap,
         body: Body,
     ) -> Result<(), Error> {
-        let note = live.note(Kind::FileWrite).with("path", path.0.as_str());
+        let note = live.note(Kind::FileWrite).with("path", path.shown());
         let mode = mode.map(|FileMode(mode)| format!("&mode={mode:o}")).unwrap_or_default();
-        let path = format!("files?path={}{mode}", query_value(&path.0));
+        let path = format!("files?path={}{mode}", encoded_path(&path.0));
         let (body, bytes) = counted(body);
         let write = self.guest(live, Method::PUT, &path, headers, body);
         let told = |_: &Response| facts([("bytes", bytes.load(Ordering::Relaxed).into())]);
@@ -101,7 +107,7 @@ impl App {
         headers: HeaderMap,
         body: Body,
     ) -> Result<Response, Error> {
-        let call = format!("{route}?path={}", query_value(&path.0));
+        let call = format!("{route}?path={}", encoded_path(&path.0));
         let kind = match (route, &method) {
             ("files", &Method::DELETE) => Kind::FileDelete,
             ("files/mkdir", _) => Kind::FileMkdir,
@@ -109,7 +115,7 @@ impl App {
             _ if self.audit.records_reads() => Kind::FileRead,
             _ => return self.guest(live, method, &call, headers, body).await,
         };
-        let note = live.note(kind).with("path", path.0.as_str());
+        let note = live.note(kind).with("path", path.shown());
         let (body, bytes) = counted(body);
         let told = |_: &Response| match kind {
             Kind::FileUnpack => facts([("bytes", bytes.load(Ordering::Relaxed).into())]),
@@ -133,13 +139,14 @@ impl App {
         follow: bool,
     ) -> Result<FileStat, Error> {
         let follow = if follow { "&follow=true" } else { "" };
-        let path = format!("files/stat?path={}{follow}", query_value(&path.0));
+        let path = format!("files/stat?path={}{follow}", encoded_path(&path.0));
         let stat: Stat = self.guest_json(live, Method::GET, &path, None::<&()>).await?;
         let modified = Timestamp::from_millisecond(stat.modified_at_ms)
             .map_err(|_| Error::new(ErrorKind::SandboxFailed, "the sandbox sent a time that cannot be"))?;
         Ok(FileStat {
             name: stat.name,
             path: stat.path,
+            encoded_path: stat.encoded_path,
             kind: kind_name(stat.kind).to_owned(),
             size: stat.size,
             mode: format!("{:04o}", stat.mode & MAX_MODE),
@@ -153,17 +160,16 @@ impl App {
     pub(crate) async fn move_file(&self, live: &Live, body: FileMove) -> Result<(), Error> {
         let from = FilePath::from_field("from", body.from)?;
         let to = FilePath::from_field("to", body.to)?;
-        let note = live.note(Kind::FileMove).with("from", from.0.as_str()).with("to", to.0.as_str());
-        let order = Move { from: from.0, to: to.0 };
+        let note = live.note(Kind::FileMove).with("from", from.as_str()).with("to", to.as_str());
+        let order = Move { from, to };
         self.audit.around(note, self.guest_json::<()>(live, Method::POST, "files/move", Some(&order))).await
     }
 
     pub(crate) async fn chmod_file(&self, live: &Live, body: FileChmod) -> Result<(), Error> {
         let path = FilePath::from_field("path", body.path)?;
         let FileMode(mode) = FileMode::parse(&body.mode)?;
-        let note =
-            live.note(Kind::FileChmod).with("path", path.0.as_str()).with("mode", format!("{mode:04o}"));
-        let order = Chmod { path: path.0, mode };
+        let note = live.note(Kind::FileChmod).with("path", path.as_str()).with("mode", format!("{mode:04o}"));
+        let order = Chmod { path, mode };
         self.audit.around(note, self.guest_json::<()>(live, Method::POST, "files/chmod", Some(&order))).await
     }
 }
@@ -179,7 +185,7 @@ impl App {
         base: &str,
     ) -> Result<FileUrl, Error> {
         self.usable_standing(caller, id).await?;
-        let FilePath(path) = FilePath::from_field("path", body.path.unwrap_or_default())?;
+        let path = FilePath::from_field("path", body.path.unwrap_or_default())?;
         let expires = expiry(body.expires_in, MAX_URL_SECONDS);
         let signature = self.urls.sign_file(id, &path, use_, expires);
         let note = caller.note(Kind::SignedUrl).of(id).with("use", use_.as_str()).with("path", path.as_str());

@@ -8,6 +8,7 @@ use axum::response::Response;
 use http::{HeaderMap, Method};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use warren_guest_api::files::encoded_path;
 use warren_node_api::Wake;
 use warren_types::{Error, ErrorKind, SandboxId, SandboxState};
 
@@ -91,16 +92,7 @@ pub(crate) fn from_node(error: Error) -> Error {
 
 /// Percent-encodes a value for a query, so that any reader of queries gets it back.
 pub(crate) fn query_value(text: &str) -> String {
-    use std::fmt::Write;
-    text.bytes().fold(String::with_capacity(text.len()), |mut query, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                query.push(char::from(byte));
-            }
-            _ => write!(query, "%{byte:02X}").expect("a String takes everything"),
-        }
-        query
-    })
+    encoded_path(text.as_bytes())
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ const RANGE_NOT_SATISFIABLE: &str = "range_not_satisfiable";
 const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 const TAR: HeaderValue = HeaderValue::from_static("application/x-tar");
 const PASSED_ON: [HeaderName; 1] = [header::RANGE];
+/// Of writes, that would be ignored.
+const CONDITIONS: [HeaderName; 3] = [header::IF_MATCH, header::IF_NONE_MATCH, header::IF_UNMODIFIED_SINCE];
 const PASSED_BACK: [HeaderName; 4] =
     [header::CONTENT_LENGTH, header::CONTENT_RANGE, header::ACCEPT_RANGES, header::LAST_MODIFIED];
 
@@ -63,7 +65,7 @@ async fn file_read(
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    read(&app, &live, method, &FilePath::from_query(query.take("path"))?, &headers).await
+    read(&app, &live, method, &FilePath::from_query(query.into_path())?, &headers).await
 }
 
 pub(super) async fn read(
@@ -73,7 +75,9 @@ pub(super) async fn read(
     path: &FilePath,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    match app.guest_file(live, method, "files", path, only(headers, &PASSED_ON), Body::empty()).await {
+    // A range is of the file that `If-Range` names. Files have nothing to be named by, so that is never certain: all of it is sent.
+    let passed: &[HeaderName] = if headers.contains_key(header::IF_RANGE) { &[] } else { &PASSED_ON };
+    match app.guest_file(live, method, "files", path, only(headers, passed), Body::empty()).await {
         Ok(answer) => Ok(content(answer, BYTES)),
         Err(error) if error.code.as_deref() == Some(RANGE_NOT_SATISFIABLE) => {
             unsatisfiable(app, live, path, error).await
@@ -103,7 +107,7 @@ async fn file_write(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let mode = query.get("mode").map(FileMode::parse).transpose()?;
-    let path = FilePath::from_query(query.take("path"))?;
+    let path = FilePath::from_query(query.into_path())?;
     write(&app, &live, &path, mode, &headers, body).await
 }
 
@@ -115,6 +119,7 @@ pub(super) async fn write(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
+    plain(headers)?;
     if declared(headers).is_some_and(|length| length > MAX_FILE_BYTES) {
         return Err(too_large().into());
     }
@@ -135,7 +140,7 @@ pub(super) async fn write(
     responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn file_delete(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<StatusCode, ApiError> {
-    let path = FilePath::from_query(query.take("path"))?;
+    let path = FilePath::from_query(query.into_path())?;
     app.guest_file(&live, Method::DELETE, "files", &path, HeaderMap::new(), Body::empty()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -150,7 +155,7 @@ async fn file_delete(State(app): State<Arc<App>>, live: Live, query: Query) -> R
         (status = 410, body = ErrorBody), (status = 413, body = ErrorBody), (status = 429, body = ErrorBody))
 )]
 async fn file_list(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<Response, ApiError> {
-    let path = query.take("path").filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
+    let path = query.into_path().filter(|path| !path.is_empty()).unwrap_or_else(|| b"/".to_vec());
     let listing = app.list_files(&live, &FilePath::from_query(Some(path))?).await?;
     Ok(file_list::answer(listing).await?)
 }
@@ -162,7 +167,7 @@ async fn file_list(State(app): State<Arc<App>>, live: Live, query: Query) -> Res
     responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn file_mkdir(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<StatusCode, ApiError> {
-    let path = FilePath::from_query(query.take("path"))?;
+    let path = FilePath::from_query(query.into_path())?;
     app.guest_file(&live, Method::POST, "files/mkdir", &path, HeaderMap::new(), Body::empty()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -183,7 +188,7 @@ async fn file_stat(
     query: Query,
 ) -> Result<Json<FileStat>, ApiError> {
     let follow = query.get("follow") == Some("true");
-    Ok(Json(app.stat_file(&live, &FilePath::from_query(query.take("path"))?, follow).await?))
+    Ok(Json(app.stat_file(&live, &FilePath::from_query(query.into_path())?, follow).await?))
 }
 
 /// Renames, replacing what is at the new name. What is on another file system, or a folder of the template, cannot be renamed: 409.
@@ -224,7 +229,7 @@ async fn file_chmod(
         (status = 404, body = ErrorBody), (status = 410, body = ErrorBody))
 )]
 async fn archive_read(State(app): State<Arc<App>>, live: Live, query: Query) -> Result<Response, ApiError> {
-    let path = FilePath::from_query(query.take("path"))?;
+    let path = FilePath::from_query(query.into_path())?;
     let answer =
         app.guest_file(&live, Method::GET, "files/archive", &path, HeaderMap::new(), Body::empty()).await?;
     Ok(content(answer, TAR))
@@ -245,10 +250,33 @@ async fn archive_write(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
-    let path = FilePath::from_query(query.take("path"))?;
+    let path = FilePath::from_query(query.into_path())?;
+    plain(&headers)?;
     let headers = only(&headers, &[header::CONTENT_LENGTH]);
     app.guest_file(&live, Method::PUT, "files/archive", &path, headers, body).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Refuses what would have to be honoured: content that is only a part, is encoded, or is to be written under a condition.
+fn plain(headers: &HeaderMap) -> Result<(), ApiError> {
+    if let Some(name) = CONDITIONS.iter().find(|name| headers.contains_key(*name)) {
+        return Err(Error::invalid(format!("a write has no conditions; leave out {name}")).into());
+    }
+    if headers.contains_key(header::CONTENT_RANGE) {
+        return Err(Error::invalid("a file is written whole; leave out Content-Range").into());
+    }
+    let only = |name: HeaderName, coding: &str| {
+        headers.get_all(name).iter().all(|found| found.as_bytes().eq_ignore_ascii_case(coding.as_bytes()))
+    };
+    if !only(header::CONTENT_ENCODING, "identity") {
+        let refused = Error::invalid("content is kept as it comes; send it without Content-Encoding");
+        return Err(ApiError::from(refused).with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+    }
+    if !only(header::TRANSFER_ENCODING, "chunked") {
+        let refused = Error::invalid("chunked is the only transfer coding there is");
+        return Err(ApiError::from(refused).with_status(StatusCode::NOT_IMPLEMENTED));
+    }
+    Ok(())
 }
 
 /// The answer to a range outside the file. A `HEAD` tells the size of what a read would open, symlinks followed.

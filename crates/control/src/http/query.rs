@@ -1,5 +1,5 @@
-//! Queries, decoded strictly: a value that is not UTF-8 is refused, not repaired, because a repaired path would name
-//! another file.
+//! Queries, decoded strictly: a value that is not UTF-8 is refused, not repaired. Only `path` may be any bytes, as the names of files
+//! may be.
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -9,30 +9,44 @@ use super::errors::ApiError;
 
 /// Decoded pairs in the order they came.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Query(Vec<(String, String)>);
+pub(super) struct Query {
+    pairs: Vec<(String, String)>,
+    /// The first `path`, which is among the pairs too where it is text.
+    path: Option<Vec<u8>>,
+}
 
 impl Query {
     pub(super) fn parse(raw: Option<&str>) -> Result<Self, Error> {
-        let pairs = raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let mut query = Self::default();
+        let bad = || Error::invalid("the query is not percent-encoded UTF-8");
+        for pair in raw.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let bad = || Error::invalid("the query is not percent-encoded UTF-8");
-            Ok((decode(name).ok_or_else(bad)?, decode(value).ok_or_else(bad)?))
-        });
-        pairs.collect::<Result<_, Error>>().map(Self)
+            let name = decode(name).and_then(|name| String::from_utf8(name).ok()).ok_or_else(bad)?;
+            let value = decode(value).ok_or_else(bad)?;
+            if name == "path" && query.path.is_none() {
+                query.path = Some(value.clone());
+            }
+            match String::from_utf8(value) {
+                Ok(value) => query.pairs.push((name, value)),
+                Err(_) if name == "path" => {}
+                Err(_) => return Err(bad()),
+            }
+        }
+        Ok(query)
     }
 
     /// The first value of that name.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+        self.pairs.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
-    pub(super) fn take(mut self, name: &str) -> Option<String> {
-        let at = self.0.iter().position(|(found, _)| found == name)?;
-        Some(self.0.swap_remove(at).1)
+    /// The first `path`.
+    pub(super) fn into_path(self) -> Option<Vec<u8>> {
+        self.path
     }
 
     pub(super) fn into_pairs(self) -> Vec<(String, String)> {
-        self.0
+        self.pairs
     }
 }
 
@@ -44,7 +58,7 @@ impl<S: Sync> FromRequestParts<S> for Query {
     }
 }
 
-fn decode(text: &str) -> Option<String> {
+fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
@@ -61,7 +75,7 @@ fn decode(text: &str) -> Option<String> {
             byte => bytes.push(*byte),
         }
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -72,11 +86,19 @@ mod tests {
 
     #[test]
     fn what_cannot_be_decoded_is_refused() {
-        for bad in ["path=%", "path=%4", "path=%zz", "path=%ff", "%c3=1", "path=%+1"] {
+        for bad in ["path=%", "path=%4", "path=%zz", "name=%ff", "%c3=1", "path=%+1"] {
             assert!(Query::parse(Some(bad)).is_err(), "{bad}");
         }
         let query = Query::parse(Some("a=1&&b=x+y%2B&a=2&c")).unwrap();
         assert_eq!((query.get("a"), query.get("b"), query.get("c")), (Some("1"), Some("x y+"), Some("")));
+    }
+
+    #[test]
+    fn a_path_may_be_any_bytes() {
+        let query = Query::parse(Some("mode=644&path=/a%ff+b&path=/c")).unwrap();
+        assert_eq!(query.get("mode"), Some("644"));
+        assert_eq!(query.into_path().as_deref(), Some(&b"/a\xff b"[..]));
+        assert_eq!(Query::parse(Some("a=1")).unwrap().into_path(), None);
     }
 
     proptest! {

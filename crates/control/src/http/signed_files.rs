@@ -90,7 +90,8 @@ async fn file_download(
     let (live, path) = admit(&app, &id, &query, FileUse::Download).await?;
     let live = live.in_request(id_of(&extensions));
     let name = disposition(&path);
-    let mut response = files::read(&app, &live, method, &FilePath::from_query(Some(path))?, &headers).await?;
+    let mut response =
+        files::read(&app, &live, method, &FilePath::from_query(Some(path.into_bytes()))?, &headers).await?;
     response.headers_mut().insert(header::CONTENT_DISPOSITION, name);
     Ok(response)
 }
@@ -113,7 +114,7 @@ async fn file_upload(
 ) -> Result<StatusCode, ApiError> {
     let (live, path) = admit(&app, &id, &query, FileUse::Upload).await?;
     let live = live.in_request(id_of(&extensions));
-    files::write(&app, &live, &FilePath::from_query(Some(path))?, None, &headers, body).await
+    files::write(&app, &live, &FilePath::from_query(Some(path.into_bytes()))?, None, &headers, body).await
 }
 
 async fn admit(

@@ -6,22 +6,25 @@
 //!                                                  └──────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! While a request is under way nothing is counted: long polls, streams, slow uploads and WebSockets take as long as they take. Over
-//! HTTP/2 what comes between requests is no head but may be anything, so only the first request has to be there within `head`.
+//! While a request is under way nothing is counted: long polls, streams, slow uploads and WebSockets take as long as they take. But
+//! what there is to send has to be taken: a connection of which the client takes no byte within `taken` ends, with all that was held for
+//! it. Over HTTP/1.1 and in tunnels that is seen where bytes are written ([`super::watched`]), over HTTP/2, which does not write what the client
+//! makes no room for, at the bodies of answers ([`super::bodies`]). Over HTTP/2 what comes between requests is no head but may be anything, so
+//! only the first request has to be there within `head`.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body::{Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::body::{Body as _, Incoming};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Patience;
+use super::bodies::{Counted, Received};
 use super::room::Room;
 
 /// What an HTTP/2 client says first begins like that.
@@ -43,6 +46,7 @@ struct State {
     /// There has been a byte.
     heard: bool,
     http_2: bool,
+    request: Progress,
     /// Since when a head is waited for.
     head: Option<Instant>,
     /// Since when nothing is under way and nothing was written.
@@ -51,8 +55,25 @@ struct State {
     place: Option<u64>,
     /// The client does not take what it was sent.
     blocked: bool,
+    /// Pieces of answers that are on their way to the client.
+    given: u32,
+    /// When there was last nothing to take, or some of it was taken.
+    taken: Instant,
     /// Nothing more is read.
     over: bool,
+}
+
+/// How far the newest request is, over HTTP/1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Not all of it has come.
+    Comes,
+    /// It was answered before, or has become a tunnel.
+    Open,
+    /// There is no answer yet. Its client understands that there will be one, or is too old for that.
+    Waits { understands: bool },
+    /// It is answered, and some of that was written last then.
+    Answered(Instant),
 }
 
 /// What becomes of a connection.
@@ -64,22 +85,12 @@ pub(super) enum Look {
     Unfinished,
     /// It ends: it asks for nothing.
     Idle,
+    /// It ends: the client does not take what it asked for.
+    Stuck,
 }
 
 /// A request that is under way, with its answer.
 pub(super) struct UnderWay {
-    attention: Arc<Attention>,
-}
-
-/// A body that is part of a request under way.
-struct Counted {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-/// The bytes of a connection.
-pub(super) struct Watched<S> {
-    stream: S,
     attention: Arc<Attention>,
 }
 
@@ -94,10 +105,13 @@ impl Attention {
             asked: false,
             heard: false,
             http_2: false,
+            request: Progress::Comes,
             head: Some(now),
             quiet: now,
             place: Some(room.enter(&leave)),
             blocked: false,
+            given: 0,
+            taken: now,
             over: false,
         };
         Arc::new(Self { patience, room, leave, state: Mutex::new(state) })
@@ -113,7 +127,10 @@ impl Attention {
         // A head that begins after this is not late before that.
         let at_the_earliest = now + self.patience.head;
         if state.under_way > 0 {
-            return Look::Again(at_the_earliest);
+            return match state.taken + self.patience.taken {
+                due if state.given == 0 || due > now => Look::Again(at_the_earliest),
+                _ => Look::Stuck,
+            };
         }
         let (due, late) = match state.head {
             Some(since) => (since + self.patience.head, state.late()),
@@ -132,17 +149,60 @@ impl Attention {
         self.lock().over = true;
     }
 
-    pub(super) fn begin<B>(self: &Arc<Self>, request: &Request<B>) -> UnderWay {
+    /// How long what is sent may not be taken.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience.taken
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// How far the newest request is, if it is one over HTTP/1 that is under way.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let state = self.lock();
+        (state.under_way > 0 && !state.http_2).then_some(state.request)
+    }
+
+    pub(super) fn begin(self: &Arc<Self>, request: Request<Incoming>) -> (UnderWay, Request<Body>) {
         let mut state = self.lock();
         state.under_way += 1;
         state.asked = true;
         state.head = None;
         state.http_2 = request.version() == Version::HTTP_2;
+        state.request = Progress::Comes;
         if let Some(place) = state.place.take() {
             self.room.leave(place);
         }
         drop(state);
-        UnderWay { attention: Arc::clone(self) }
+        let understands = request.version() == Version::HTTP_11;
+        if request.body().is_end_stream() {
+            self.received(understands);
+        }
+        let request = request.map(|body| Body::new(Received::new(body, understands, Arc::clone(self))));
+        (UnderWay { attention: Arc::clone(self) }, request)
+    }
+
+    /// All of a request has come.
+    pub(super) fn received(&self, understands: bool) {
+        let mut state = self.lock();
+        if state.request == Progress::Comes {
+            state.request = Progress::Waits { understands };
+        }
+    }
+
+    /// A piece of an answer is on its way.
+    pub(super) fn give(&self) {
+        let mut state = self.lock();
+        if state.given == 0 {
+            state.taken = Instant::now();
+        }
+        state.given += 1;
+    }
+
+    /// It was taken, or will never be.
+    pub(super) fn take(&self) {
+        self.lock().given -= 1;
     }
 
     fn end_one(&self) {
@@ -154,7 +214,7 @@ impl Attention {
         }
     }
 
-    fn heard(&self, bytes: &[u8]) {
+    pub(super) fn heard(&self, bytes: &[u8]) {
         let mut state = self.lock();
         if !state.heard {
             state.heard = true;
@@ -167,13 +227,25 @@ impl Attention {
         }
     }
 
-    fn wrote(&self, asked: usize, written: &Poll<io::Result<usize>>) {
+    pub(super) fn wrote(&self, asked: usize, written: &Poll<io::Result<usize>>) {
         let count = if let Poll::Ready(Ok(count)) = written { *count } else { 0 };
-        let mut state = self.lock();
+        let (now, mut state) = (Instant::now(), self.lock());
         state.blocked = count < asked;
-        if state.asked && count > 0 {
-            state.quiet = Instant::now();
+        if count == 0 {
+            return;
         }
+        state.taken = now;
+        if state.asked {
+            state.quiet = now;
+        }
+        if let Progress::Answered(written) = &mut state.request {
+            *written = now;
+        }
+    }
+
+    /// Whether the client has not taken all it was sent.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.lock().blocked
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -203,118 +275,29 @@ impl State {
 impl UnderWay {
     /// The answer, which the request is under way with until it was sent.
     pub(super) fn answered(self, method: &Method, response: Response<Body>) -> Response<Body> {
+        let mut state = self.attention.lock();
         let is_tunnel = *method == Method::CONNECT && response.status().is_success();
         if is_tunnel || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // What it has become goes on after its answer, for as long as the connection does.
-            self.attention.lock().under_way += 1;
+            state.under_way += 1;
+            state.request = Progress::Open;
+        } else {
+            state.request = match state.request {
+                Progress::Comes | Progress::Open => Progress::Open,
+                Progress::Waits { .. } | Progress::Answered(_) => Progress::Answered(Instant::now()),
+            };
         }
-        response.map(|body| Body::new(Counted { body, _under_way: self }))
+        drop(state);
+        response.map(|body| Body::new(Counted::new(body, self)))
+    }
+
+    pub(super) fn attention(&self) -> &Attention {
+        &self.attention
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.attention.end_one();
-    }
-}
-
-// === impl Counted ===
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-// === impl Watched ===
-
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, attention: Arc<Attention>) -> Self {
-        Self { stream, attention }
-    }
-}
-
-impl<S: AsyncWrite + Unpin> Watched<S> {
-    /// Answers for a head that did not come. Nothing else is on its way then, so it fits.
-    fn say_late(&mut self, context: &mut Context<'_>) {
-        let body = r#"{"error":"the head of this request did not come in time; send it at once"}"#;
-        let answer = format!(
-            "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = Pin::new(&mut self.stream);
-        if stream.as_mut().poll_write(context, answer.as_bytes()).is_ready() {
-            let _ = stream.as_mut().poll_flush(context);
-            let _ = stream.poll_shutdown(context);
-        }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.attention.lock().over {
-            this.say_late(context);
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(context, buffer);
-        let bytes = &buffer.filled()[before..];
-        if !bytes.is_empty() {
-            this.attention.heard(bytes);
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.attention.wrote(bytes.len(), &written);
-        written
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.attention.wrote(pieces.iter().map(|piece| piece.len()).sum(), &written);
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

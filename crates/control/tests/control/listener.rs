@@ -1,17 +1,19 @@
 //! How long the listener waits for clients that do not go on.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
 use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{any, get};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
@@ -26,21 +28,37 @@ const GENEROUS: Duration = Duration::from_secs(10);
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 async fn start(patience: Patience) -> (String, DropGuard) {
+    let (address, server, _) = start_telling(patience).await;
+    (address, server)
+}
+
+/// With what is told when something without an end is dropped.
+async fn start_telling(patience: Patience) -> (String, DropGuard, Arc<Notify>) {
+    let gone = Arc::new(Notify::new());
     let router = Router::new()
         .route("/", get(async || "here"))
         .route("/slow", get(slow))
         .route("/pieces", get(pieces))
+        .route("/never", get(never))
+        .route("/endless", get(endless))
+        .route("/endless-socket", any(endless_socket))
         .route("/length", any(length))
-        .route("/socket", any(socket));
+        .route("/socket", any(socket))
+        .with_state(Arc::clone(&gone));
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (tcp.local_addr().unwrap().to_string(), CancellationToken::new());
     let listener = Listener::new(tcp, None, stop.clone()).unwrap().with_patience(patience);
     tokio::spawn(listener.serve(router));
-    (address, stop.drop_guard())
+    (address, stop.drop_guard(), gone)
 }
 
 fn patience() -> Patience {
     Patience { head: HEAD, ..Patience::default() }
+}
+
+async fn never(State(gone): State<Arc<Notify>>) -> &'static str {
+    let _tell = Tell(gone);
+    std::future::pending().await
 }
 
 async fn slow() -> &'static str {
@@ -56,6 +74,35 @@ async fn pieces() -> Body {
         (count < 2).then(|| (Ok::<_, io::Error>("piece"), count + 1))
     });
     Body::from_stream(pieces)
+}
+
+/// Tells that it is dropped.
+struct Tell(Arc<Notify>);
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+async fn endless(State(gone): State<Arc<Notify>>) -> Body {
+    let tell = Tell(gone);
+    Body::from_stream(futures_util::stream::repeat_with(move || {
+        let _ = &tell;
+        Ok::<_, io::Error>([b'x'; 65_536].to_vec())
+    }))
+}
+
+async fn endless_socket(State(gone): State<Arc<Notify>>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async |mut socket| {
+        let _tell = Tell(gone);
+        while socket.send(axum::extract::ws::Message::Binary(vec![b'x'; 65_536].into())).await.is_ok() {}
+    })
+}
+
+/// Until something without an end has ended.
+async fn ended(gone: &Notify) {
+    tokio::time::timeout(GENEROUS, gone.notified()).await.expect("it ends");
 }
 
 async fn length(request: Request) -> String {
@@ -193,4 +240,76 @@ async fn who_fills_the_room_pushes_out_its_own() {
     answer(&mut honest, "here").await;
     assert!(begun.elapsed() < GENEROUS);
     assert!(rest(&mut silent[0]).await.starts_with("HTTP/1.1 408 "));
+}
+
+#[tokio::test]
+async fn who_says_no_more_after_its_request_is_answered() {
+    let (address, _server) = start(Patience::default()).await;
+    for (request, answer) in [
+        ("GET / HTTP/1.1\r\nhost: x\r\n\r\n", "here"),
+        ("GET / HTTP/1.0\r\n\r\n", "here"),
+        ("GET /slow HTTP/1.1\r\nhost: x\r\n\r\n", "at last"),
+        ("PUT /length HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n1234", "4"),
+        ("PUT /length HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\n1234\r\n0\r\n\r\n", "4"),
+        ("GET / HTTP/1.1\r\nhost: x\r\n\r\nGET /slow HTTP/1.1\r\nhost: x\r\n\r\n", "at last"),
+    ] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let said = rest(&mut stream).await;
+        assert!(said.ends_with(&format!("\r\n\r\n{answer}")), "{request}: {said}");
+        assert_eq!(
+            said.contains(" 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n"),
+            answer == "at last",
+            "{said}"
+        );
+    }
+    // What has not come whole is no request.
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(b"PUT /length HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n12").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(!rest(&mut stream).await.contains("200 OK"));
+}
+
+#[tokio::test]
+async fn what_somebody_asked_for_who_is_gone_ends() {
+    let (address, _server, gone) = start_telling(Patience::default()).await;
+    for version in ["1.1\r\nhost: x", "1.0"] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(format!("GET /never HTTP/{version}\r\n\r\n").as_bytes()).await.unwrap();
+        tokio::time::sleep(HEAD / 4).await;
+        drop(stream);
+        ended(&gone).await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_takes_ends() {
+    let (address, _server, gone) =
+        start_telling(Patience { taken: HEAD, head: HEAD, ..Patience::default() }).await;
+    let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    // Settings, and the headers of a request for the same over HTTP/2.
+    let http_2 = [HTTP_2, b"\x00\x00\x0f\x01\x05\x00\x00\x00\x01\x82\x86\x04\x08/endless\x01\x01x"].concat();
+    for request in [
+        b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
+        format!("GET /endless-socket HTTP/1.1\r\nhost: x\r\n{upgrade}\r\n").into_bytes(),
+        http_2,
+    ] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(&request).await.unwrap();
+        ended(&gone).await;
+        drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn who_takes_little_at_a_time_is_waited_for() {
+    let (address, _server) = start(Patience { taken: HEAD, head: HEAD, ..Patience::default() }).await;
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut some = vec![0; 4 << 20];
+    for _ in 0..6 {
+        tokio::time::sleep(HEAD / 2).await;
+        stream.read_exact(&mut some).await.unwrap();
+    }
 }

@@ -195,14 +195,14 @@ async fn a_message_that_is_too_large_closes_and_a_large_one_passes() {
     let path = session(&server, &id, "cat").await;
     let (mut socket, _) = open(&server, &path, server.acme.key.as_deref()).await.unwrap();
     assert_eq!(bytes(&mut socket).await, b"\x04");
-    let mut message = vec![b'x'; 3 << 20];
+    let mut message = vec![b'x'; 15 << 20];
     message[0] = 0;
     socket.send(Message::binary(message)).await.unwrap();
     let mut length = 0;
-    while length < (3 << 20) - 1 {
+    while length < (15 << 20) - 1 {
         length += bytes(&mut socket).await.len() - 1;
     }
-    let _ = socket.send(Message::binary(vec![0; (4 << 20) + 1])).await;
+    let _ = socket.send(Message::binary(vec![0; (16 << 20) + 1])).await;
     assert_eq!(closed(&mut socket).await, CloseCode::Size);
 }
 

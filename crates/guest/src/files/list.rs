@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -28,9 +29,9 @@ pub(crate) struct Listings(Arc<Semaphore>);
 /// A folder's entries by name.
 pub(crate) struct Listing {
     /// The folder, with a slash at its end.
-    folder: String,
+    folder: Vec<u8>,
     /// All names, one after the other.
-    names: String,
+    names: Vec<u8>,
     lines: Vec<Line>,
     sent: usize,
     place: Option<OwnedSemaphorePermit>,
@@ -69,16 +70,16 @@ impl Listings {
 impl Listing {
     pub(crate) fn read(path: &GuestPath) -> Result<Self> {
         let failed = |error: io::Error| explain(&error, path);
-        let mut folder = path.as_path().to_string_lossy().into_owned();
-        if !folder.ends_with('/') {
-            folder.push('/');
+        let mut folder = path.as_path().as_os_str().as_bytes().to_vec();
+        if !folder.ends_with(b"/") {
+            folder.push(b'/');
         }
-        let mut listing = Self { folder, names: String::new(), lines: Vec::new(), sent: 0, place: None };
+        let mut listing = Self { folder, names: Vec::new(), lines: Vec::new(), sent: 0, place: None };
         for entry in fs::read_dir(path.as_path()).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             // It may have gone since; then it is not in the folder.
             let Ok(meta) = entry.metadata() else { continue };
-            if !listing.add(&entry.file_name().to_string_lossy(), &meta) {
+            if !listing.add(entry.file_name().as_bytes(), &meta) {
                 let message = format!(
                     "{path} has more than {MAX_LIST_ENTRIES} entries, or their names are longer than {MAX_LIST_BYTES} bytes \
                      together; use a command such as `find` in it"
@@ -94,13 +95,13 @@ impl Listing {
     }
 
     /// Whether there was room for it.
-    fn add(&mut self, name: &str, meta: &fs::Metadata) -> bool {
+    fn add(&mut self, name: &[u8], meta: &fs::Metadata) -> bool {
         let fits = self.lines.len() < MAX_LIST_ENTRIES && self.names.len() + name.len() <= MAX_LIST_BYTES;
         let (Ok(start), Ok(length)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
             return false;
         };
         if fits {
-            self.names.push_str(name);
+            self.names.extend_from_slice(name);
             self.lines.push(Line { start, length, is_dir: meta.is_dir(), size: meta.len() });
         }
         fits
@@ -108,7 +109,7 @@ impl Listing {
 }
 
 impl Line {
-    fn name<'a>(&self, names: &'a str) -> &'a str {
+    fn name<'a>(&self, names: &'a [u8]) -> &'a [u8] {
         &names[self.start as usize..][..usize::from(self.length)]
     }
 }
@@ -120,9 +121,15 @@ impl Source for Listing {
             && piece.len() < PIECE
         {
             self.sent += 1;
-            let name = line.name(&self.names).to_owned();
-            let path = format!("{}{name}", self.folder);
-            let entry = Entry { name, path, is_dir: line.is_dir, size: line.size };
+            let name = line.name(&self.names);
+            let path = [&self.folder, name].concat();
+            let entry = Entry {
+                name: String::from_utf8_lossy(name).into_owned(),
+                path: String::from_utf8_lossy(&path).into_owned(),
+                encoded_path: super::unless_text(&path),
+                is_dir: line.is_dir,
+                size: line.size,
+            };
             if let Err(error) = serde_json::to_writer((&mut piece).writer(), &entry) {
                 return Poll::Ready(Some(Err(io::Error::other(error))));
             }

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use warren_types::error::Result;
 use warren_types::{Error, ErrorKind};
@@ -23,6 +23,8 @@ use crate::account::Account;
 use crate::paths::GuestPath;
 
 const NEW_MODE: u32 = 0o644;
+/// `PROC_SUPER_MAGIC`.
+const PROC: u32 = 0x9fa0;
 /// Symlinks followed from the last name of a path.
 const MAX_LINKS: usize = 40;
 
@@ -74,6 +76,12 @@ fn follow(path: &GuestPath) -> Result<GuestPath> {
     for _ in 0..MAX_LINKS {
         match fs::read_link(target.as_path()) {
             Ok(link) => {
+                if is_made_up(&target) {
+                    return Err(Error::invalid(format!(
+                        "{path} leads to what a process uses, through a link that the kernel makes up; nothing can be put in its \
+                         place, so write to the file by a path of its own"
+                    )));
+                }
                 let joined = target.as_path().parent().unwrap_or(Path::new("/")).join(link);
                 target = GuestPath::parse(joined.as_os_str().as_encoded_bytes())?;
             }
@@ -82,6 +90,21 @@ fn follow(path: &GuestPath) -> Result<GuestPath> {
         }
     }
     Err(Error::invalid(format!("{path} leads through too many symbolic links")))
+}
+
+/// Whether a symlink is one of those in `/proc` that lead to what a process uses: what they read as is a description for people, and may
+/// be the path of another file here, or of none.
+fn is_made_up(link: &GuestPath) -> bool {
+    let Some((parent, name)) = link.split() else { return false };
+    let opened = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let Ok(folder) = opened else { return false };
+    // Its type differs between processors; the number is one of 32 bits on all of them.
+    if !rustix::fs::fstatfs(&folder).is_ok_and(|found| found.f_type as u32 == PROC) {
+        return false;
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let followed = rustix::fs::openat2(&folder, name, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    followed.is_err_and(|error| error == Errno::LOOP)
 }
 
 fn make(folder: &OwnedFd, length: Option<u64>, path: &GuestPath) -> Result<Fresh<OwnedFd>> {
@@ -145,5 +168,35 @@ impl Drop for Upload {
         if self.fresh.take().is_some() {
             self.made.unmake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_put_where_a_link_of_the_kernels_reads_as_leading() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        let open = fs::File::open(&file).unwrap();
+        let descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&descriptor, &link).unwrap();
+        for path in ["/proc/self/exe", "/proc/thread-self/cwd", &descriptor, link.to_str().unwrap()] {
+            let path = GuestPath::parse(path.as_bytes()).unwrap();
+            let refused = begin(path.clone(), None, None, &Account::default()).err().unwrap();
+            assert_eq!(refused.kind, ErrorKind::Invalid);
+            assert!(refused.message.contains("the kernel makes up"), "{path}: {refused}");
+        }
+        // A path may lead through them, and an ordinary link of /proc is one.
+        let beside = GuestPath::parse(format!("/proc/self/root{}", file.display()).as_bytes()).unwrap();
+        begin(beside, None, None, &Account::default()).unwrap().complete().unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"");
+        assert!(!is_made_up(&GuestPath::parse(b"/proc/mounts").unwrap()));
+        assert!(!is_made_up(&GuestPath::parse(link.as_os_str().as_bytes()).unwrap()));
     }
 }

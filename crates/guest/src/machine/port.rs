@@ -93,6 +93,8 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.device.poll_read_ready(context))?;
+            // Asked first: what would block takes the answer away.
+            let is_closed = guard.ready().is_read_closed();
             let space = buffer.initialize_unfilled();
             match guard.try_io(|device| rustix::io::read(device.as_fd(), &mut *space).map_err(Into::into)) {
                 Ok(Ok(length)) => {
@@ -101,6 +103,8 @@ impl AsyncRead for Connection {
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
+                // The node has gone: it would be ready for ever.
+                Err(_would_block) if is_closed => return Poll::Ready(Ok(())),
                 Err(_would_block) => {}
             }
         }
@@ -111,9 +115,13 @@ impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.device.poll_write_ready(context))?;
+            let is_closed = guard.ready().is_write_closed();
             match guard.try_io(|device| rustix::io::write(device.as_fd(), bytes).map_err(Into::into)) {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(done) => return Poll::Ready(done),
+                Err(_would_block) if is_closed => {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
                 Err(_would_block) => {}
             }
         }

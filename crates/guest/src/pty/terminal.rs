@@ -154,11 +154,15 @@ impl Terminal {
     async fn read(&self, buffer: &mut [u8]) -> Option<usize> {
         loop {
             let mut ready = self.master.readable().await.ok()?;
+            // Asked first: what would block takes the answer away.
+            let is_closed = ready.ready().is_read_closed();
             match ready.try_io(|master| Ok(rustix::io::read(master, &mut *buffer)?)) {
                 Ok(Ok(0)) => return None,
                 Ok(Ok(count)) => return Some(count),
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(_)) => return None,
+                // It would be ready for ever, and nobody else would get a turn.
+                Err(_would_block) if is_closed => return None,
                 Err(_would_block) => {}
             }
         }
@@ -182,10 +186,15 @@ impl Terminal {
         let _one_at_a_time = self.writing.lock().await;
         while intake.has_payload() {
             let mut ready = self.master.writable().await?;
+            let is_closed = ready.ready().is_write_closed();
             match ready.try_io(|master| intake.write(|bytes| Ok(rustix::io::write(master, bytes)?))) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
+                // Full, and nobody will read it any more. It would be ready for ever, and nobody else would get a turn.
+                Err(_would_block) if is_closed => {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
                 Err(_would_block) => {}
             }
         }

@@ -203,6 +203,12 @@ async fn folders_are_listed_made_moved_and_removed() {
     let listed: Vec<_> = entries.iter().map(|entry| (entry.name.as_str(), entry.is_dir)).collect();
     assert_eq!(listed, [("a", false), ("b", false), ("l", false), ("x", true), ("\u{fffd}\u{fffd}", false)]);
     assert_eq!((entries[1].size, &entries[1].path), (5, &work.join("b").display().to_string()));
+    // What is no text can be asked for by its bytes.
+    let encoded = entries[4].encoded_path.as_deref().unwrap();
+    assert!(encoded.ends_with("/work/%FF%FE") && entries[3].encoded_path.is_none(), "{encoded}");
+    assert_eq!(agent.get(&format!("/v1/files?path={encoded}")).await.body, "?");
+    let odd: Stat = agent.get(&format!("/v1/files/stat?path={encoded}")).await.json();
+    assert_eq!((odd.size, odd.encoded_path.as_deref()), (1, Some(encoded)));
     let stat: Stat = call(Method::GET, "/stat", &work.join("l")).await.json();
     assert_eq!((stat.kind, stat.link_target.as_deref()), (FileKind::Symlink, Some("nowhere")));
 
@@ -270,6 +276,9 @@ async fn hostile_paths_get_plain_answers() {
             assert_eq!(answer.status, put, "{path}: {answer:?}");
         }
     }
+    // What a process uses can be read, and nothing put in its place.
+    assert_eq!(agent.get("/v1/files?path=/proc/self/exe").await.status, 200);
+    agent.put("/proc/self/exe", "y").await.error(400);
     for what in ["files", "files/list", "files/stat"] {
         agent.get(&format!("/v1/{what}")).await.error(400);
     }

@@ -97,6 +97,31 @@ async fn a_terminal_nobody_watches_goes_on_and_keeps_its_last_lines() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn input_that_nobody_reads_ends_with_its_terminal() {
+    let Some(agent) = Agent::start().await else { return };
+    for delete in [true, false] {
+        let pty = open(&agent, json!({"shell": "/bin/sh"})).await;
+        let path = format!("/v1/pty/{}", pty.id);
+        let (keys, mut screen) = agent.attach(&format!("{path}/attach")).await;
+        let seconds = if delete { 1000 } else { 2 };
+        let script = format!("stty raw -echo; echo rea''dy; exec sleep {seconds}\n");
+        keys.send(stdin(&script)).await.unwrap();
+        see(&mut screen, "ready").await;
+        // More than the kernel keeps for who does not read.
+        for _ in 0..8 {
+            keys.send(stdin(&"x".repeat(30_000))).await.unwrap();
+        }
+        drop((keys, screen));
+        if delete {
+            assert_eq!(agent.call(Method::DELETE, &path, "").await.status, 204);
+        }
+        let is_over = || async { agent.get("/v1/pty").await.json::<Vec<Pty>>().is_empty() };
+        until("the terminal is forgotten", is_over).await;
+        assert_eq!(agent.run("echo here", json!({})).await.text(), "here\n");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn deleting_a_terminal_ends_what_it_started() {
     let Some(agent) = Agent::start().await else { return };
     let pty = open(&agent, json!({"shell": "/bin/sh"})).await;

@@ -127,7 +127,7 @@ pub(super) async fn links() -> Check {
 }
 
 /// Only a comfort: without it sandboxes see the host's memory and load.
-pub(super) async fn lxcfs(folder: &Path) -> Check {
+pub(super) async fn lxcfs(folder: &Path, data_dir: &Path) -> Check {
     let text = "mkdir -p lxcfs; lxcfs --foreground --pidfile=\"$PWD/lxcfs.pid\" \"$PWD/lxcfs\" >lxcfs.log 2>&1 & server=$!
                 for _ in $(seq 100); do
                     if grep -q ^MemTotal lxcfs/proc/meminfo 2>/dev/null; then exit 0; fi
@@ -140,6 +140,13 @@ pub(super) async fn lxcfs(folder: &Path) -> Check {
             name,
             "not installed: programs in sandboxes see the host's memory in `free`",
             fix,
+        );
+    }
+    if let Some(pid) = crate::lxcfs::stuck(&data_dir.join("run/lxcfs")).await {
+        return Check::warn(
+            name,
+            "the one that sandboxes read through does not answer: whoever asks for memory or load in one waits",
+            &format!("kill -9 {pid}; a server that runs does that by itself and starts another"),
         );
     }
     let tried = match Hierarchies::detect() {

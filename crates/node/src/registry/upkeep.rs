@@ -84,7 +84,7 @@ pub(super) async fn keep_figures(registry: Arc<Registry>) {
             if stop.is_cancelled() {
                 return;
             }
-            warn!("lxcfs has ended; starting another");
+            warn!("lxcfs has ended, or does not answer; starting another");
             while !lxcfs.revive(&host.hierarchies, &host.cgroup_parent).await {
                 tokio::time::sleep(REVIVE_AGAIN).await;
             }

@@ -11,7 +11,8 @@ use warren_types::SandboxId;
 
 use super::{Copy, Kind, NEW_FILE, joined, last_name};
 use crate::archive::{self, Piece, PieceReader};
-use crate::failure::{chain_of, usage};
+use crate::failure::{chain_of, hinted, usage};
+use crate::output::printable;
 use crate::progress::Progress;
 
 impl Copy<'_> {
@@ -87,8 +88,15 @@ impl Copy<'_> {
         progress.finish(self.output);
         // A stream that broke is the cause of what the unpacking side says about it.
         fed?;
-        self.told_skipped(unpacked.context(failed)?.0);
-        Ok(())
+        let unpacked = unpacked.context(failed)?;
+        self.told_skipped(unpacked.skipped.0);
+        match unpacked.comment {
+            None => Ok(()),
+            Some(comment) => Err(hinted(
+                format!("copied, but these changed meanwhile: {}", printable(&comment)),
+                "copy them again when nothing writes to them",
+            )),
+        }
     }
 
     /// Hands a streamed answer to the unpacking thread. When the stream breaks, both sides are told.

@@ -53,8 +53,9 @@ impl Listing {
         if self.entries > MAX_LIST_ENTRIES {
             return Err(nonsense("it is longer than it may be"));
         }
-        let Entry { name, path, is_dir, size } = serde_json::from_slice(line).map_err(nonsense)?;
-        Ok(FileEntry { name, is_dir, size, path })
+        let Entry { name, path, encoded_path, is_dir, size } =
+            serde_json::from_slice(line).map_err(nonsense)?;
+        Ok(FileEntry { name, is_dir, size, path, encoded_path })
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) fn decode<T: DeserializeOwned>(input: Value) -> Result<T, Error> {
 }
 
 pub(super) fn path(path: &str) -> Result<FilePath, Error> {
-    FilePath::from_query(Some(path.to_owned()))
+    FilePath::from_query(Some(path.as_bytes().to_vec()))
 }
 
 /// The id of a command, as one of the tools gave it.

@@ -5,7 +5,7 @@
 //! not the name of one leads nowhere.
 
 use axum::body::Body;
-use http::{Request, header};
+use http::{Request, Version, header};
 use warren_types::{Error, SandboxId};
 
 use crate::app::previews::parse_label;
@@ -46,6 +46,10 @@ pub(super) fn addressed(
             return Err(Error::invalid("the Host header and the URL name different hosts"));
         }
         (Some(host), _) => host,
+        // RFC 9112, 3.2: whatever the URL says.
+        (None, _) if request.version() == Version::HTTP_11 => {
+            return Err(Error::invalid("a request of HTTP/1.1 names its host; send a Host header"));
+        }
         (None, Some(authority)) => authority,
         // Of old clients, which never mean a preview.
         (None, None) => return Ok(Addressed::Api),
@@ -208,21 +212,19 @@ mod tests {
     #[test]
     fn where_a_host_is_named_twice_both_say_the_same() {
         let preview = "sb-0123abcd-p3000.preview.example.com";
-        let asked = |uri: &str, hosts: &[&str]| {
-            let mut request = Request::builder().uri(uri);
+        let asked_over = |version, uri: &str, hosts: &[&str]| {
+            let mut request = Request::builder().version(version).uri(uri);
             for host in hosts {
                 request = request.header("host", *host);
             }
             addressed(&request.body(Body::empty()).unwrap(), &[DOMAIN], None)
         };
+        let asked = |uri: &str, hosts: &[&str]| asked_over(Version::HTTP_11, uri, hosts);
         let upper = preview.to_uppercase();
         let absolute = format!("http://{preview}/x");
-        for (uri, hosts) in [
-            ("/x", vec![preview]),
-            (absolute.as_str(), vec![preview]),
-            (&absolute, vec![&upper]),
-            (&absolute, vec![]),
-        ] {
+        for (uri, hosts) in
+            [("/x", vec![preview]), (absolute.as_str(), vec![preview]), (&absolute, vec![&upper])]
+        {
             assert!(matches!(asked(uri, &hosts), Ok(Addressed::Preview(_))), "{uri} {hosts:?}");
         }
         for (uri, hosts) in [
@@ -235,7 +237,14 @@ mod tests {
         ] {
             assert!(asked(uri, &hosts).is_err(), "{uri} {hosts:?}");
         }
-        assert_eq!(asked("/x", &[]), Ok(Addressed::Api));
+        for (version, uri) in [(Version::HTTP_2, absolute.as_str()), (Version::HTTP_10, &absolute)] {
+            assert!(matches!(asked_over(version, uri, &[]), Ok(Addressed::Preview(_))), "{version:?}");
+        }
+        // Only HTTP/1.1 has to name one.
+        assert_eq!(asked_over(Version::HTTP_10, "/x", &[]), Ok(Addressed::Api));
+        for uri in ["/x", &absolute] {
+            assert!(asked(uri, &[]).is_err(), "{uri}");
+        }
     }
 
     proptest! {

@@ -60,6 +60,7 @@ pub(crate) async fn call(
             let entry = |(path, content): (&String, &bytes::Bytes)| Entry {
                 name: path.rsplit('/').next().unwrap().to_owned(),
                 path: path.clone(),
+                encoded_path: None,
                 is_dir: false,
                 size: content.len() as u64,
             };
@@ -79,6 +80,7 @@ pub(crate) async fn call(
                 gid: 1000,
                 modified_at_ms: 1_786_000_000_123,
                 link_target: None,
+                encoded_path: None,
                 path: file,
             })
             .into_response())
