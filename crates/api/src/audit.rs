@@ -40,6 +40,9 @@ pub struct AuditExport {
     pub after: i64,
     /// The hash of that one.
     pub after_hash: String,
+    /// The server's seal over organisation, number and hash of that one, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_mac: Option<String>,
     pub head: AuditHead,
 }
 

@@ -73,7 +73,10 @@ impl Keys {
         }
         let key = Secret::new(generate_key());
         let prefix: String = key.expose().chars().take(PREFIX_CHARS).collect();
-        let row = self.store.insert_key(org_name, label, &hash_key(key.expose()), &prefix).await?;
+        let row = self
+            .store
+            .insert_key(org_name, label, &hash_key(key.expose()), &prefix, self.recorder.seal())
+            .await?;
         self.recorder.record(&self.store, &row.org_id, |who| note_of(who, &row, "create")).await?;
         Ok((key, row.into()))
     }

@@ -185,7 +185,7 @@ async fn open_audit(config: &Config, store: &Store) -> Result<Audit, StartError>
         source,
     })?;
     let records = AuditStore::open(&config.data_dir).await?;
-    let ends = Ends::read(&records, &store.list_audit_heads().await?).await?;
+    let ends = Ends::read(&records, store, &seal).await?;
     Ok(Audit::start(records, ends, seal, config.audit.reads))
 }
 

@@ -49,6 +49,7 @@ pub async fn rotate_key(data_dir: &Path, named: Option<&Path>) -> Result<u64, Ro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::seal::Seal;
     use crate::keyring::Purpose;
     use crate::store::secrets::SecretStoreId;
     use crate::store::secrets::change::{SecretChange, SecretChanged, StoreInserted};
@@ -74,7 +75,8 @@ mod tests {
     async fn some(dir: &Path) -> (Store, Keyring, SecretStoreId, String) {
         let keyring = Keyring::open_or_make(&dir.join(keyring::FILE_NAME)).unwrap();
         let store = Store::open(dir).await.unwrap();
-        let org = store.insert_key("acme", None, "h", "osb_").await.unwrap().org_id;
+        let org =
+            store.insert_key("acme", None, "h", "osb_", &Seal::open(dir).unwrap()).await.unwrap().org_id;
         let StoreInserted::Yes(row) = store.insert_secret_store(&org, "s", &[], 9).await.unwrap() else {
             panic!("it is the first")
         };

@@ -22,6 +22,7 @@ pub(crate) mod network;
 mod note;
 pub(crate) mod read;
 mod recorder;
+mod walk;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -84,7 +85,7 @@ impl Audit {
     pub(crate) fn start(store: AuditStore, ends: Ends, seal: Seal, reads: bool) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (told, written) = watch::channel(());
-        tokio::spawn(writer::run(store.clone(), ends.clone(), queue, told));
+        tokio::spawn(writer::run(store.clone(), seal.clone(), ends.clone(), queue, told));
         Self {
             jobs,
             store,

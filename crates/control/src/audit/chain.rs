@@ -12,6 +12,8 @@ use crate::store::audit::AuditRow;
 
 /// Stands before the first record.
 pub(crate) const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// The kind of the record that says that the chain before it was not as it had been left.
+pub(crate) const BREAK: &str = "audit.break";
 /// Of the form of records.
 const VERSION: u32 = 1;
 

@@ -3,21 +3,34 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use warren_api::audit::AuditRecord;
+use warren_api::audit::{AuditExport, AuditRecord};
 
 pub(super) fn read(line: &[u8]) -> Result<AuditRecord, serde_json::Error> {
     let Once(value) = serde_json::from_slice(line)?;
     let record = AuditRecord::deserialize(&value)?;
-    let covered = serde_json::to_value(&record)?;
-    let more = value.as_object().into_iter().flatten().find(|(name, _)| covered.get(name.as_str()).is_none());
-    match more {
-        // What is null there is left out of the record.
-        Some((name, value)) if !value.is_null() => {
-            Err(serde_json::Error::custom(format!("the field {name:?} is none of a record")))
-        }
-        _ => Ok(record),
+    refuse_more(&value, &record, "a record")?;
+    Ok(record)
+}
+
+/// The first line of an export.
+pub(super) fn read_first(line: &[u8]) -> Result<AuditExport, serde_json::Error> {
+    let Once(value) = serde_json::from_slice(line)?;
+    let export = AuditExport::deserialize(&value)?;
+    refuse_more(&value, &export, "the first line")?;
+    refuse_more(&value["head"], &export.head, "the first line")?;
+    Ok(export)
+}
+
+fn refuse_more(value: &Value, read: &impl Serialize, of: &str) -> Result<(), serde_json::Error> {
+    let read = serde_json::to_value(read)?;
+    // What is null there is left out of what was read.
+    let is_more = |(name, value): &(&String, &Value)| !value.is_null() && read.get(name.as_str()).is_none();
+    match value.as_object().into_iter().flatten().find(is_more) {
+        Some((name, _)) => Err(serde_json::Error::custom(format!("the field {name:?} is none of {of}"))),
+        None => Ok(()),
     }
 }
 

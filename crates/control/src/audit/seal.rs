@@ -8,6 +8,7 @@ use sha2::Sha256;
 use warren_types::Secret;
 
 use crate::app::key_file::{self, KEY_BYTES};
+use crate::store::audit::AuditRow;
 use crate::store::audit_heads::SealedHead;
 
 pub(crate) const FILE_NAME: &str = "audit.key";
@@ -19,6 +20,8 @@ pub(crate) enum Place {
     Head,
     /// The last that was removed for its age.
     Anchor,
+    /// Any record.
+    Record,
 }
 
 #[derive(Debug, Clone)]
@@ -37,6 +40,7 @@ impl Seal {
         let what = match place {
             Place::Head => "warren audit head 1",
             Place::Anchor => "warren audit anchor 1",
+            Place::Record => "warren audit record 1",
         };
         let mut mac = Hmac::new_from_slice(self.key.expose()).expect("HMAC takes a key of any length");
         mac.update(format!("{what}\n{org}\n{seq}\n{hash}").as_bytes());
@@ -49,12 +53,25 @@ impl Seal {
     }
 
     pub(crate) fn holds(&self, place: Place, head: &SealedHead) -> bool {
-        let shown = (0..head.mac.len() / 2)
-            .map(|at| head.mac.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
-            .collect::<Option<Vec<u8>>>();
-        let mac = self.mac(place, &head.org, head.seq, &head.hash);
-        shown.is_some_and(|shown| mac.verify_slice(&shown).is_ok())
+        is_mac(self.mac(place, &head.org, head.seq, &head.hash), &head.mac)
     }
+
+    /// What a record is stored with: that this installation wrote it.
+    pub(crate) fn of_record(&self, row: &AuditRow) -> String {
+        warren_types::hex(&self.mac(Place::Record, &row.org, row.seq, &row.hash).finalize().into_bytes())
+    }
+
+    pub(crate) fn is_record(&self, row: &AuditRow) -> bool {
+        let shown = row.mac.as_deref();
+        shown.is_some_and(|shown| is_mac(self.mac(Place::Record, &row.org, row.seq, &row.hash), shown))
+    }
+}
+
+fn is_mac(mac: Hmac<Sha256>, shown: &str) -> bool {
+    let shown = (0..shown.len() / 2)
+        .map(|at| shown.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
+        .collect::<Option<Vec<u8>>>();
+    shown.is_some_and(|shown| mac.verify_slice(&shown).is_ok())
 }
 
 #[cfg(test)]

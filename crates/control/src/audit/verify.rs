@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use warren_api::audit::{AuditExport, AuditRecord};
+use serde_json::Value;
+use warren_api::audit::AuditRecord;
 
-use super::chain::{self, Record, START, hash_of_row};
+use super::chain::{self, BREAK, Record, START, hash_of_row};
 use super::line;
 use super::seal::{Place, Seal};
 use crate::store::audit::{AuditFilter, AuditRow, AuditStore};
@@ -38,6 +39,10 @@ pub enum Finding {
     Unsealed,
     /// A seal was not made by this installation.
     FalseSeal { what: &'static str },
+    /// A record has no seal of this installation.
+    Forged { seq: i64 },
+    /// This record says that those before it were not as they had been left.
+    Broken { seq: i64, why: String },
     /// A line that is no record of this chain.
     Unreadable { line: u64, reason: String },
 }
@@ -59,6 +64,13 @@ impl fmt::Display for Finding {
             Self::Unsealed => write!(f, "the seal of the newest record is missing"),
             Self::FalseSeal { what } => {
                 write!(f, "the seal of the {what} record was not made by this installation")
+            }
+            Self::Forged { seq } => write!(f, "record {seq} was not written by this installation"),
+            Self::Broken { seq, why } => {
+                write!(
+                    f,
+                    "before record {seq} the chain was found to be broken: {why}; the record says where"
+                )
             }
             Self::Unreadable { line, reason } => write!(f, "line {line} is no record: {reason}"),
         }
@@ -143,6 +155,14 @@ impl Checker {
         }
     }
 
+    /// The detail of a record that says that something is wrong before it.
+    fn find_break(&mut self, seq: i64, detail: Option<&Value>) {
+        if let Some(detail) = detail {
+            let why = detail.get("why").and_then(Value::as_str).unwrap_or("it does not say why").to_owned();
+            self.find(Finding::Broken { seq, why });
+        }
+    }
+
     /// `shown` is the hash that stands with the record, `hash_after` what it is after a given one.
     fn push(&mut self, seq: i64, shown: &str, hash_after: impl FnOnce(&str) -> String) {
         self.found.records += 1;
@@ -207,12 +227,15 @@ pub async fn verify_data_dir(data_dir: &Path) -> Result<Vec<Verified>, VerifyErr
         Seal::open(data_dir).map_err(|source| VerifyError::Key { path: data_dir.to_owned(), source })?;
     let store = Store::open(data_dir).await?;
     let audit = AuditStore::open(data_dir).await?;
+    // Whose, before the seals: who comes meanwhile has one.
+    let mut orgs = audit.list_orgs().await?;
+    orgs.extend(store.list_org_ids().await?);
     // Before the records: those that come later may be newer, never older.
     let mut heads: HashMap<String, SealedHead> =
         store.list_audit_heads().await?.into_iter().map(|head| (head.org.clone(), head)).collect();
-    let mut orgs = audit.list_orgs().await?;
-    orgs.extend(heads.keys().filter(|org| !orgs.contains(org)).cloned().collect::<Vec<_>>());
+    orgs.extend(heads.keys().cloned());
     orgs.sort();
+    orgs.dedup();
     let mut all = Vec::new();
     for org in orgs {
         let head = heads.remove(&org);
@@ -241,12 +264,20 @@ async fn verify_org(
     // All of them from 0 on: what stands before an anchor has no business there.
     let mut filter =
         AuditFilter { org: org.to_owned(), after: i64::MIN, limit: PAGE, ..AuditFilter::default() };
+    let mut is_old = true;
     loop {
         let rows = audit.list(&filter).await?;
         let Some(last) = rows.last() else { break };
         filter.after = last.seq;
         for row in &rows {
             checker.push(row.seq, &row.hash, |previous| hash_of_row(row, previous));
+            // The first that has a seal covers those from before there were any.
+            is_old &= row.mac.is_none();
+            if !is_old && !seal.is_record(row) {
+                checker.find(Finding::Forged { seq: row.seq });
+            }
+            let detail = (row.kind == BREAK).then(|| serde_json::from_str(&row.detail).unwrap_or_default());
+            checker.find_break(row.seq, detail.as_ref());
         }
     }
     Ok(checker.end())
@@ -258,8 +289,8 @@ pub fn verify_file(path: &Path, data_dir: Option<&Path>) -> Result<Verified, Ver
     let mut lines = BufReader::new(File::open(path).map_err(read)?);
     let no_export = |reason: String| VerifyError::NoExport { path: path.to_owned(), reason };
     let first = next_line(&mut lines).map_err(read)?.ok_or_else(|| no_export("it is empty".to_owned()))?;
-    let export: AuditExport = serde_json::from_slice(&first).map_err(|error| no_export(error.to_string()))?;
-    let from = (export.after > 0).then(|| (export.after, export.after_hash.clone()));
+    let export = line::read_first(&first).map_err(|error| no_export(error.to_string()))?;
+    let from = (export.after != 0).then(|| (export.after, export.after_hash.clone()));
     let mut checker = Checker::new(&export.org, from, Some((export.head.seq, export.head.hash.clone())));
     if let Some(data_dir) = data_dir {
         let seal =
@@ -270,6 +301,15 @@ pub fn verify_file(path: &Path, data_dir: Option<&Path>) -> Result<Verified, Ver
             hash: export.head.hash.clone(),
             mac: export.head.mac.clone(),
         };
+        let anchor = SealedHead {
+            seq: export.after,
+            hash: export.after_hash.clone(),
+            mac: export.after_mac.clone().unwrap_or_default(),
+            ..head.clone()
+        };
+        if export.after != 0 && !seal.holds(Place::Anchor, &anchor) {
+            checker.find(Finding::FalseSeal { what: "oldest" });
+        }
         if !seal.holds(Place::Head, &head) {
             checker.find(Finding::FalseSeal { what: "newest" });
         }
@@ -283,6 +323,7 @@ pub fn verify_file(path: &Path, data_dir: Option<&Path>) -> Result<Verified, Ver
         match line::read(&line) {
             Ok(record) if record.org == export.org => {
                 checker.push(record.seq, &record.hash, |previous| hash_of_record(&record, previous));
+                checker.find_break(record.seq, (record.kind == BREAK).then_some(&record.detail));
             }
             Ok(_) => {
                 let reason = "it is of another organisation".to_owned();
@@ -311,7 +352,7 @@ pub(crate) fn record_of_row(row: AuditRow) -> AuditRecord {
         actor: row.actor,
         request_id: row.request,
         // What is stored is JSON of ours; if it is no more, the text itself shows that.
-        detail: serde_json::from_str(&row.detail).unwrap_or(serde_json::Value::String(row.detail)),
+        detail: serde_json::from_str(&row.detail).unwrap_or(Value::String(row.detail)),
         hash: row.hash,
     }
 }
@@ -350,6 +391,7 @@ mod tests {
                 request: None,
                 detail: format!("{{\"n\":{seq}}}"),
                 hash: String::new(),
+                mac: None,
             };
             row.hash = hash_of_row(&row, rows.last().map_or(START, |last| &last.hash));
             rows.push(row);

@@ -36,6 +36,8 @@ pub(crate) struct AuditRow {
     pub request: Option<String>,
     pub detail: String,
     pub hash: String,
+    /// That this installation wrote it. Records from before there was one have none.
+    pub mac: Option<String>,
 }
 
 /// The end of a chain.
@@ -64,7 +66,7 @@ pub(crate) struct AuditFilter {
 
 pub(crate) async fn insert(executor: impl SqliteExecutor<'_>, rows: &[AuditRow]) -> Result<(), StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO audit (org, seq, at, sandbox, kind, actor, request, detail, hash) ",
+        "INSERT INTO audit (org, seq, at, sandbox, kind, actor, request, detail, hash, mac) ",
     );
     query.push_values(rows, |mut values, row| {
         values
@@ -76,7 +78,8 @@ pub(crate) async fn insert(executor: impl SqliteExecutor<'_>, rows: &[AuditRow])
             .push_bind(&row.actor)
             .push_bind(&row.request)
             .push_bind(&row.detail)
-            .push_bind(&row.hash);
+            .push_bind(&row.hash)
+            .push_bind(&row.mac);
     });
     query.build().execute(executor).await.map(drop).map_err(StoreError::query("write audit records"))
 }
@@ -140,6 +143,16 @@ impl AuditStore {
         head(&self.reader, org).await
     }
 
+    /// The record of that number.
+    pub(crate) async fn find_at(&self, org: &str, seq: i64) -> Result<Option<Head>, StoreError> {
+        sqlx::query_as("SELECT seq, hash FROM audit WHERE org = $1 AND seq = $2")
+            .bind(org)
+            .bind(seq)
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(StoreError::query("find an audit record"))
+    }
+
     /// Organisations with records, or that had some.
     pub(crate) async fn list_orgs(&self) -> Result<Vec<String>, StoreError> {
         sqlx::query_scalar("SELECT org FROM audit UNION SELECT org FROM audit_anchors ORDER BY 1")
@@ -150,7 +163,7 @@ impl AuditStore {
 
     pub(crate) async fn list(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT id, org, seq, at, sandbox, kind, actor, request, detail, hash FROM audit WHERE org = ",
+            "SELECT id, org, seq, at, sandbox, kind, actor, request, detail, hash, mac FROM audit WHERE org = ",
         );
         query.push_bind(&filter.org).push(" AND seq > ").push_bind(filter.after);
         if let Some(sandbox) = &filter.sandbox {
@@ -192,7 +205,7 @@ impl AuditStore {
     /// Records of all organisations in the order they were written.
     pub(crate) async fn list_after_id(&self, id: i64, limit: i64) -> Result<Vec<AuditRow>, StoreError> {
         sqlx::query_as(
-            "SELECT id, org, seq, at, sandbox, kind, actor, request, detail, hash FROM audit WHERE id > $1 \
+            "SELECT id, org, seq, at, sandbox, kind, actor, request, detail, hash, mac FROM audit WHERE id > $1 \
              ORDER BY id LIMIT $2",
         )
         .bind(id)

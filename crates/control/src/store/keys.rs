@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use sqlx::FromRow;
 use warren_types::OrgId;
 
-use super::{Store, StoreError, now_micros, timestamp};
+use super::{Store, StoreError, audit_heads, now_micros, timestamp};
+use crate::audit::chain::START;
+use crate::audit::seal::{Place, Seal};
 
 /// A key that is good now, as a request needs to know it.
 #[derive(Debug, Clone, FromRow)]
@@ -97,20 +99,26 @@ impl Store {
         label: Option<&str>,
         hash: &str,
         prefix: &str,
+        seal: &Seal,
     ) -> Result<KeyRow, StoreError> {
         let failed = StoreError::query("store an API key");
         let now = now_micros();
         let id = uuid::Uuid::new_v4().to_string();
         let mut tx = self.begin().await?;
-        sqlx::query(
+        let org = uuid::Uuid::new_v4().to_string();
+        let made = sqlx::query(
             "INSERT INTO orgs (id, name, created_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
         )
-        .bind(uuid::Uuid::new_v4().to_string())
+        .bind(&org)
         .bind(org_name)
         .bind(now)
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
+        if made.rows_affected() > 0 {
+            // Its audit records begin with it: an organisation whose seal is not there has lost it, whenever a crash comes.
+            audit_heads::put(&mut *tx, &seal.seal(Place::Head, &org, 0, START)).await.map_err(&failed)?;
+        }
         sqlx::query(
             "INSERT INTO api_keys (id, org_id, hash, prefix, label, created_at) \
              SELECT $1, id, $2, $3, $4, $5 FROM orgs WHERE name = $6",
@@ -127,6 +135,13 @@ impl Store {
         let key: RawKey = sqlx::query_as(KEY).bind(&id).fetch_one(&mut *tx).await.map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
         key.parse()
+    }
+
+    pub(crate) async fn list_org_ids(&self) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar("SELECT id FROM orgs ORDER BY id")
+            .fetch_all(&self.reader)
+            .await
+            .map_err(StoreError::query("list the organisations"))
     }
 
     pub(crate) async fn list_keys(&self) -> Result<Vec<KeyRow>, StoreError> {

@@ -120,6 +120,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use crate::audit::seal::Seal;
     use crate::store::Store;
 
     #[tokio::test]
@@ -130,7 +131,8 @@ mod tests {
         assert!(ours.memory.index.is_some(), "the file system of the tests shows changes");
         let hash = "h".to_owned();
         assert!(ours.find_active_key(&hash).await.unwrap().is_none());
-        let key = theirs.insert_key("acme", None, &hash, "osb_").await.unwrap();
+        let key =
+            theirs.insert_key("acme", None, &hash, "osb_", &Seal::open(dir.path()).unwrap()).await.unwrap();
         let unchanged = ours.memory.mark();
         assert_eq!(ours.find_active_key(&hash).await.unwrap().unwrap().id, key.id, "absence is not kept");
         assert_eq!(ours.memory.mark(), unchanged, "reading changes nothing");

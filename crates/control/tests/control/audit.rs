@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
+use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -246,7 +247,193 @@ async fn an_end_that_was_cut_off_stays_missing_when_the_server_goes_on() {
     server.acme.sandbox().await;
     server.control.finish().await;
     let found = findings(server.dir.path()).await;
-    assert!(matches!(found[..], [Finding::Missing { from: 5, .. }]), "{found:?}");
+    assert!(matches!(found[..], [Finding::Broken { .. }, Finding::Missing { from: 5, .. }]), "{found:?}");
+}
+
+/// What a server that ended so, and whoever went on after it, leaves to be found.
+async fn findings_after_going_on(dir: TempDir) -> Vec<Finding> {
+    let server = Server::start_with(SimNode::new(), dir, |_| {}).await;
+    server.acme.sandbox().await;
+    server.control.finish().await;
+    let first = findings(server.dir.path()).await;
+    let (_, dir) = server.stop().await;
+    let server = Server::start_with(SimNode::new(), dir, |_| {}).await;
+    server.acme.sandbox().await;
+    server.control.finish().await;
+    assert_eq!(findings(server.dir.path()).await, first, "for ever, and recorded once");
+    first
+}
+
+fn breaks(found: &[Finding]) -> usize {
+    found.iter().filter(|one| matches!(one, Finding::Broken { .. })).count()
+}
+
+/// Writes a chain anew from a record on, hashes and all.
+async fn rewrite(dir: &Path, org: &str, from: i64) {
+    let records = database(dir, "audit.db").await;
+    records.execute("DROP TRIGGER audit_is_append_only").await.unwrap();
+    let mut hash: String = sqlx::query_scalar("SELECT hash FROM audit WHERE org = $1 AND seq = $2 - 1")
+        .bind(org)
+        .bind(from)
+        .fetch_one(&records)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE audit SET detail = '{}', actor = 'server', sandbox = NULL, request = NULL, at = 1577836800000000 WHERE org = $1 AND seq >= $2")
+        .bind(org)
+        .bind(from)
+        .execute(&records)
+        .await
+        .unwrap();
+    let rest: Vec<(i64, String)> =
+        sqlx::query_as("SELECT seq, kind FROM audit WHERE org = $1 AND seq >= $2 ORDER BY seq")
+            .bind(org)
+            .bind(from)
+            .fetch_all(&records)
+            .await
+            .unwrap();
+    for (seq, kind) in rest {
+        hash = hash_of(
+            &hash,
+            &format!(
+                r#"{{"actor":"server","at":"2020-01-01T00:00:00Z","detail":{{}},"kind":"{kind}","org":"{org}","request":null,"sandbox":null,"seq":{seq},"v":1}}"#
+            ),
+        );
+        sqlx::query("UPDATE audit SET hash = $3 WHERE org = $1 AND seq = $2")
+            .bind(org)
+            .bind(seq)
+            .bind(&hash)
+            .execute(&records)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_chain_that_was_written_anew_is_found_also_after_the_next_record() {
+    for is_stripped in [false, true] {
+        let (dir, org) = ended().await;
+        rewrite(dir.path(), &org, 5).await;
+        if is_stripped {
+            // As if they were all from before records had seals.
+            let records = database(dir.path(), "audit.db").await;
+            records.execute("UPDATE audit SET mac = NULL").await.unwrap();
+        }
+        let found = findings_after_going_on(dir).await;
+        assert!(breaks(&found) >= 1, "{found:?}");
+        assert_eq!(found.contains(&Finding::Forged { seq: 5 }), !is_stripped, "{found:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_was_cut_off_together_with_its_seal_is_found_also_after_the_next_record() {
+    for what in ["seq > 4", "TRUE"] {
+        let (dir, org) = ended().await;
+        let records = database(dir.path(), "audit.db").await;
+        let cut = format!("DELETE FROM audit WHERE org = '{org}' AND {what}");
+        records.execute(sqlx::AssertSqlSafe(cut)).await.unwrap();
+        let store = database(dir.path(), "control.sqlite").await;
+        let unseal = format!("DELETE FROM audit_heads WHERE org = '{org}'");
+        store.execute(sqlx::AssertSqlSafe(unseal)).await.unwrap();
+        // Also of one with no record left: it has keys.
+        assert_eq!(findings(dir.path()).await, [Finding::Unsealed], "{what}");
+        let found = findings_after_going_on(dir).await;
+        assert_eq!((breaks(&found), found.len()), (1, 1), "{what}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_somebody_else_puts_beside_a_running_server_is_found() {
+    let server = Server::start().await;
+    server.acme.sandbox().await;
+    let org = records(&server.acme, "").await[0]["org"].as_str().unwrap().to_owned();
+    let stored = database(server.dir.path(), "audit.db").await;
+    write_old(server.dir.path(), &org, 1).await;
+    stored.execute("DROP TRIGGER audit_is_append_only").await.unwrap();
+    stored.execute("UPDATE audit SET mac = NULL WHERE at < 1600000000000000").await.unwrap();
+    // A seal is not to be had for it by asking for an export.
+    let seq: i64 =
+        sqlx::query_scalar("SELECT seq FROM audit WHERE mac IS NULL").fetch_one(&stored).await.unwrap();
+    let about = server.acme.get("/api/audit/export").await.is(200).json();
+    assert_eq!(about["head"]["seq"], seq - 1);
+    server.acme.sandbox().await;
+    server.control.finish().await;
+    let (_, dir) = server.stop().await;
+    let found = findings_after_going_on(dir).await;
+    assert!(found.contains(&Finding::Forged { seq }) && breaks(&found) == 1, "{found:?}");
+}
+
+#[tokio::test]
+async fn a_break_outlasts_the_records_that_are_removed_for_their_age() {
+    let (dir, org) = ended().await;
+    let records = database(dir.path(), "audit.db").await;
+    records.execute("DROP TRIGGER audit_is_append_only").await.unwrap();
+    let old = format!("UPDATE audit SET at = 0 WHERE org = '{org}' AND seq <= 3");
+    records.execute(sqlx::AssertSqlSafe(old)).await.unwrap();
+    let server = Server::start_with(SimNode::new(), dir, |_| {}).await;
+    eventually("they are gone", async || {
+        let first: i64 = sqlx::query_scalar("SELECT min(seq) FROM audit WHERE org = $1")
+            .bind(&org)
+            .fetch_one(&records)
+            .await
+            .unwrap();
+        (first > 3).then_some(())
+    })
+    .await;
+    server.control.finish().await;
+    let found = findings(server.dir.path()).await;
+    assert_eq!((breaks(&found), found.len()), (1, 1), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_was_killed_before_it_could_seal_is_not_accused() {
+    let server = Server::start().await;
+    let org = records(&server.acme, "").await[0]["org"].as_str().unwrap().to_owned();
+    let store = database(server.dir.path(), "control.sqlite").await;
+    let sealed: (i64, String, String) =
+        sqlx::query_as("SELECT seq, hash, mac FROM audit_heads WHERE org = $1")
+            .bind(&org)
+            .fetch_one(&store)
+            .await
+            .unwrap();
+    for _ in 0..3 {
+        server.acme.sandbox().await;
+    }
+    server.control.finish().await;
+    let (_, dir) = server.stop().await;
+    sqlx::query("UPDATE audit_heads SET seq = $1, hash = $2, mac = $3 WHERE org = $4")
+        .bind(sealed.0)
+        .bind(sealed.1)
+        .bind(sealed.2)
+        .bind(&org)
+        .execute(&store)
+        .await
+        .unwrap();
+    assert_eq!(findings_after_going_on(dir).await, []);
+    // Nor one whose first record was never written.
+    let (dir, _) = ended().await;
+    let records = database(dir.path(), "audit.db").await;
+    records.execute("DELETE FROM audit").await.unwrap();
+    let store = database(dir.path(), "control.sqlite").await;
+    let orgs: Vec<String> = sqlx::query_scalar("SELECT id FROM orgs").fetch_all(&store).await.unwrap();
+    for org in orgs {
+        sqlx::query("UPDATE audit_heads SET seq = 0, hash = $1, mac = $2 WHERE org = $3")
+            .bind("0".repeat(64))
+            .bind(mac_of(dir.path(), "head", &org, 0, &"0".repeat(64)))
+            .bind(&org)
+            .execute(&store)
+            .await
+            .unwrap();
+    }
+    assert_eq!(findings_after_going_on(dir).await, []);
+}
+
+#[tokio::test]
+async fn records_from_before_they_had_seals_are_whole() {
+    let (dir, org) = ended().await;
+    let records = database(dir.path(), "audit.db").await;
+    records.execute("DROP TRIGGER audit_is_append_only").await.unwrap();
+    records.execute("UPDATE audit SET mac = NULL").await.unwrap();
+    assert_eq!(findings_after_going_on(dir).await, [], "{org}");
 }
 
 #[tokio::test]
@@ -286,11 +473,45 @@ async fn an_export_says_by_itself_whether_it_is_whole() {
     assert!(matches!(verify(&changed, None).findings[..], [Finding::Changed { .. }]));
     let broken = whole.replacen("\"kind\":\"sandbox.create\"", "\"kind\":7", 1);
     assert!(matches!(verify(&broken, None).findings[..], [Finding::Unreadable { .. }, ..]));
+    // Its beginning removed, or all of it, as if it had been for its age.
+    for kept in [3, lines.len()] {
+        let last: Value = serde_json::from_str(lines[kept - 1]).unwrap();
+        let mut first: Value = serde_json::from_str(lines[0]).unwrap();
+        first["after"] = last["seq"].clone();
+        first["afterHash"] = last["hash"].clone();
+        for mac in [Value::Null, first["head"]["mac"].clone()] {
+            first["afterMac"] = mac;
+            let cut = format!("{first}\n{}", lines[kept..].join("\n"));
+            assert_eq!(verify(&cut, Some(own)).findings, [Finding::FalseSeal { what: "oldest" }], "{cut}");
+        }
+    }
+    for more in [
+        whole.replacen("{\"version\"", "{\"x\":1,\"version\"", 1),
+        whole.replacen("\"mac\"", "\"x\":1,\"mac\"", 1),
+    ] {
+        assert_ne!(more, whole);
+        std::fs::write(&path, more).unwrap();
+        assert!(
+            verify_file(&path, None).unwrap_err().to_string().contains("\"x\" is none of the first line")
+        );
+    }
     std::fs::write(&path, lines[1]).unwrap();
     verify_file(&path, None).unwrap_err();
 }
 
-/// Old records, chained as the documentation has it.
+fn hash_of(previous: &str, record: &str) -> String {
+    Sha256::digest(format!("{previous}\n{record}")).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The seal of this installation, for who has its key.
+fn mac_of(dir: &Path, place: &str, org: &str, seq: i64, hash: &str) -> String {
+    let key = std::fs::read(dir.join("audit.key")).unwrap();
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
+    mac.update(format!("warren audit {place} 1\n{org}\n{seq}\n{hash}").as_bytes());
+    mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Old records, chained and sealed as the documentation has it.
 async fn write_old(dir: &Path, org: &str, count: i64) {
     let records = database(dir, "audit.db").await;
     let (mut seq, mut hash): (i64, String) =
@@ -304,12 +525,13 @@ async fn write_old(dir: &Path, org: &str, count: i64) {
         let record = format!(
             r#"{{"actor":"server","at":"2020-01-01T00:00:{second:02}Z","detail":{{}},"kind":"audit","org":"{org}","request":null,"sandbox":null,"seq":{seq},"v":1}}"#
         );
-        hash = Sha256::digest(format!("{hash}\n{record}")).iter().map(|byte| format!("{byte:02x}")).collect();
-        sqlx::query("INSERT INTO audit (org, seq, at, kind, actor, detail, hash) VALUES ($1, $2, $3, 'audit', 'server', '{}', $4)")
+        hash = hash_of(&hash, &record);
+        sqlx::query("INSERT INTO audit (org, seq, at, kind, actor, detail, hash, mac) VALUES ($1, $2, $3, 'audit', 'server', '{}', $4, $5)")
             .bind(org)
             .bind(seq)
             .bind((1_577_836_800 + second) * 1_000_000)
             .bind(&hash)
+            .bind(mac_of(dir, "record", org, seq, &hash))
             .execute(&records)
             .await
             .unwrap();
@@ -347,6 +569,14 @@ async fn what_is_too_old_goes_and_the_rest_still_verifies() {
         .bind(org)
         .bind("0".repeat(64))
         .execute(&records)
+        .await
+        .unwrap();
+    let store = database(dir.path(), "control.sqlite").await;
+    sqlx::query("INSERT INTO audit_heads (org, seq, hash, mac, at) VALUES ($1, 0, $2, $3, 0)")
+        .bind(org)
+        .bind("0".repeat(64))
+        .bind(mac_of(dir.path(), "head", org, 0, &"0".repeat(64)))
+        .execute(&store)
         .await
         .unwrap();
     write_old(dir.path(), org, 20).await;

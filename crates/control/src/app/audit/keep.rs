@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Kind;
 use super::Who;
+use super::walk::find_break_until;
 use crate::app::App;
 use crate::audit::seal::Place;
 use crate::store::{StoreError, now_micros};
@@ -66,6 +67,13 @@ impl App {
         let before = now_micros() - i64::from(days) * DAY_MICROS;
         for org in self.audit.store.list_orgs().await? {
             let Some(last) = self.audit.store.find_last_before(&org, before).await? else { continue };
+            // What is gone cannot be looked at any more.
+            let found = find_break_until(&self.audit.store, &self.audit.seal, &org, last.seq).await?;
+            if let Some(found) = found
+                && self.audit.note(found.note(&org)).await.is_err()
+            {
+                continue;
+            }
             let anchor = self.audit.seal.seal(Place::Anchor, &org, last.seq, &last.hash);
             let removed = self.audit.store.remove_until(&anchor).await?;
             tracing::info!(org, until = last.seq, removed, "old audit records were removed");

@@ -1,5 +1,7 @@
 //! What records are about.
 
+use crate::audit::chain::BREAK;
+
 /// What a record is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -52,6 +54,8 @@ pub(crate) enum Kind {
     ApiKey,
     /// About the records themselves.
     Audit,
+    /// Records that are not as they were left.
+    AuditBreak,
 }
 
 impl Kind {
@@ -100,6 +104,7 @@ impl Kind {
             Self::Access => "access",
             Self::ApiKey => "api_key",
             Self::Audit => "audit",
+            Self::AuditBreak => BREAK,
         }
     }
 }

@@ -187,7 +187,10 @@ impl App {
         self.audit.flush_order().await;
         let org = caller.org().as_str();
         let anchor = self.audit.store.find_anchor(org).await?;
-        let head = self.audit.store.find_head(org).await?;
+        // Never what is merely stored: a seal is put on what this server knows to be its own.
+        self.audit.ends.catch_up(&self.audit.store, &self.audit.seal, org).await?;
+        let head = self.audit.ends.get(org);
+        let after_mac = anchor.as_ref().map(|anchor| anchor.mac.clone());
         let (after, after_hash) = anchor.map_or((0, START.to_owned()), |anchor| (anchor.seq, anchor.hash));
         let (seq, hash) = head.map_or((after, after_hash.clone()), |head| (head.seq, head.hash));
         let sealed = self.audit.seal.seal(Place::Head, org, seq, &hash);
@@ -196,6 +199,7 @@ impl App {
             org: org.to_owned(),
             after,
             after_hash,
+            after_mac,
             head: AuditHead { seq, hash, mac: sealed.mac },
         })
     }

@@ -32,8 +32,12 @@ impl Recorder {
     pub(crate) async fn open(data_dir: &Path, store: &Store) -> Result<Self, RecorderError> {
         let seal = Seal::open(data_dir).map_err(RecorderError::Key)?;
         let records = AuditStore::open(data_dir).await?;
-        let ends = Ends::read(&records, &store.list_audit_heads().await?).await?;
+        let ends = Ends::read(&records, store, &seal).await?;
         Ok(Self { records, ends, seal })
+    }
+
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
     }
 
     /// Writes one record, on the drive and sealed when this returns.
@@ -43,7 +47,7 @@ impl Recorder {
         org: &OrgId,
         note: impl FnOnce(&Who) -> Note,
     ) -> Result<(), RecorderError> {
-        write_one(&self.records, &self.ends, note(&Who::operator(org.clone()))).await?;
+        write_one(&self.records, &self.seal, &self.ends, note(&Who::operator(org.clone()))).await?;
         self.records.sync().await.map_err(RecorderError::Sync)?;
         if let Some(head) = self.ends.get(org.as_str()) {
             let sealed = self.seal.seal(Place::Head, org.as_str(), head.seq, &head.hash);

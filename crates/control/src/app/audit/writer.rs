@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::walk::{Span, find_end, start, walk};
 use super::{Entry, Job};
-use crate::audit::chain::{START, hash_of_row};
-use crate::store::audit::{AuditRow, AuditStore, Head, head, insert};
-use crate::store::audit_heads::SealedHead;
-use crate::store::{StoreError, now_micros};
+use crate::audit::chain::hash_of_row;
+use crate::audit::seal::{Place, Seal};
+use crate::store::audit::{AuditRow, AuditStore, Head, insert};
+use crate::store::{Store, StoreError, now_micros};
 
 /// Records written together, at most.
 const GROUP: usize = 256;
@@ -19,25 +20,47 @@ const GROUP: usize = 256;
 pub(crate) struct Ends(Arc<Mutex<HashMap<String, Head>>>);
 
 impl Ends {
-    /// Of what is stored and what was sealed. A chain that ends before its seal was cut off: it goes on behind the seal, so
-    /// that what is missing stays to be seen.
-    pub(crate) async fn read(store: &AuditStore, sealed: &[SealedHead]) -> Result<Self, StoreError> {
+    /// Of what is stored and what was sealed. A chain that is not as it was left gets a record that says so before any other.
+    pub(crate) async fn read(records: &AuditStore, store: &Store, seal: &Seal) -> Result<Self, StoreError> {
         let ends = Self::default();
-        for org in store.list_orgs().await? {
-            ends.read_one(store, &org).await?;
+        // Whose, then the seals, then the records: who comes meanwhile has a seal, and what they write is behind it.
+        let mut orgs = records.list_orgs().await?;
+        orgs.extend(store.list_org_ids().await?);
+        let sealed = store.list_audit_heads().await?;
+        orgs.extend(sealed.iter().map(|head| head.org.clone()));
+        orgs.sort();
+        orgs.dedup();
+        let mut breaks = Vec::new();
+        for org in orgs {
+            let head = sealed.iter().find(|head| head.org == org);
+            let (end, found) = find_end(records, seal, &org, head).await?;
+            breaks.extend(found.map(|found| row_of(found.note(&org).entry())));
+            ends.put(&org, end);
         }
-        for head in sealed {
-            let behind = ends.get(&head.org).is_none_or(|end| end.seq < head.seq);
-            if behind {
-                tracing::error!(
-                    org = head.org,
-                    sealed = head.seq,
-                    "audit records are missing at the end of a chain; `warren audit verify` says which"
-                );
-                ends.put(&head.org, Head { seq: head.seq, hash: head.hash.clone() });
-            }
+        if !breaks.is_empty() {
+            write(records, seal, &ends, &mut breaks).await?;
+            records
+                .sync()
+                .await
+                .map_err(|error| StoreError::query("sync the audit records")(error.into()))?;
+            let heads = breaks.iter().map(|row| seal.seal(Place::Head, &row.org, row.seq, &row.hash));
+            store.put_audit_heads(&heads.collect::<Vec<_>>()).await?;
         }
         Ok(ends)
+    }
+
+    /// Takes over what somebody else has written behind what is known. Records that are not of this installation are left to the writer.
+    pub(super) async fn catch_up(
+        &self,
+        records: &AuditStore,
+        seal: &Seal,
+        org: &str,
+    ) -> Result<(), StoreError> {
+        let from = self.get(org).unwrap_or_else(start);
+        if let (end, None) = walk(records, seal, org, from, Span::ToEnd).await? {
+            self.put(org, end);
+        }
+        Ok(())
     }
 
     pub(crate) fn all(&self) -> Vec<(String, Head)> {
@@ -52,16 +75,6 @@ impl Ends {
         self.lock().insert(org.to_owned(), head);
     }
 
-    /// Takes over what is stored, when that is further on.
-    async fn read_one(&self, store: &AuditStore, org: &str) -> Result<(), StoreError> {
-        if let Some(stored) = store.find_head(org).await?
-            && self.get(org).is_none_or(|end| end.seq < stored.seq)
-        {
-            self.put(org, stored);
-        }
-        Ok(())
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Head>> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
@@ -69,6 +82,7 @@ impl Ends {
 
 pub(super) async fn run(
     store: AuditStore,
+    seal: Seal,
     ends: Ends,
     mut queue: mpsc::Receiver<Job>,
     told: watch::Sender<()>,
@@ -87,7 +101,7 @@ pub(super) async fn run(
                 Job::Flush(done) => waiting.push((Some(done), None)),
             }
         }
-        let written = write(&store, &ends, &mut rows).await;
+        let written = write(&store, &seal, &ends, &mut rows).await;
         if let Err(error) = &written {
             // Once, not for each record while a drive is full.
             if !std::mem::replace(&mut failed, true) {
@@ -130,18 +144,24 @@ fn row_of(entry: Entry) -> AuditRow {
         request: entry.request.map(|id| id.to_string()),
         detail: entry.detail,
         hash: String::new(),
+        mac: None,
     }
 }
 
-/// Numbers, times and chains rows, and writes them.
-pub(super) async fn write(store: &AuditStore, ends: &Ends, rows: &mut [AuditRow]) -> Result<(), StoreError> {
+/// Numbers, times, chains and seals rows, and writes them.
+pub(super) async fn write(
+    store: &AuditStore,
+    seal: &Seal,
+    ends: &Ends,
+    rows: &mut [AuditRow],
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let new_ends = chain_rows(ends, rows);
+    let new_ends = chain_rows(seal, ends, rows.iter_mut());
     let new_ends = match store.append(rows).await {
         Ok(()) => new_ends,
-        Err(error) if error.is_taken() => write_locked(store, ends, rows, new_ends.keys()).await?,
+        Err(error) if error.is_taken() => write_locked(store, seal, ends, rows, new_ends.keys()).await?,
         Err(error) => return Err(error),
     };
     for (org, head) in new_ends {
@@ -151,50 +171,65 @@ pub(super) async fn write(store: &AuditStore, ends: &Ends, rows: &mut [AuditRow]
 }
 
 /// Somebody else (`warren keys` beside this server) was quicker: looks where they have ended and writes before they can again.
+/// What they wrote is theirs only if they had the key.
 async fn write_locked(
     store: &AuditStore,
+    seal: &Seal,
     ends: &Ends,
     rows: &mut [AuditRow],
     orgs: impl Iterator<Item = &String>,
 ) -> Result<HashMap<String, Head>, StoreError> {
     let mut tx = store.begin().await?;
+    let mut breaks = Vec::new();
     for org in orgs {
-        if let Some(stored) = head(&mut *tx, org).await?
-            && ends.get(org).is_none_or(|end| end.seq < stored.seq)
-        {
-            ends.put(org, stored);
-        }
+        let from = ends.get(org).unwrap_or_else(start);
+        let (end, found) = walk(store, seal, org, from, Span::ToEnd).await?;
+        breaks.extend(found.map(|found| row_of(found.note(org).entry())));
+        ends.put(org, end);
     }
-    let new_ends = chain_rows(ends, rows);
+    let new_ends = chain_rows(seal, ends, breaks.iter_mut().chain(rows.iter_mut()));
+    if !breaks.is_empty() {
+        insert(&mut *tx, &breaks).await?;
+    }
     insert(&mut *tx, rows).await?;
     tx.commit().await.map_err(StoreError::query("write audit records"))?;
     Ok(new_ends)
 }
 
-fn chain_rows(ends: &Ends, rows: &mut [AuditRow]) -> HashMap<String, Head> {
+fn chain_rows<'a>(
+    seal: &Seal,
+    ends: &Ends,
+    rows: impl Iterator<Item = &'a mut AuditRow>,
+) -> HashMap<String, Head> {
     let mut new_ends: HashMap<String, Head> = HashMap::new();
     let at = now_micros();
     for row in rows {
         let end = new_ends.get(&row.org).cloned().or_else(|| ends.get(&row.org));
-        let Head { seq, hash } = end.unwrap_or_else(|| Head { seq: 0, hash: START.to_owned() });
-        row.seq = seq + 1;
+        let Head { seq, hash } = end.unwrap_or_else(start);
+        row.seq = seq.saturating_add(1);
         row.at = at;
         row.hash = hash_of_row(row, &hash);
+        row.mac = Some(seal.of_record(row));
         new_ends.insert(row.org.clone(), Head { seq: row.seq, hash: row.hash.clone() });
     }
     new_ends
 }
 
 /// One record of a program that is not the server, beside one that may run.
-pub(crate) async fn write_one(store: &AuditStore, ends: &Ends, note: super::Note) -> Result<(), StoreError> {
-    write(store, ends, &mut [row_of(note.entry())]).await
+pub(crate) async fn write_one(
+    store: &AuditStore,
+    seal: &Seal,
+    ends: &Ends,
+    note: super::Note,
+) -> Result<(), StoreError> {
+    write(store, seal, ends, &mut [row_of(note.entry())]).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::app::audit::{Audit, Kind, Who};
-    use crate::audit::seal::Seal;
+    use crate::audit::chain::START;
     use crate::store::audit::AuditFilter;
     use warren_types::{Error, OrgId};
 
@@ -207,8 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = async || {
             let store = AuditStore::open(dir.path()).await.unwrap();
-            let ends = Ends::read(&store, &[]).await.unwrap();
-            Audit::start(store, ends, seal(dir.path()), false)
+            Audit::start(store, Ends::default(), seal(dir.path()), false)
         };
         let (ours, theirs) = (open().await, open().await);
         let who = Who::server(OrgId("o".into()));
@@ -260,17 +294,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chain_that_was_cut_off_goes_on_behind_its_seal() {
+    async fn a_chain_that_was_cut_off_goes_on_behind_its_seal_with_a_record_that_says_so() {
         let dir = tempfile::tempdir().unwrap();
-        let store = AuditStore::open(dir.path()).await.unwrap();
-        let sealed = SealedHead { org: "o".into(), seq: 9, hash: "ab".into(), mac: String::new() };
-        let audit = Audit::start(
-            store.clone(),
-            Ends::read(&store, &[sealed]).await.unwrap(),
-            seal(dir.path()),
-            false,
-        );
+        let records = AuditStore::open(dir.path()).await.unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        store.put_audit_heads(&[seal(dir.path()).seal(Place::Head, "o", 9, "ab")]).await.unwrap();
+        let ends = Ends::read(&records, &store, &seal(dir.path())).await.unwrap();
+        let audit = Audit::start(records, ends, seal(dir.path()), false);
         let seq = audit.note(Who::server(OrgId("o".into())).note(Kind::Audit)).await.unwrap();
-        assert_eq!(seq, 10);
+        assert_eq!(seq, 11);
+        let filter = AuditFilter { org: "o".into(), limit: 1, ..AuditFilter::default() };
+        let first = audit.store.list(&filter).await.unwrap().remove(0);
+        assert_eq!((first.seq, first.kind.as_str()), (10, Kind::AuditBreak.as_str()));
     }
 }
