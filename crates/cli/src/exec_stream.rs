@@ -13,13 +13,14 @@
 //! it; when a connection breaks with input still unconfirmed, it refuses to guess whether to send it again and reports the
 //! command as lost. It never makes up an exit code.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use warren_api::exec_frame;
@@ -58,6 +59,8 @@ struct Input {
     ended: bool,
     sent: u64,
     confirmed: u64,
+    /// Told when the server has all of it, and its end.
+    taken: Arc<Notify>,
 }
 
 /// What comes down, and how far it has been printed.
@@ -92,7 +95,7 @@ impl<'a> ExecStream<'a> {
             output,
             sandbox,
             exec,
-            input: Input { pieces: input, ended: false, sent: 0, confirmed: 0 },
+            input: Input { pieces: input, ended: false, sent: 0, confirmed: 0, taken: Arc::default() },
             printer: Printer {
                 stdout: Box::new(tokio::io::stdout()),
                 stderr: Box::new(tokio::io::stderr()),
@@ -177,6 +180,15 @@ impl<'a> ExecStream<'a> {
         }
     }
 
+    /// Hands the input over and leaves: the command goes on without us. One that has ended takes no more of it.
+    pub(crate) async fn hand_over(&mut self) -> anyhow::Result<()> {
+        let taken = Arc::clone(&self.input.taken);
+        tokio::select! {
+            exited = self.follow() => exited.map(drop),
+            () = taken.notified() => Ok(()),
+        }
+    }
+
     /// How to take this command up again from where we are.
     pub(crate) fn how_to_attach(&self) -> String {
         let Self { sandbox, exec, .. } = self;
@@ -216,7 +228,7 @@ impl<'a> ExecStream<'a> {
 
     async fn relay(&mut self, socket: Socket) -> anyhow::Result<Ended> {
         let (sink, stream) = socket.split();
-        let Input { pieces, ended, sent, confirmed } = &mut self.input;
+        let Input { pieces, ended, sent, confirmed, taken } = &mut self.input;
         // Both directions at once: a command that stops reading until its output is taken must not hold us up.
         let up = async {
             // A send that fails is not the end: the exit code may be on its way down already.
@@ -224,7 +236,7 @@ impl<'a> ExecStream<'a> {
             std::future::pending().await
         };
         tokio::select! {
-            ended = print_output(stream, &mut self.printer, confirmed) => ended,
+            ended = print_output(stream, &mut self.printer, confirmed, taken) => ended,
             ended = up => ended,
         }
     }
@@ -270,8 +282,16 @@ async fn send_input(
             },
             _ = ticks.tick() => {}
         }
-        sink.send(Message::Ping(Bytes::copy_from_slice(&sent.to_be_bytes()))).await?;
+        sink.send(Message::Ping(told(*sent, *ended))).await?;
     }
+}
+
+/// What a ping asks to be confirmed: so many pieces, and whether the end came after them.
+fn told(sent: u64, ended: bool) -> Bytes {
+    let mut told = BytesMut::with_capacity(9);
+    told.put_u64(sent);
+    told.put_u8(ended.into());
+    told.freeze()
 }
 
 fn input_frame(piece: &[u8]) -> Message {
@@ -290,6 +310,7 @@ async fn print_output(
     mut stream: SplitStream<Socket>,
     printer: &mut Printer,
     confirmed: &mut u64,
+    taken: &Notify,
 ) -> anyhow::Result<Ended> {
     loop {
         let message = match tokio::time::timeout(SILENCE_LIMIT, stream.next()).await {
@@ -305,8 +326,11 @@ async fn print_output(
                 }
             }
             Message::Pong(count) => {
-                if let Ok(count) = <[u8; 8]>::try_from(count.as_ref()) {
-                    *confirmed = u64::from_be_bytes(count).max(*confirmed);
+                if let Some((count, ended)) = count.split_first_chunk() {
+                    *confirmed = u64::from_be_bytes(*count).max(*confirmed);
+                    if ended == [1] {
+                        taken.notify_one();
+                    }
                 }
             }
             Message::Close(frame) => return Ok(Ended::Broken(closing_words(frame.as_ref()))),

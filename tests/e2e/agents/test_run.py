@@ -10,6 +10,7 @@ import time
 import pytest
 
 from harness.agent_runs import CLIENT, interrupt
+from harness.pipes import first_line
 from harness.waiting import wait_for
 
 from .run_fixtures import _own_server, api, folder, make, server  # noqa: F401
@@ -325,6 +326,30 @@ def test_forks_begin_where_the_agent_is(folder):
     process.kill()
     process.wait(5)
     assert folder.agents()[sandbox]["status"] == "running", "the one they began from is not touched"
+
+
+def test_forks_that_begin_anew_do_so_with_their_task(folder, tmp_path):
+    agent = '#!/bin/sh\ntask=$(cat)\n[ "$task" ] || exit 7\nuntil [ -e /tmp/go ]; do sleep 0.1; done\necho "$task" >work\n'
+    manifest = tmp_path / "reads.json"
+    step = f"cat >/usr/local/bin/codex <<'END'\n{agent}END\nchmod 755 /usr/local/bin/codex"
+    manifest.write_text(json.dumps({"base": "base", "steps": [{"type": "run", "args": {"commands": [step]}}]}))
+    folder.warren("build", str(manifest), "--name", "reads")
+    folder.environment["OPENAI_API_KEY"] = "sk-x"
+    process = subprocess.Popen(
+        [CLIENT, "agent", "run", "--agent", "codex", "--snapshot", "reads", "--memory", "1024", "--json", "make it so"],
+        cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    sandbox = json.loads(first_line(process.stdout))["sandbox"]
+    forks = json.loads(folder.warren("agent", "fork", sandbox, "-n", "2", "--json").stdout)
+    # And one of a fork.
+    forks += json.loads(folder.warren("agent", "fork", forks[0], "--json").stdout)
+    for fork in forks:
+        folder.warren("exec", fork, "--", "touch", "/tmp/go")
+        assert "+make it so" in folder.warren("agent", "attach", fork).stdout
+    process.kill()
+    process.wait(5)
+    records = [path for path in folder.home.rglob("record.json")]
+    assert records and all(path.stat().st_mode & 0o077 == 0 for path in records), "a task may be nobody else's business"
 
 
 def test_tasks_run_side_by_side_with_patches_in_a_folder(folder):

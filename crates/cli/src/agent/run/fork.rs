@@ -7,7 +7,7 @@ use super::super::launch::Launch;
 use super::super::tree::cache::Tree;
 use super::prepare::{self, Own, delete_checkpoint};
 use super::record::{Run, Session};
-use super::session;
+use super::{headless, session};
 use crate::client::Client;
 use crate::output::Output;
 
@@ -60,16 +60,25 @@ async fn one(client: &Client, output: Output, run: &Run, tree: &Tree, went: Went
         ..Own::default()
     };
     let sandbox: SandboxId = prepare::fork(client, tree, &own).await?;
-    let recorded = begin(client, run, &sandbox, went).await;
+    let recorded = begin(client, output, run, &sandbox, went).await;
     if recorded.is_err() {
         let _ = client.kill_sandbox(&sandbox).await;
+        if let Ok(fork) = Run::find(&sandbox) {
+            fork.forget();
+        }
     }
     let fork = recorded?;
     output.note(&format!("{sandbox}: `warren agent attach {sandbox}`"));
     Ok(fork)
 }
 
-async fn begin(client: &Client, run: &Run, sandbox: &SandboxId, went: Went) -> anyhow::Result<Run> {
+async fn begin(
+    client: &Client,
+    output: Output,
+    run: &Run,
+    sandbox: &SandboxId,
+    went: Went,
+) -> anyhow::Result<Run> {
     let mut fork = run.forked(sandbox)?;
     // Whichever ends last takes the keys away.
     fork.record.store.clone_from(&run.record.store);
@@ -78,11 +87,17 @@ async fn begin(client: &Client, run: &Run, sandbox: &SandboxId, went: Went) -> a
         Went::Anew => {
             let launch = Launch {
                 argv: run.record.argv.clone(),
+                prompt_on_stdin: run.record.prompt.clone(),
                 interactive: matches!(run.record.session, Some(Session::Pty { .. })),
                 lines: run.record.lines(),
                 ..Launch::default()
             };
             session::start(client, &mut fork, &launch).await?;
+            // Who attaches later, if anybody does, has nothing to give it.
+            if let Some(exec) = headless::exec_of(&fork) {
+                let prompt = launch.prompt_on_stdin.as_deref();
+                headless::hand_over(client, output, (sandbox, &exec), prompt).await?;
+            }
         }
     }
     fork.save()?;

@@ -23,6 +23,8 @@ use crate::output::Output;
 const EXIT_OF_LIMIT: i32 = -1;
 /// Between interrupting, asking and ending.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A program may be slow to begin reading.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 const SIGNALS: [i32; 3] = [2, 15, 9];
 
@@ -98,6 +100,18 @@ pub(crate) fn stream<'a>(
             ExecStream::new(client, output, at, Some(0), Some(receiver))
         }
     }
+}
+
+/// Gives a program that nobody follows what it reads, and its end.
+pub(crate) async fn hand_over(
+    client: &Client,
+    output: Output,
+    at: (&SandboxId, &ExecId),
+    prompt: Option<&str>,
+) -> anyhow::Result<()> {
+    let mut stream = stream(client, output, at, prompt).writing_to(tokio::io::sink(), tokio::io::sink());
+    let handed = timeout(TAKEN_WITHIN, stream.hand_over()).await;
+    handed.unwrap_or_else(|_| Err(anyhow::anyhow!("the agent did not read what it is to do")))
 }
 
 /// Follows it to its end, or until somebody leaves.

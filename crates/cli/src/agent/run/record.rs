@@ -42,6 +42,9 @@ pub(crate) struct Record {
     /// What works on it, in a word.
     pub(crate) agent: String,
     pub(crate) argv: Vec<String>,
+    /// What it reads on standard input: who begins it anew needs it.
+    #[serde(default)]
+    pub(crate) prompt: Option<String>,
     pub(crate) lines: String,
     pub(crate) session: Option<Session>,
     /// Seconds.
@@ -105,6 +108,7 @@ impl Record {
             folder: folder.to_owned(),
             agent: agent.to_owned(),
             argv,
+            prompt: None,
             lines: lines_word(lines).to_owned(),
             session: None,
             timeout,

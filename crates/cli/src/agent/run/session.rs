@@ -61,6 +61,7 @@ pub(crate) async fn start(client: &Client, run: &mut Run, launch: &Launch) -> an
         Session::Pty { id, .. } => format!("pty:{id}"),
     };
     run.record.session = Some(session);
+    run.record.prompt.clone_from(&launch.prompt_on_stdin);
     run.save()?;
     // Only for who looks from elsewhere.
     let _ = client.set_tags(&sandbox, &BTreeMap::from([(TAG_SESSION.to_owned(), word)])).await;
