@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from harness import settings
 from harness.agent_runs import CLIENT, interrupt
 from harness.pipes import first_line
 from harness.waiting import wait_for
@@ -366,6 +367,7 @@ def test_tasks_run_side_by_side_with_patches_in_a_folder(folder):
     assert events["slow"]["timedOut"] and events["one"]["files"] == 1
     for name in events:
         assert f"+{name}" in (out / f"{name}.patch").read_text()
+        assert events[name]["patch"] == str(out / f"{name}.patch") and (out / f"{name}.log").exists()
     assert folder.state() == before
     folder.git("apply", str(out / "two.patch"))
     assert folder.read("work-two") == "two\n"
@@ -401,6 +403,26 @@ def test_a_budget_of_time_ends_tasks_and_ctrl_c_keeps_their_work(folder):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "not begun: stopped" in errors, errors
     assert "+b" in (out / "2/task-2.patch").read_text()
+
+
+def test_ctrl_c_while_tasks_are_being_begun_begins_none(folder, api):
+    folder.run("true")
+    folder.put({"big": os.urandom(200 << 20)})
+    tasks, out = folder.path.parent / "tasks.txt", folder.path.parent / "out"
+    tasks.write_text("a\nb\nc\n")
+    running = lambda: {sandbox["sandboxID"] for sandbox in api.get("/api/sandboxes?status=running,creating").json()}  # noqa: E731
+    before = running()
+    process = subprocess.Popen(
+        [CLIENT, "agent", "run", "--memory", "1024", "--command", "sleep 2; echo >work", "--tasks", str(tasks), "--out", str(out), "--json"],
+        cwd=folder.path, env=folder.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(out.exists, "the tree is there and is sent to the first two", every=0.02)
+    interrupt(process)
+    told, errors = process.communicate(timeout=settings.patient(60))
+    events = [event for event in map(json.loads, told.splitlines()) if event["type"] == "task"]
+    assert process.returncode == 1 and len(events) == 3, errors
+    assert {(event["error"], event["patch"], event["sandbox"]) for event in events} == {("not begun: stopped", None, "")}
+    assert not list(out.iterdir()) and not folder.agents() and running() == before
 
 
 def test_another_image_and_a_folder_without_git(server, tmp_path):

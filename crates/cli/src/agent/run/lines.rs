@@ -35,10 +35,10 @@ pub(crate) struct Told {
 pub(crate) enum To {
     Stdout,
     Stderr,
-    /// One JSON object a line; `task` is a name for whose it is.
+    /// One JSON object a line; `task` is a name for whose it is, and the log that has the line as it is.
     Json {
         stream: &'static str,
-        task: Option<String>,
+        task: Option<(String, Arc<Mutex<std::fs::File>>)>,
     },
     File(Arc<Mutex<std::fs::File>>),
 }
@@ -120,7 +120,8 @@ impl LineWriter {
             Some(value) => event["event"] = value,
             None => event["text"] = Value::String(text.into_owned()),
         }
-        if let Some(task) = task {
+        if let Some((task, log)) = task {
+            log.lock().unwrap_or_else(PoisonError::into_inner).write_all(line)?;
             event["task"] = Value::String(task.clone());
         }
         write(&self.to, format!("{event}\n").as_bytes())

@@ -55,6 +55,8 @@ struct Result {
     ended: Option<Ended>,
     sandbox: String,
     attempts: u32,
+    /// The one that was written, if it came to that.
+    patch: Option<PathBuf>,
     files: usize,
     refused: usize,
     cost: Option<f64>,
@@ -62,18 +64,19 @@ struct Result {
     error: Option<String>,
 }
 
+const STOPPED: &str = "not begun: stopped";
+
 struct Shared {
     begun: Instant,
     spent: Mutex<f64>,
     stopped: std::sync::atomic::AtomicBool,
 }
 
-/// Runs them all; how many did not succeed.
-pub(crate) async fn run(batch: &Batch<'_>, tasks: &[Task]) -> anyhow::Result<usize> {
+/// Runs them all; how many did not succeed. `signals`: also those that came before.
+pub(crate) async fn run(batch: &Batch<'_>, tasks: &[Task], signals: &mut Signals) -> anyhow::Result<usize> {
     cache::make_private(&batch.out)?;
     let view = View::new(batch.output);
     let shared = Shared { begun: Instant::now(), spent: Mutex::default(), stopped: false.into() };
-    let mut signals = Signals::catch()?;
     let (known, shown) = (&shared, &view);
     let all = stream::iter(tasks)
         .map(|task| async move { (task, batch.task(task, known, shown).await) })
@@ -100,6 +103,12 @@ pub(crate) async fn run(batch: &Batch<'_>, tasks: &[Task]) -> anyhow::Result<usi
     Ok(failed)
 }
 
+impl Shared {
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
 impl Result {
     fn is_success(&self) -> bool {
         self.ended == Some(Ended::Exit(0)) && self.error.is_none()
@@ -110,6 +119,7 @@ impl Result {
             ended: None,
             sandbox: String::new(),
             attempts: 0,
+            patch: None,
             files: 0,
             refused: 0,
             cost: None,
@@ -121,7 +131,12 @@ impl Result {
 
 impl Batch<'_> {
     async fn task(&self, task: &Task, shared: &Shared, view: &View) -> Result {
-        let mut result = Result::skipped("not begun: stopped");
+        let mut result = Result::skipped(STOPPED);
+        // What comes while it is being begun counts too.
+        let mut signals = match Signals::catch() {
+            Ok(signals) => signals,
+            Err(error) => return Result::skipped(&chain_of(&error)),
+        };
         for attempt in 1..=self.retries + 1 {
             if let Some(why) = self.no_more(shared) {
                 // What an earlier attempt brought is better than nothing.
@@ -135,10 +150,16 @@ impl Batch<'_> {
             let what =
                 if attempt == 1 { "begins".to_owned() } else { format!("begins again, attempt {attempt}") };
             view.begin(&task.name, what, &told);
-            let tried = self.attempt(task, attempt, shared, &told).await;
+            let tried = match self.attempt(task, attempt, shared, (&told, &mut signals)).await.transpose() {
+                Some(tried) => tried,
+                // It is said why before the next.
+                None => continue,
+            };
             let cost = told.lock().unwrap_or_else(PoisonError::into_inner).cost;
             *shared.spent.lock().unwrap_or_else(PoisonError::into_inner) += cost.unwrap_or_default();
+            let earlier = result.patch.take();
             result = tried.unwrap_or_else(|error| Result::skipped(&chain_of(error.as_ref())));
+            result.patch = result.patch.or(earlier);
             (result.attempts, result.cost, result.seconds) = (attempt, cost, begun.elapsed().as_secs_f64());
             // Of one whose work could not be brought here the work is not done again.
             let is_kept = result.error.is_some() && !result.sandbox.is_empty();
@@ -155,8 +176,8 @@ impl Batch<'_> {
 
     /// Why nothing new begins.
     fn no_more(&self, shared: &Shared) -> Option<&'static str> {
-        if shared.stopped.load(std::sync::atomic::Ordering::Relaxed) {
-            return Some("not begun: stopped");
+        if shared.is_stopped() {
+            return Some(STOPPED);
         }
         // Limits are in whole seconds.
         let elapsed = shared.begun.elapsed() + Duration::from_secs(1);
@@ -167,17 +188,23 @@ impl Batch<'_> {
         self.budget_usd.is_some_and(|budget| spent >= budget).then_some("not begun: the money is used up")
     }
 
+    /// None when it was stopped before its program began.
     async fn attempt(
         &self,
         task: &Task,
         attempt: u32,
         shared: &Shared,
-        told: &Arc<Mutex<Told>>,
-    ) -> anyhow::Result<Result> {
+        (told, signals): (&Arc<Mutex<Told>>, &mut Signals),
+    ) -> anyhow::Result<Option<Result>> {
         let quiet = Output::new(self.output.json, true);
         let launch = (self.launch)(task)?;
         let copies = tempfile::tempdir().context("could not make a temporary folder")?;
         let (sandbox, delta) = self.prepared.start(self.client, quiet, &self.own, copies.path()).await?;
+        // To send the tree may have taken long.
+        if shared.is_stopped() {
+            finish::kill(self.client, &sandbox).await?;
+            return Ok(None);
+        }
         let begun = async {
             let mut run = self.record(task, shared, &launch, &sandbox)?;
             run.save_delta(&delta)?;
@@ -196,14 +223,14 @@ impl Batch<'_> {
             }
         };
         let mut result = Result { sandbox: sandbox.to_string(), error: None, ..Result::skipped("") };
-        if let Err(error) = self.work(task, attempt, &mut run, &launch, told, &mut result).await {
+        if let Err(error) = self.work(task, attempt, &mut run, &launch, (told, signals), &mut result).await {
             let _ = self.client.hibernate_sandbox(&sandbox).await;
             result.error = Some(format!(
                 "{}; the work is kept in {sandbox}, asleep: `warren agent patch {sandbox}` brings it",
                 chain_of(error.as_ref())
             ));
         }
-        Ok(result)
+        Ok(Some(result))
     }
 
     fn record(
@@ -234,12 +261,12 @@ impl Batch<'_> {
         attempt: u32,
         run: &mut Run,
         launch: &Launch,
-        told: &Arc<Mutex<Told>>,
+        (told, signals): (&Arc<Mutex<Told>>, &mut Signals),
         result: &mut Result,
     ) -> anyhow::Result<()> {
         let sandbox = run.sandbox()?;
         let turn = Turn::of(run)?;
-        let ended = self.follow(task, run, &turn, launch, told).await?;
+        let ended = self.follow(task, run, &turn, launch, (told, signals)).await?;
         result.ended = Some(ended);
         if let Ended::Left(_) = ended {
             result.error = match turn.became(run) {
@@ -261,6 +288,7 @@ impl Batch<'_> {
             .await;
         let path = self.out.join(format!("{}.patch", task.name));
         cache::write(&path, &diff(&changes.changes, &sides, true))?;
+        result.patch = Some(path.clone());
         (result.files, result.refused) = (changes.changes.len(), changes.refused.len());
         let is_last = attempt > self.retries || result.is_success();
         if self.keep && is_last || result.refused > 0 {
@@ -294,20 +322,23 @@ impl Batch<'_> {
         run: &Run,
         turn: &Turn,
         launch: &Launch,
-        told: &Arc<Mutex<Told>>,
+        (told, signals): (&Arc<Mutex<Told>>, &mut Signals),
     ) -> anyhow::Result<Ended> {
         let exec = headless::exec_of(run).context("a task has no terminal")?;
         let sandbox = run.sandbox()?;
-        let (stdout, stderr) = if self.output.json {
-            let to = |stream| To::Json { stream, task: Some(task.name.clone()) };
-            (to("stdout"), to("stderr"))
-        } else {
-            let path = self.out.join(format!("{}.log", task.name));
-            let file = std::fs::File::create(&path)
-                .with_context(|| format!("could not write {}", path.display()))?;
-            let to = To::File(Arc::new(Mutex::new(file)));
-            (to.clone(), to)
+        let path = self.out.join(format!("{}.log", task.name));
+        let log =
+            std::fs::File::create(&path).with_context(|| format!("could not write {}", path.display()))?;
+        let log = Arc::new(Mutex::new(log));
+        let to = |stream| {
+            let log = Arc::clone(&log);
+            if self.output.json {
+                To::Json { stream, task: Some((task.name.clone(), log)) }
+            } else {
+                To::File(log)
+            }
         };
+        let (stdout, stderr) = (to("stdout"), to("stderr"));
         let quiet = Output::new(self.output.json, true);
         let goes_on = || turn.became(run) == Became::Goes;
         let stream =
@@ -317,8 +348,7 @@ impl Batch<'_> {
                     LineWriter::new(launch.lines, stdout, told),
                     LineWriter::new(Lines::Plain, stderr, told),
                 );
-        let followed =
-            headless::follow(self.client, quiet, (&sandbox, &exec), stream, &mut Signals::catch()?).await?;
+        let followed = headless::follow(self.client, quiet, (&sandbox, &exec), stream, signals).await?;
         Ok(match turn.became(run) {
             // It is another command's now, which has the sandbox sleep, has ended it or brought its work home.
             Became::Paused | Became::Gone(_) => Ended::Left(LOST),
@@ -335,7 +365,7 @@ impl Batch<'_> {
         let event = json!({
             "type": "task", "task": task.name, "success": result.is_success(), "exitCode": code, "timedOut": result.ended == Some(Ended::TimedOut),
             "attempts": result.attempts, "sandbox": result.sandbox, "files": result.files, "refused": result.refused, "costUsd": result.cost,
-            "seconds": result.seconds, "patch": self.out.join(format!("{}.patch", task.name)), "error": result.error,
+            "seconds": result.seconds, "patch": result.patch, "error": result.error,
         });
         self.output.line(&event.to_string())
     }

@@ -9,13 +9,13 @@ use clap::Args;
 use super::begin::{abandon, machine, new_token, own};
 use super::run::{RunArgs, sweep};
 use crate::agent::program::Program;
+use crate::agent::run::headless::Signals;
 use crate::agent::run::keys;
 use crate::agent::run::prepare::Preparing;
 use crate::agent::tasks::{Batch, Task, read, run as run_batch};
 use crate::agent::tree::cache;
 use crate::client::Client;
 use crate::context::Context;
-use crate::endings::Endings;
 use crate::failure::{LOCAL, SomeFailed, usage};
 use crate::words::parse_duration;
 
@@ -24,7 +24,7 @@ const HEADING: &str = "Several tasks";
 
 #[derive(Args)]
 pub(crate) struct TasksArgs {
-    /// File of tasks (.toml, .jsonl, or a prompt on each line), one sandbox each
+    /// File of tasks (.toml, .json, .jsonl, or a prompt on each line), one sandbox each
     #[arg(long = "tasks", id = "tasks", value_name = "FILE", conflicts_with = "prompt", help_heading = HEADING)]
     pub(super) file: Option<PathBuf>,
     /// How many at a time
@@ -37,11 +37,16 @@ pub(crate) struct TasksArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "tasks", help_heading = HEADING)]
     budget: Option<u32>,
     /// Money for all of them: when the agents report more, nothing new begins
-    #[arg(long, value_name = "USD", requires = "tasks", help_heading = HEADING)]
+    #[arg(long, value_name = "USD", value_parser = parse_usd, requires = "tasks", help_heading = HEADING)]
     budget_usd: Option<f64>,
     /// Folder for patches and logs [default: one below ~/.local/state/warren]
     #[arg(long, value_name = "DIR", requires = "tasks", help_heading = HEADING)]
     out: Option<PathBuf>,
+}
+
+fn parse_usd(text: &str) -> Result<f64, String> {
+    let usd = text.parse().ok().filter(|usd: &f64| usd.is_finite() && *usd > 0.0);
+    usd.ok_or_else(|| "a sum of money is a number above 0, like 2.50".to_owned())
 }
 
 pub(super) async fn run(
@@ -68,6 +73,8 @@ pub(super) async fn run(
     let name = program.name();
     let launch = |task: &Task| program.launch(Some(&task.prompt), false);
     let token = new_token()?;
+    // One for all of it: what comes between two parts is not lost.
+    let mut signals = Signals::catch()?;
     // What it takes to install is the same for each; so is what is its own.
     let first = launch(&tasks[0])?;
     let (own, store) = own(client, args, root, &name, &first, &token).await?;
@@ -82,10 +89,9 @@ pub(super) async fn run(
             machine: &machine,
             fresh: args.machine.fresh,
         };
-        let mut endings = Endings::catch()?;
         let mut prepared = tokio::select! {
             prepared = preparing.prepare(&own) => prepared?,
-            code = endings.next() => {
+            code = signals.any() => {
                 abandon(client, &token).await;
                 return Ok(Err(code));
             }
@@ -110,7 +116,7 @@ pub(super) async fn run(
             include_ignored: args.include_ignored,
             keep: args.keep,
         };
-        run_batch(&batch, &tasks).await.map(Ok::<_, u8>)
+        run_batch(&batch, &tasks, &mut signals).await.map(Ok::<_, u8>)
     }
     .await;
     if let Some(store) = &store {
@@ -132,5 +138,18 @@ pub(super) async fn run(
     match failed {
         0 => Ok(ExitCode::SUCCESS),
         failed => Err(SomeFailed { failed, total: tasks.len(), exit_code: LOCAL }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_a_sum_that_can_be_used_up() {
+        for wrong in ["nan", "inf", "-inf", "-1", "0", "-0", "", "1e999", "x"] {
+            assert!(parse_usd(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_usd("2.50"), Ok(2.5));
     }
 }
