@@ -317,6 +317,12 @@ def test_pages_of_other_sites_may_not_come_in_and_any_host_name_will_do(box):
         assert post(path, INITIALIZE, Host=host).status_code == 200, host
 
 
+def test_only_versions_are_offered_that_are_served_in_full(box):
+    for asked, offered in [("2024-11-05", "2024-11-05"), ("2025-06-18", "2025-06-18"), ("2025-11-25", "2025-11-25"), ("2025-03-26", "2024-11-05")]:
+        message = INITIALIZE | {"params": INITIALIZE["params"] | {"protocolVersion": asked}}
+        assert post(f"/mcp/{box.id}", message).json()["result"]["protocolVersion"] == offered, asked
+
+
 def test_what_is_no_message_is_refused_with_a_sentence(box):
     path = f"/mcp/{box.id}"
     for content in (b"", b"{", b"[]", b"null", b"3", b"{}", b'{"jsonrpc":"2.0"}', b"\xff", b"[" * 200_000, b'{"jsonrpc":"1.0","id":1,"method":"ping"}'):

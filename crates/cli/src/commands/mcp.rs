@@ -12,6 +12,7 @@ pub(crate) mod message;
 use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -35,6 +36,8 @@ const MAX_LINE: usize = 16 * 1024 * 1024;
 /// Lines that wait to be written. A client that does not read holds the calls back.
 const LINES: usize = 16;
 const LAST_LINES: Duration = Duration::from_secs(2);
+/// What still runs when the client has sent everything gets so long to be answered.
+const LAST_CALLS: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(crate) struct McpArgs {
@@ -81,6 +84,10 @@ struct Relay {
     /// The tools of all sandboxes.
     all: bool,
     sandbox: OnceCell<SandboxId>,
+    /// One is being made.
+    makes: AtomicBool,
+    /// None is made any more.
+    ends: AtomicBool,
     headers: Mutex<McpHeaders>,
     out: mpsc::Sender<String>,
 }
@@ -95,6 +102,8 @@ pub(crate) async fn run(context: &Context, args: McpArgs) -> anyhow::Result<Exit
         all: args.all,
         create: body_of(args)?,
         sandbox,
+        makes: false.into(),
+        ends: false.into(),
         headers: Mutex::default(),
         out,
     });
@@ -105,8 +114,8 @@ pub(crate) async fn run(context: &Context, args: McpArgs) -> anyhow::Result<Exit
         // Nobody reads any more.
         () = relay.out.closed() => Ok(()),
     };
-    if rm && let Some(id) = relay.sandbox.get() {
-        relay.client.kill_sandbox(id).await?;
+    if rm {
+        relay.remove().await?;
     }
     drop(relay);
     // The last lines; a client that does not read is not waited for.
@@ -137,7 +146,7 @@ fn body_of(args: McpArgs) -> anyhow::Result<SandboxCreate> {
     })
 }
 
-/// Relays until the client has sent everything and has all answers.
+/// Relays until the client has sent everything, and has its answers or does not get them in time.
 async fn serve(relay: &Arc<Relay>) -> anyhow::Result<()> {
     let mut input = BufReader::new(tokio::io::stdin());
     let mut calls = JoinSet::new();
@@ -170,17 +179,28 @@ async fn serve(relay: &Arc<Relay>) -> anyhow::Result<()> {
         let (id, in_turn) = (message.id.clone(), message.is_initialize());
         let call = {
             let relay = Arc::clone(relay);
-            calls.spawn(async move { relay.pass(message).await })
+            calls.spawn(relay.pass(message))
         };
         if in_turn {
             // What comes next builds on it.
-            while calls.join_next().await.is_some() {}
+            all_of(&mut calls).await;
         } else if let Some(id) = id {
             running.insert(id.to_string(), call);
         }
     }
-    while calls.join_next().await.is_some() {}
+    // Who waits longer leaves the input open: one that is gone must not keep what it asked for.
+    while tokio::time::timeout(LAST_CALLS, all_of(&mut calls)).await.is_err() {
+        // The calls that wait for it have not had their time.
+        if !relay.makes.load(Ordering::Relaxed) {
+            relay.output.note("the input has ended; what still runs is cancelled");
+            calls.shutdown().await;
+        }
+    }
     Ok(())
+}
+
+async fn all_of(calls: &mut JoinSet<()>) {
+    while calls.join_next().await.is_some() {}
 }
 
 impl Relay {
@@ -190,7 +210,7 @@ impl Relay {
     }
 
     /// Passes a message on and its answers back. Who waits for one gets one.
-    async fn pass(&self, message: Message) {
+    async fn pass(self: Arc<Self>, message: Message) {
         if let Err(error) = self.try_pass(&message).await
             && let Some(id) = &message.id
         {
@@ -198,7 +218,7 @@ impl Relay {
         }
     }
 
-    async fn try_pass(&self, message: &Message) -> anyhow::Result<()> {
+    async fn try_pass(self: &Arc<Self>, message: &Message) -> anyhow::Result<()> {
         let target = if self.all {
             McpTarget::All
         } else if message.is_call() {
@@ -222,24 +242,52 @@ impl Relay {
         Ok(())
     }
 
-    /// The sandbox, which is made when there is none.
-    async fn sandbox(&self) -> anyhow::Result<SandboxId> {
+    /// The sandbox, which is made when there is none. A call that is cancelled meanwhile leaves it to the next one.
+    async fn sandbox(self: &Arc<Self>) -> anyhow::Result<SandboxId> {
+        let relay = Arc::clone(self);
+        tokio::spawn(async move { relay.made().await }).await?
+    }
+
+    /// Runs in a task of its own, which nobody aborts.
+    async fn made(&self) -> anyhow::Result<SandboxId> {
         let made = self.sandbox.get_or_try_init(async || {
-            let made = if self.create.image.is_some() || self.create.snapshot.is_some() {
-                // What is said about the image goes where no message is.
-                let mut view = BuildView::new(self.output);
-                let mut events =
-                    view.meanwhile(self.client.create_sandbox_streamed(&self.create, None)).await?;
-                view.follow(&mut events).await?
-            } else {
-                self.client.create_sandbox(&self.create, None).await?
-            };
-            let id = made.value.sandbox_id;
-            self.output.note(&printable(&format!("made sandbox {id}")));
-            id.parse::<SandboxId>()
-                .map_err(|error| anyhow::anyhow!("the server named the sandbox {id:?}: {error}"))
+            anyhow::ensure!(!self.ends.load(Ordering::Relaxed), "the program ends");
+            self.makes.store(true, Ordering::Relaxed);
+            let made = self.make().await;
+            self.makes.store(false, Ordering::Relaxed);
+            made
         });
         made.await.cloned()
+    }
+
+    async fn make(&self) -> anyhow::Result<SandboxId> {
+        let made = if self.create.image.is_some() || self.create.snapshot.is_some() {
+            // What is said about the image goes where no message is.
+            let mut view = BuildView::new(self.output);
+            let mut events = view.meanwhile(self.client.create_sandbox_streamed(&self.create, None)).await?;
+            view.follow(&mut events).await?
+        } else {
+            self.client.create_sandbox(&self.create, None).await?
+        };
+        let id = made.value.sandbox_id;
+        self.output.note(&printable(&format!("made sandbox {id}")));
+        id.parse::<SandboxId>()
+            .map_err(|error| anyhow::anyhow!("the server named the sandbox {id:?}: {error}"))
+    }
+
+    /// Deletes the sandbox, also one that is only being made. Who asks once more to end does not wait for that.
+    async fn remove(&self) -> anyhow::Result<()> {
+        self.ends.store(true, Ordering::Relaxed);
+        let removed = async {
+            match self.made().await {
+                Ok(id) => self.client.kill_sandbox(&id).await,
+                Err(_) => Ok(()),
+            }
+        };
+        tokio::select! {
+            removed = removed => removed,
+            () = asked_to_end() => Ok(()),
+        }
     }
 }
 
