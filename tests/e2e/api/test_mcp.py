@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 import anyio
 import httpx
@@ -241,6 +242,38 @@ def test_stdio_that_is_asked_to_end_ends_and_removes_its_sandbox(api):
     assert process.wait(20) == 0
     assert api.get(f"/api/sandboxes/{made}").json()["status"] == "stopped"
     process.stdin.close()
+
+
+def test_stdio_leaves_no_sandbox_behind_that_was_being_made(api):
+    # Others make theirs meanwhile: these are known by their timeout.
+    made = lambda: {each["sandboxID"] for each in api.list_all() if each["timeout"] == 4242}  # noqa: E731
+    send = lambda process, *sent: (process.stdin.write("".join(json.dumps(each) + "\n" for each in sent)), process.stdin.flush())  # noqa: E731
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 3}}
+
+    process = start("--memory", "1024", "--timeout", "4242", "--rm")
+    send(process, INITIALIZE, calling("sandbox_exec", 3, command="true"))
+    time.sleep(0.03)
+    send(process, cancelled)
+    answers, err = messages(process, calling("sandbox_exec", 4, command="hostname"))
+    assert {1, 4} <= {each["id"] for each in answers} and err.count("made sandbox") == 1
+    [one] = made()
+    assert api.get(f"/api/sandboxes/{one}").json()["status"] == "stopped"
+
+    process = start("--memory", "1024", "--timeout", "4242", "--rm")
+    send(process, INITIALIZE, calling("sandbox_exec", 3, command="true"))
+    assert json.loads(process.stdout.readline())["id"] == 1
+    time.sleep(0.03)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60 * settings.PATIENCE) == 0
+    assert all(api.get(f"/api/sandboxes/{each}").json()["status"] == "stopped" for each in made())
+
+
+def test_stdio_ends_soon_after_its_client(box):
+    process = start("--sandbox", box.id)
+    process.stdin.write(json.dumps(INITIALIZE) + "\n" + json.dumps(calling("sandbox_exec", command="sleep 7272", timeout_seconds=300)) + "\n")
+    process.stdin.close()
+    assert process.wait(30) == 0
+    assert "cancelled" in process.stderr.read()
 
 
 def test_stdio_answers_what_it_cannot_pass_on(box):
