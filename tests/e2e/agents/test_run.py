@@ -349,7 +349,7 @@ def test_forks_that_begin_anew_do_so_with_their_task(folder, tmp_path):
         assert "+make it so" in folder.warren("agent", "attach", fork).stdout
     process.kill()
     process.wait(5)
-    records = [path for path in folder.home.rglob("record.json")]
+    records = list(folder.home.rglob("record.json"))
     assert records and all(path.stat().st_mode & 0o077 == 0 for path in records), "a task may be nobody else's business"
 
 
@@ -407,7 +407,7 @@ def test_a_budget_of_time_ends_tasks_and_ctrl_c_keeps_their_work(folder):
 
 def test_ctrl_c_while_tasks_are_being_begun_begins_none(folder, api):
     folder.run("true")
-    folder.put({"big": os.urandom(200 << 20)})
+    folder.put({"big": os.urandom(64 << 20)})
     tasks, out = folder.path.parent / "tasks.txt", folder.path.parent / "out"
     tasks.write_text("a\nb\nc\n")
     running = lambda: {sandbox["sandboxID"] for sandbox in api.get("/api/sandboxes?status=running,creating").json()}  # noqa: E731
