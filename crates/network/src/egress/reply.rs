@@ -1,6 +1,6 @@
 //! What is changed in a reply on its way in.
 
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body as _;
@@ -18,6 +18,8 @@ pub(crate) fn seal(
     seal: Option<Live>,
 ) -> Result<Response<Body>, String> {
     let (mut parts, body) = reply.into_parts();
+    // Read before anything is taken away: a host may name any of its headers to be for the next hop only.
+    let encoding = encoding(&parts.headers);
     strip_hop_by_hop(&mut parts.headers);
     let sealing = seal.and_then(|mut live| Some((live.current()?, live)));
     let Some((substitutes, live)) = sealing else { return Ok(Response::from_parts(parts, pass(body))) };
@@ -30,8 +32,7 @@ pub(crate) fn seal(
     if has_no_body {
         return Ok(Response::from_parts(parts, pass(body)));
     }
-    let encoding = encoding(&parts.headers)?;
-    let body = changed(&mut parts, body, encoding, live);
+    let body = changed(&mut parts, body, encoding?, live);
     Ok(Response::from_parts(parts, body))
 }
 
@@ -47,12 +48,16 @@ fn changed(parts: &mut Parts, body: Incoming, encoding: Option<Encoding>, live: 
     }
 }
 
+/// Of the content, or of its transfer: hyper undoes the pieces of that and nothing else.
 fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, String> {
-    let values = headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("?"));
-    let mut names = values
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity"));
+    let names = |header, none: &'static str| {
+        let values = headers.get_all(header).iter().map(|value| value.to_str().unwrap_or("?"));
+        values
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .filter(move |name| !name.is_empty() && !name.eq_ignore_ascii_case(none))
+    };
+    let mut names = names(CONTENT_ENCODING, "identity").chain(names(TRANSFER_ENCODING, "chunked"));
     let encoding = match names.next().map(str::to_ascii_lowercase).as_deref() {
         None => None,
         Some("gzip" | "x-gzip") => Some(Encoding::Gzip),

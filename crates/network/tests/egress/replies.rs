@@ -90,6 +90,28 @@ async fn compressed_replies_are_opened() {
 }
 
 #[tokio::test]
+async fn an_encoding_that_is_said_to_the_next_hop_only_is_one() {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+    gzip.write_all(echoed().as_bytes()).unwrap();
+    let gzip = Bytes::from(gzip.finish().unwrap());
+    for headers in [
+        [("content-encoding", "gzip"), ("connection", "close, Content-Encoding")],
+        [("transfer-encoding", "gzip, chunked"), ("x-other", "1")],
+        [("transfer-encoding", "gzip"), ("transfer-encoding", "chunked")],
+    ] {
+        let (world, next) = answering().await;
+        let mut response = Response::new(pieces(vec![gzip.clone()]));
+        for (name, value) in headers {
+            response.headers_mut().append(name, value.parse().unwrap());
+        }
+        *next.lock().unwrap() = Some(response);
+        let reply = world.ask(get("https://api.test/")).await;
+        assert_eq!(reply.text(), sealed(), "{headers:?}");
+        assert!(!reply.headers.contains_key("content-encoding"));
+    }
+}
+
+#[tokio::test]
 async fn an_encoding_that_cannot_be_read_is_not_passed_on() {
     for encoding in ["br", "zstd", "gzip, gzip"] {
         let reply = answered(echoed(), Some(encoding)).await;
