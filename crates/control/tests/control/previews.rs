@@ -42,6 +42,7 @@ async fn rude() -> Response {
     let headers = [
         ("set-cookie", "own=1; Domain=localhost; Path=/"),
         ("alt-svc", "h3=\":1\""),
+        ("clear-site-data", "\"cookies\""),
         ("access-control-allow-origin", "https://one.example"),
         ("access-control-allow-credentials", "true"),
         ("x-request-id", "forged"),
@@ -152,7 +153,7 @@ async fn a_program_sees_who_asked_and_nothing_of_ours() {
     assert_eq!(answer.text, "rude");
     assert_eq!(answer.headers["access-control-allow-origin"], "*");
     assert!(!answer.headers.contains_key("access-control-allow-credentials"));
-    assert!(!answer.headers.contains_key("alt-svc"));
+    assert!(!answer.headers.contains_key("alt-svc") && !answer.headers.contains_key("clear-site-data"));
     assert_eq!(answer.headers["set-cookie"], "own=1; Path=/");
     assert_ne!(answer.headers["x-request-id"], "forged");
     assert_eq!(answer.headers["x-own"], "kept");

@@ -69,7 +69,9 @@ fn bearer(value: &HeaderValue) -> Option<String> {
 /// Whether the request was made by a page of that host, or opens one.
 fn counts_cookies(headers: &HeaderMap, host: &str, is_secure: bool) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
-    if let Some(origin) = text("origin") {
+    // A page that sends no referrer has its origin unsaid in its own forms as well; what may say so is the browser alone.
+    let is_unsaid = |origin: &str| origin == "null" && text("sec-fetch-site") == Some("same-origin");
+    if let Some(origin) = text("origin").filter(|origin| !is_unsaid(origin)) {
         let scheme = if is_secure { "https" } else { "http" };
         return origin.eq_ignore_ascii_case(&format!("{scheme}://{host}"));
     }
@@ -79,19 +81,26 @@ fn counts_cookies(headers: &HeaderMap, host: &str, is_secure: bool) -> bool {
     }
 }
 
-/// The cookies of a request, one by one.
-fn pairs(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    texts.flat_map(|text| text.split(';')).map(str::trim).filter(|pair| !pair.is_empty())
+/// The cookies of a request, one by one. Those of programs may have bytes beyond ASCII.
+fn pairs(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    values
+        .flat_map(|bytes| bytes.split(|byte| *byte == b';'))
+        .map(<[u8]>::trim_ascii)
+        .filter(|pair| !pair.is_empty())
 }
 
-fn value_of<'a>(pair: &'a str, name: &str) -> Option<&'a str> {
-    let (found, value) = pair.split_once('=')?;
+fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a str> {
+    let (found, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
     (found.trim() == name).then_some(value.trim())
 }
 
-fn is_ours(name: &str) -> bool {
-    name == COOKIE || name == COOKIE_TLS
+fn name_of(pair: &[u8]) -> &[u8] {
+    pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii()
+}
+
+fn is_ours(name: &[u8]) -> bool {
+    name == COOKIE.as_bytes() || name == COOKIE_TLS.as_bytes()
 }
 
 /// Takes away what opens previews. The cookies of the program become one header, as HTTP/1.1 has them.
@@ -101,11 +110,10 @@ pub(super) fn remove_ours(headers: &mut HeaderMap, bearer_is_ours: bool) {
         headers.remove(header::AUTHORIZATION);
     }
     let has_cookies = headers.contains_key(header::COOKIE);
-    // A header that is not text cannot be looked through, so it goes.
-    let kept: Vec<&str> =
-        pairs(headers).filter(|pair| !is_ours(pair.split('=').next().unwrap_or_default().trim())).collect();
-    let kept =
-        (has_cookies && !kept.is_empty()).then(|| HeaderValue::from_str(&kept.join("; ")).ok()).flatten();
+    let kept: Vec<&[u8]> = pairs(headers).filter(|pair| !is_ours(name_of(pair))).collect();
+    let kept = (has_cookies && !kept.is_empty())
+        .then(|| HeaderValue::from_bytes(&kept.join(&b"; "[..])).ok())
+        .flatten();
     headers.remove(header::COOKIE);
     if let Some(kept) = kept {
         headers.insert(header::COOKIE, kept);
@@ -118,14 +126,12 @@ pub(super) fn own_cookie(value: &HeaderValue) -> Option<HeaderValue> {
     let bytes = value.as_bytes();
     let mut parts = bytes.split(|byte| *byte == b';');
     let first = parts.next().unwrap_or_default();
-    let name = first.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-    if std::str::from_utf8(name).is_ok_and(is_ours) {
+    if is_ours(name_of(first)) {
         return None;
     }
     let mut own = first.to_vec();
     for attribute in parts {
-        let name = attribute.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-        if !name.eq_ignore_ascii_case(b"domain") {
+        if !name_of(attribute).eq_ignore_ascii_case(b"domain") {
             own.push(b';');
             own.extend_from_slice(attribute);
         }
@@ -182,6 +188,29 @@ mod tests {
         assert_eq!(taken("/a?_warren_share=x"), ("/a".into(), link("x")));
         assert_eq!(taken("/?b=1&_warren_share=x&c=%20&_warren_share=y"), ("/?b=1&c=%20".into(), link("x")));
         assert_eq!(taken("/a?"), ("/a?".into(), None));
+    }
+
+    #[test]
+    fn cookies_of_programs_may_be_no_text() {
+        let cookie = HeaderValue::from_bytes(b"a=1; warren-preview=GOOD; user=Jos\xc3\xa9").unwrap();
+        let mut parts = parts(&[]);
+        parts.headers.insert(header::COOKIE, cookie);
+        let shown = shown(&parts, "a.example:1", &LinkedPath::of(&parts.uri), false);
+        assert_eq!(shown.cookies, ["GOOD"]);
+        remove_ours(&mut parts.headers, false);
+        assert_eq!(parts.headers[header::COOKIE].as_bytes(), b"a=1; user=Jos\xc3\xa9");
+    }
+
+    #[test]
+    fn an_origin_that_is_not_said_is_the_pages_own_when_the_browser_says_so() {
+        let cookie = ("cookie", "warren-preview=GOOD");
+        let counts =
+            |site: &str| !of(&[cookie, ("origin", "null"), ("sec-fetch-site", site)]).cookies.is_empty();
+        assert!(counts("same-origin"));
+        for site in ["none", "same-site", "cross-site", ""] {
+            assert!(!counts(site), "{site}");
+        }
+        assert!(of(&[cookie, ("origin", "null")]).cookies.is_empty());
     }
 
     #[test]

@@ -49,6 +49,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 /// A connection that was kept and has ended shows it this soon. What breaks off later may have been ended together with its
 /// sandbox, which another try would wake.
 const STALE: Duration = Duration::from_millis(100);
@@ -247,6 +248,8 @@ fn switch(
 fn clean_answer(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
     headers.remove(ALT_SVC);
+    // It would clear what other previews have set as well.
+    headers.remove(CLEAR_SITE_DATA);
     let cross_origin: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
     for name in cross_origin {
