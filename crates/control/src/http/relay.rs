@@ -15,7 +15,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use warren_api::{exec_frame, pty_end};
-use warren_guest_api::frame::Frame;
+use warren_guest_api::frame::{Frame, MAX_PAYLOAD};
 use warren_guest_api::text::whole_characters;
 
 use crate::app::exec::attach::{Attached, Input};
@@ -90,23 +90,17 @@ impl Protocol {
         }
     }
 
-    /// What a client sent as input; `None` for what is ignored.
-    fn input(self, message: Message) -> Option<Frame> {
+    /// What a client sent as input; nothing for what is ignored.
+    fn input(self, message: Message) -> Vec<Frame> {
         match (self, message) {
-            (Self::Exec, Message::Binary(mut bytes)) => {
-                let kind = (!bytes.is_empty()).then(|| bytes.split_to(1)[0])?;
-                match kind {
-                    exec_frame::STDIN if !bytes.is_empty() => Some(Frame::Stdin(bytes)),
-                    exec_frame::STDIN_END => Some(Frame::StdinEnd),
-                    _ => None,
-                }
-            }
-            (Self::Pty, message @ (Message::Binary(_) | Message::Text(_))) => {
-                let bytes = message.into_data();
-                (!bytes.is_empty()).then_some(Frame::Stdin(bytes))
-            }
+            (Self::Exec, Message::Binary(bytes)) => match bytes.first() {
+                Some(&exec_frame::STDIN) => typed(bytes.slice(1..)),
+                Some(&exec_frame::STDIN_END) => vec![Frame::StdinEnd],
+                _ => Vec::new(),
+            },
+            (Self::Pty, message @ (Message::Binary(_) | Message::Text(_))) => typed(message.into_data()),
             (Self::Exec, Message::Text(_)) | (_, Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => {
-                None
+                Vec::new()
             }
         }
     }
@@ -242,6 +236,15 @@ async fn pump_out(
     }
 }
 
+/// Input in frames that are not too large.
+fn typed(mut bytes: Bytes) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        frames.push(Frame::Stdin(bytes.split_to(bytes.len().min(MAX_PAYLOAD))));
+    }
+    frames
+}
+
 /// `pending` is what was read and not handed on yet.
 async fn pump_in(
     stream: &mut SplitStream<WebSocket>,
@@ -260,7 +263,7 @@ async fn pump_in(
                     Some(Err(error)) => return end_of(error),
                     Some(Ok(message)) => message,
                 };
-                if let Some(frame) = protocol.input(message) {
+                for frame in protocol.input(message) {
                     let bytes = frame.to_bytes();
                     held += bytes.len() + PENDING_OVERHEAD;
                     pending.push_back(bytes);

@@ -344,10 +344,12 @@ async fn the_next_agent_knows_what_commands_have_come_to() {
     };
     let (done, runs) = (begin("echo done; exit 5").await, begin("echo begun; sleep 600").await);
     agent.wait(&done).await;
-    let mut told = Bytes::new();
-    while !told.windows(5).any(|bytes| bytes == b"begun") {
-        told = agent.get("/v1/exec/kept").await.body;
-    }
+    let has_begun = || async {
+        let output = agent.get(&format!("/v1/exec/{}/output?stream=stdout", runs.id)).await;
+        output.body == "begun\n"
+    };
+    until("it has begun", has_begun).await;
+    let told = agent.get("/v1/exec/kept").await.body;
     next.call(Method::PUT, "/v1/exec/kept", told.clone()).await;
     next.call(Method::PUT, "/v1/exec/kept", told[..told.len() - 1].to_vec()).await.error(400);
     for (exec, code, said) in [(done, 5, &b"done\n"[..]), (runs, 137, b"begun\n")] {
