@@ -97,24 +97,23 @@ def test_nothing_is_written_where_a_link_of_the_kernels_reads_as_leading(box, pa
 
 
 def test_a_folder_that_changes_meanwhile_gives_a_whole_archive(box):
-    script = """mkdir -p /tmp/busy; cd /tmp/busy
+    # Each file is longer for long enough to be opened, and shorter before all of it can have been read.
+    script = """mkdir -p /tmp/busy; cd /tmp/busy; touch begun
         while true; do
-            for n in 1 2 3 4 5 6 7 8; do
-                head -c $((n * 400000)) /dev/zero | tr '\\0' x > grown$n; : > grown$n
-                ln -sf x link$n; rm -f link$n; mkdir -p d$n/e; touch d$n/e/f; rm -rf d$n
-            done
+            truncate -s 48M a b; sleep 0.02; truncate -s 3 a b
+            ln -sf x link; mkdir -p d/e; touch d/e/f; rm -rf link d
         done"""
     box.start("sh", "-c", script)
-    wait_for(lambda: box.call("GET", "/files/stat", params={"path": "/tmp/busy/grown8"}).status_code == 200, "it is busy")
+    wait_for(lambda: box.call("GET", "/files/stat", params={"path": "/tmp/busy/begun"}).status_code == 200, "it is busy")
+    said = set()
     for _ in range(12):
         answer = box.call("GET", "/files/archive", params={"path": "/tmp/busy"})
         assert answer.status_code == 200
         with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
-            for member in archive.getmembers():
-                if member.isfile():
-                    assert not archive.extractfile(member).read().rstrip(b"\0").strip(b"x"), member.name
-            said = archive.pax_headers.get("comment", "")
-        assert not said or said.startswith("shorter than when they were opened, filled up with zeros: "), said
+            names = [member.name for member in archive.getmembers()]
+            said.add(archive.pax_headers.get("comment", ""))
+        assert {"a", "b", "begun"} <= set(names), names
+    assert any(text.startswith("shorter than when they were opened, filled up with zeros: ") for text in said), said
 
 
 # Round trips.

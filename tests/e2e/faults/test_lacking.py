@@ -113,7 +113,7 @@ def test_an_lxcfs_that_stands_still_is_replaced(server):
         doctor = subprocess.run([settings.PROGRAM, "doctor", "--data-dir", server.data_dir], capture_output=True, text=True)
         assert f"kill -9 {stopped}" in doctor.stdout, doctor.stdout
         server.start()
-        assert not os.path.exists(f"/proc/{stopped}")
+        wait_for(lambda: not os.path.exists(f"/proc/{stopped}"), "it is ended, and collected by whoever has it")
         wait_for(lambda: memory_of(box) == 1024, "one that stood still while there was no server is replaced too", 30)
 
 
