@@ -234,17 +234,11 @@ def test_a_damaged_machine_that_others_are_started_from_is_made_anew(server, nam
         assert template_of(server) == template
 
 
-def freeze(box):
-    """Has the guest's disk take nothing more, so that it does not come to write anything out."""
-    box.out("sudo fsfreeze --freeze /var/lib/docker")
-
-
 @pytest.mark.timeout(600)
-def test_the_disk_of_a_guest_that_does_not_write_it_out_is_taken_and_holds_nobody_up(server):
+def test_a_disk_alone_is_taken_while_nobody_waits_and_outlives_its_memory(server):
     with server.api(timeout=180) as api:
         box = api.create()
         box.out("echo kept > ~/f; sync")
-        freeze(box)
         made = box.call("POST", "/checkpoints", json={"name": "one", "kind": "disk_only"}).json()["id"]
         slowest, deadline = 0, time.monotonic() + 300
         while (found := box.find_checkpoint(made))["status"] == "processing" and time.monotonic() < deadline:
@@ -254,20 +248,15 @@ def test_the_disk_of_a_guest_that_does_not_write_it_out_is_taken_and_holds_nobod
             slowest = max(slowest, time.monotonic() - begun)
             time.sleep(0.2)
         assert found["status"] == "ready" and (found["holds"], found["consistency"]) == ("disk", "crash"), found
-        assert slowest < 6, f"another call waited for {slowest:.1f} s"
+        assert slowest < settings.patient(6), f"another call waited for {slowest:.1f} s"
         with api.fork(made) as fork:
             assert fork.out("cat ~/f") == "kept\n"
-        # What it had not written may be lost with the memory, and that is said.
         asleep = box.call("POST", "/hibernate").json()
         assert asleep["keeps"] == "memory"
         wait_for(lambda: json.loads((folder(server, box) / "record.json").read_text())["disk"], "its digests are known", 30)
         damage(folder(server, box) / "memory")
-        refusal(box.call("POST", "/wake", json={}), 409, "what was written to its disk last may not be there")
+        refusal(box.call("POST", "/wake", json={}), 409, "reboot it to start it from its disk alone")
         assert box.call("POST", "/reboot").status_code == 204
-        assert box.out("cat ~/f") == "kept\n"
-        freeze(box)
-        assert box.call("POST", "/power-cycle").status_code == 204
-        assert "what was written last may be missing" in box.view()["warning"]
         assert box.out("cat ~/f") == "kept\n"
         box.kill()
 
