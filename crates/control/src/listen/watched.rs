@@ -30,6 +30,9 @@ use super::stream::Stream;
 
 /// How often it is looked whether a client that says no more is there. Most answers are there before the first time.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same while it is answered: an answer that pauses for so long is for nobody. Short, since whoever looks in again and again, and
+/// goes each time, would be counted as many until then.
+const LOOK_ANSWERED: Duration = Duration::from_millis(100);
 /// Longest time between two 102s.
 const MAX_PAUSE: Duration = Duration::from_secs(16);
 const PROCESSING: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
@@ -81,14 +84,15 @@ impl Watched {
                 }
                 Some(progress) => progress,
             };
-            let half = self.half.get_or_insert_with(HalfClosed::new);
+            let look = if matches!(progress, Progress::Answered(_)) { LOOK_ANSWERED } else { LOOK };
+            let half = self.half.get_or_insert_with(|| HalfClosed::new(look));
             ready!(half.look.as_mut().poll(context));
             let now = Instant::now();
-            half.look.as_mut().reset(now + LOOK);
+            half.look.as_mut().reset(now + look);
             let is_there = !self.stream.is_gone()
                 && match progress {
                     Progress::Comes | Progress::Open | Progress::Waits { understands: false } => false,
-                    Progress::Answered(written) => now < written + LOOK,
+                    Progress::Answered(written) => now < written + LOOK_ANSWERED,
                     // What was said before is not taken yet; that has its own time.
                     Progress::Waits { .. } if now < half.next || self.attention.is_blocked() => true,
                     Progress::Waits { .. } => {
@@ -180,8 +184,8 @@ impl AsyncWrite for Watched {
 // === impl HalfClosed ===
 
 impl HalfClosed {
-    fn new() -> Self {
+    fn new(look: Duration) -> Self {
         let now = Instant::now();
-        Self { look: Box::pin(tokio::time::sleep(LOOK)), next: now, pause: 2 * LOOK }
+        Self { look: Box::pin(tokio::time::sleep(look)), next: now, pause: 2 * LOOK }
     }
 }
